@@ -1,0 +1,113 @@
+"""What a study claims and compares: the part of a suite that judging needs, and nothing of how it is run.
+
+Read from the `suite.yaml` and `plan.json` of a run folder; free of torch and of `lmopt`, so that a laptop with
+nothing but the records can judge them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Role = Literal["claim", "component", "control", "timing"]
+Endpoint = Literal["flops", "time", "energy"]
+Purpose = Literal["confirm", "explore", "selftest"]
+Layout = Literal["full", "economical"]
+"""`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons."""
+
+
+class Frozen(BaseModel):
+    """Frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Saving(Frozen):
+    """The saving that a claim states, as a share of the reference's cost."""
+
+    at_least: Annotated[float, Field(gt=0, lt=1)] = 0.20
+    """The claim: SUPPORTED needs the lower bound at or above this."""
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.30
+    """The effect that power planning assumes and a line in the plot; it decides nothing."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.target < self.at_least:
+            raise ValueError(f"target ({self.target}) must not be below at_least ({self.at_least})")
+        return self
+
+
+class AccuracyDrop(Frozen):
+    """The drop in accuracy that is still called none."""
+
+    less_than: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """The margin: 0.01 is one percentage point when absolute."""
+    kind: Literal["absolute", "relative"] = "absolute"
+    """Percentage points, or a share of the reference's accuracy."""
+
+
+class Hypothesis(Frozen):
+    """What is tested."""
+
+    saving: Saving = Saving()
+    """Saving of training compute at equal quality."""
+    accuracy_drop: AccuracyDrop = AccuracyDrop()
+    """Non-inferiority margin of downstream accuracy."""
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.025
+    """One-sided error of each test; 0.025 makes the printed two-sided interval the 95% one."""
+    budget: Annotated[int, Field(gt=0, le=10**15)] | None = None
+    """Training tokens that preparation is charged against; default: the largest horizon's."""
+
+
+class ArmDesign(Frozen):
+    """An arm as judging sees it."""
+
+    name: Name
+    role: Role
+    primary: Endpoint = "flops"
+    against: Name | None = None
+    """The arm it is compared with; None is the baseline."""
+    parallel: bool = False
+    """Same parameters and batches as its reference: almost no noise of its own, and none lent to other arms."""
+
+
+class GateRule(Frozen):
+    """One thing that must not get worse."""
+
+    metric: str
+    """A metric's name, for example `train_flops_per_token` or `val_loss`."""
+    arm: Name | None = None
+    """Only this arm; default: every arm of the run."""
+    kind: Annotated[Literal["exact", "noisy"] | None, Field()] = None
+    """`exact`: equal to the last digit. `noisy`: worse by more than `floor` and beyond its interval. Default: by metric."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Relative change that is never called a regression (noisy rules)."""
+    required: bool = True
+    """Whether a missing reading makes the gate fail with 'could not measure'."""
+
+
+class Design(Frozen):
+    """A study as judging sees it."""
+
+    suite: Name
+    purpose: Purpose = "explore"
+    layout: Layout = "economical"
+    baseline: Name
+    arms: tuple[ArmDesign, ...]
+    """Every arm but the baseline."""
+    scales: tuple[Name, ...]
+    seeds: tuple[int, ...]
+    horizons: tuple[float, ...]
+    hypothesis: Hypothesis = Hypothesis()
+    gate: tuple[GateRule, ...] = ()
+    tuned: bool = False
+    """Every arm had the same number of learning-rate trials."""
+    claim_points: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
+    """arm -> scale -> the horizon at which its total cost is at most (1 - at_least) of the reference's."""
+    controls: dict[str, str] = Field(default_factory=dict[str, str])
+    """control (`truncated`, `half`, `smaller`, `aa`) -> the arm that carries it."""

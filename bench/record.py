@@ -1,0 +1,195 @@
+"""The versioned record of one finished case, and the append-only file that holds them.
+
+One line of JSON a case. A line carries the SHA-256 of itself without that field, so that an edited or
+half-written line is noticed. A reading that could not be taken is `null` with a reason; never 0, -1, inf or NaN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCHEMA = 1
+
+Grade = Literal["counted", "counter", "integrated", "modelled", "timed"]
+"""How a number came about: exact count, hardware energy counter, sampled power, estimate, stopwatch."""
+Status = Literal["ok", "diverged", "failed"]
+CaseKind = Literal["prepare", "train", "finetune", "evaluate", "generate", "timing"]
+
+
+class Frozen(BaseModel):
+    """Frozen and strict about unknown keys and non-finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Reading(Frozen):
+    """One measured value with its unit and grade, or the reason why there is none."""
+
+    value: float | int | None
+    unit: str
+    grade: Grade | None = None
+    reason: str | None = None
+    scope: str | None = None
+    """What the value covers (`gpu0`, `package0`, `dram0`, `host`); arms are compared on equal scopes only."""
+
+    @model_validator(mode="after")
+    def _missing_has_a_reason(self) -> Self:
+        if self.value is None and not self.reason:
+            raise ValueError("a reading without a value needs a reason")
+        if self.value is not None and self.grade is None:
+            raise ValueError("a reading with a value needs a grade")
+        return self
+
+
+def missing(unit: str, reason: str, scope: str | None = None) -> Reading:
+    """A reading that could not be taken, and why."""
+    return Reading(value=None, unit=unit, reason=reason, scope=scope)
+
+
+def reading(value: float | None, unit: str, grade: Grade, scope: str | None = None) -> Reading:
+    """A reading; a value that is absent or not finite becomes a missing one."""
+    if value is None or not math.isfinite(value):
+        return missing(unit, f"not a finite number ({value})", scope)
+    return Reading(value=value, unit=unit, grade=grade, scope=scope)
+
+
+class CaseKey(Frozen):
+    """Which case a record is of."""
+
+    id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    kind: CaseKind
+    arm: str
+    scale: str | None = None
+    seed: int | None = None
+    horizon: float | None = None
+
+
+class Record(Frozen):
+    """One finished case."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    status: Status
+    attempt: int = Field(default=1, ge=1)
+    segments: int = Field(default=1, ge=1)
+    """Processes that it took: more than one after a resume, and then no evidence on time or energy."""
+    commit: str | None = None
+    env: str | None = None
+    """Fingerprint of the machine (see environment.json)."""
+    reason: str | None = None
+    """Why it failed or diverged."""
+    case: CaseKey
+    metrics: dict[str, Reading] = Field(default_factory=dict[str, Reading])
+    detail: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Descriptive data that no metric is: loss curve, timing blocks, the three counts, drop reasons, task facts."""
+    sha256: str | None = None
+
+    def value(self, metric: str) -> float | None:
+        """The metric's value, or None where it is missing."""
+        found = self.metrics.get(metric)
+        return None if found is None or found.value is None else float(found.value)
+
+
+class RecordError(ValueError):
+    """A records file that cannot be trusted: says the file, the line and what to do."""
+
+
+def _canonical(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical({k: v for k, v in fields.items() if k != "sha256"}).encode()).hexdigest()
+
+
+def to_line(record: Record) -> str:
+    """The record as one line of JSON (no newline) with its hash."""
+    fields = record.model_dump(mode="json", by_alias=True, exclude={"sha256"})
+    return _canonical(fields | {"sha256": _digest(fields)})
+
+
+def from_line(line: str, where: str) -> Record:
+    """Parse and verify one line.
+
+    Raises:
+        RecordError: not JSON, another schema version, an edited line, or a value out of its type.
+    """
+    try:
+        fields = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: not a record ({error}); hint: remove the line and run again") from error
+    if not isinstance(fields, dict):
+        raise RecordError(f"{where}: not a record (a JSON {type(fields).__name__}, expected an object)")
+    if fields.get("schema") != SCHEMA:
+        raise RecordError(
+            f"{where}: record of schema version {fields.get('schema')!r}, this program reads version {SCHEMA}; "
+            "hint: judge it with the version that wrote it"
+        )
+    if fields.get("sha256") != _digest(fields):
+        raise RecordError(f"{where}: content does not match its sha256 (edited by hand or damaged); hint: run the case again")
+    try:
+        return Record.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{where}: {path}: {first['msg']}") from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number a record may hold")
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one record and flush it to the disk. A half-written last line (a killed writer) is closed first."""
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(to_line(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Record]:
+    """Every record of a file, in order.
+
+    A last line without its newline is what a killed writer leaves: it is left out. Anything else that does not
+    parse or verify is an error.
+
+    Raises:
+        RecordError: the file is missing, unreadable, or holds a line that cannot be trusted.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from error
+    lines = text.split("\n")
+    finished, rest = lines[:-1], lines[-1]
+    records = [from_line(line, f"{path}:{n}") for n, line in enumerate(finished, 1) if line.strip()]
+    if rest.strip():
+        try:
+            records.append(from_line(rest, f"{path}:{len(lines)}"))
+        except RecordError:
+            pass  # torn by a kill: the case counts as not finished
+    _refuse_contradictions(path, records)
+    return records
+
+
+def _refuse_contradictions(path: Path, records: Iterable[Record]) -> None:
+    done: set[str] = set()
+    for record in records:
+        if record.status == "failed":
+            continue
+        if record.case.id in done:
+            raise RecordError(f"{path}: case {record.case.id} has two finished records; hint: keep one of them")
+        done.add(record.case.id)
