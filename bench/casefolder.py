@@ -1,0 +1,83 @@
+"""The files through which a runner and the process of a case talk.
+
+`case.json` (what to do), `progress.json` (how far it is, replaced a few times a second), `outcome.json` (the result,
+written once), `log.txt`. Files rather than pipes: a case on another machine looks the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bench.design import Frozen
+from bench.plan import Case
+from bench.record import Reading
+
+PROGRESS_EVERY_S = 0.25
+"""Shortest time between two progress files: a display needs no more, and a write costs about 0.1 ms."""
+
+
+class Job(Frozen):
+    """case.json: the case, and where its parents' results lie."""
+
+    case: Case
+    parents: dict[str, str]
+    """Case id -> folder."""
+    commit: str | None = None
+    flops_per_s_peak: float | None = None
+    """Measured matrix-product peak of this machine at the case's precision, for MFU."""
+    idle_power_w: float | None = None
+
+
+class Outcome(Frozen):
+    """outcome.json: what a case found."""
+
+    status: Literal["ok", "diverged", "failed"]
+    reason: str | None = None
+    segments: int = 1
+    metrics: dict[str, Reading] = Field(default_factory=dict[str, Reading])
+    detail: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new, never half."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+class Progress:
+    """Tells whoever watches how far a case is, at most every `PROGRESS_EVERY_S`."""
+
+    def __init__(self, folder: Path, total: int | None = None, unit: str = "steps") -> None:
+        self._path = folder / "progress.json"
+        self._scratch = folder / ".progress.json"
+        self._total = total
+        self._unit = unit
+        self._next_s = 0.0
+
+    def show(self, done: int, **values: float | str | None) -> None:
+        """Note `done` units and any values worth showing (`loss`, `tokens_per_s`)."""
+        now = time.monotonic()
+        if now < self._next_s:
+            return
+        self._next_s = now + PROGRESS_EVERY_S
+        self._scratch.write_text(json.dumps({"done": done, "total": self._total, "unit": self._unit, **values}))
+        self._scratch.replace(self._path)
+
+
+def read_progress(folder: Path) -> Mapping[str, Any] | None:
+    """The latest progress of a case, or None before the first."""
+    try:
+        return json.loads((folder / "progress.json").read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,128 @@
+"""Cases on this machine, one child process each, forked from a warm server."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from bench.executors import Exit
+from bench.process import resident_bytes
+
+START_TIMEOUT_S = 300.0
+"""Longest wait for the server to import torch (a cold disk can take a minute)."""
+
+
+class LocalExecutor:
+    """Owns the warm server; restarts it when it has died."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[str] | None = None
+        self._started: queue.Queue[int] = queue.Queue()
+        self._ended: dict[int, Exit] = {}
+        self._errors: list[str] = []
+
+    def start(self, folder: Path) -> LocalRunning:
+        """Fork a child for the case in `folder`.
+
+        Raises:
+            RuntimeError: the server cannot be started; the message holds what it printed.
+        """
+        server = self._server
+        if server is None or server.poll() is not None:
+            server = self._start_server()
+        assert server.stdin is not None
+        server.stdin.write(json.dumps({"start": str(folder.resolve())}) + "\n")
+        server.stdin.flush()
+        return LocalRunning(self._next_pid(server), self._ended, server)
+
+    def _start_server(self) -> subprocess.Popen[str]:
+        self._ended.clear()
+        server = self._server = subprocess.Popen(
+            [sys.executable, "-m", "bench.executors.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the case in order
+        )
+        threading.Thread(target=self._listen, args=(server,), daemon=True).start()
+        threading.Thread(target=self._collect_errors, args=(server,), daemon=True).start()
+        self._next_pid(server)
+        return server
+
+    def _next_pid(self, server: subprocess.Popen[str]) -> int:
+        for _ in range(int(START_TIMEOUT_S / 0.5)):
+            try:
+                return self._started.get(timeout=0.5)
+            except queue.Empty:
+                if server.poll() is not None:
+                    break
+        raise RuntimeError("the process that runs cases did not start:\n" + "".join(self._errors[-40:]))
+
+    def _listen(self, server: subprocess.Popen[str]) -> None:
+        assert server.stdout is not None
+        for line in server.stdout:
+            answer: dict[str, Any] = json.loads(line)
+            if "code" in answer:
+                self._ended[answer["pid"]] = Exit(answer["code"], answer["signal"])
+            else:
+                self._started.put(answer.get("ready", answer.get("pid")))
+
+    def _collect_errors(self, server: subprocess.Popen[str]) -> None:
+        assert server.stderr is not None
+        for line in server.stderr:
+            self._errors.append(line)
+
+    def close(self) -> None:
+        """End the server and with it any case still running."""
+        if self._server is None:
+            return
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        try:
+            self._server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        self._server = None
+
+
+class LocalRunning:
+    """A forked case."""
+
+    def __init__(self, pid: int, ended: dict[int, Exit], server: subprocess.Popen[str]) -> None:
+        self.pid = pid
+        self._ended = ended
+        self._server = server
+
+    def poll(self) -> Exit | None:
+        """How it ended; a case whose server died was killed with it."""
+        if self.pid in self._ended:
+            return self._ended.pop(self.pid)
+        return None if self._server.poll() is None else Exit(None, signal.SIGKILL)
+
+    def resident_bytes(self) -> int | None:
+        """Its resident memory now."""
+        return resident_bytes(self.pid)
+
+    def terminate(self) -> None:
+        """SIGTERM: the worker saves a checkpoint and leaves."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self.pid not in self._ended:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                pass  # it ended in the meantime: poll() tells how

@@ -1,0 +1,61 @@
+"""Inside the child: do one case and leave its outcome in the case folder.
+
+Whatever goes wrong becomes an outcome with a reason; only a request to stop (SIGTERM) leaves none, because the case
+is then continued later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from bench import measure
+from bench.casefolder import Job, Outcome, write_atomically
+from bench.measure import Interrupted
+from lmopt.train.loop import Diverged
+
+INTERRUPTED = 75
+"""Exit code of a case that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+
+CASES = {
+    "prepare": measure.prepare,
+    "train": measure.train,
+    "evaluate": measure.evaluate,
+    "timing": measure.timing,
+}
+
+
+def work(folder: Path) -> int:
+    """Run the case of a folder; returns the exit code."""
+    signal.signal(signal.SIGTERM, _ask_to_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = Job.model_validate_json((folder / "case.json").read_text())
+    try:
+        outcome = CASES[job.case.kind](job, folder)
+    except Interrupted:
+        return INTERRUPTED
+    except Diverged as error:
+        outcome = Outcome(status="diverged", reason=str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        traceback.print_exc()
+        outcome = Outcome(status="failed", reason=f"out of memory: {error}")
+    except Exception as error:  # noqa: BLE001 - the boundary of a case: the reason goes into its record
+        traceback.print_exc()
+        outcome = Outcome(status="failed", reason=f"{type(error).__name__}: {error}")
+    write_atomically(folder / "outcome.json", outcome.model_dump_json())
+    return 0
+
+
+def _ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+    measure.stop_requested.set()
+
+
+if __name__ == "__main__":
+    import sys
+
+    os._exit(work(Path(sys.argv[1])))
