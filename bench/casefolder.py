@@ -30,6 +30,7 @@ class Job(Frozen):
     parents: dict[str, str]
     """Case id -> folder."""
     commit: str | None = None
+    env: str | None = None
     flops_per_s_peak: float | None = None
     """Measured matrix-product peak of this machine at the case's precision, for MFU."""
     idle_power_w: float | None = None

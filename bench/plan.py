@@ -186,9 +186,7 @@ def _corpus_case(suite: Suite) -> Case:
     return _identify(Case(id="", kind="prepare", arm=suite.baseline.name, purpose="corpus", spec=spec))
 
 
-def _arm_cases(
-    suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Recipe, data: Case
-) -> Iterator[Case]:
+def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
     is_reference = arm.name == suite.baseline.name
     if not is_reference:
         yield _timing_case(suite, arm, scale, recipe, data)
@@ -303,7 +301,9 @@ def _judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
             "hint: lower batching.micro_sequences or the scale"
         )
     elif machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
-        reason = f"needs about {estimate.disk_bytes / 2**30:.1f} GiB of disk, {machine.disk_bytes / 2**30:.1f} GiB are free"
+        reason = (
+            f"needs about {estimate.disk_bytes / 2**30:.1f} GiB of disk, {machine.disk_bytes / 2**30:.1f} GiB are free"
+        )
     return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
 
 
