@@ -140,6 +140,10 @@ class SwiGlu(Technique):
     hidden: Annotated[Positive, Field(le=4 * MAX_WIDTH)] | None = None
     """Inner width. Default: 8/3 of the model's width, rounded up to a multiple of 32."""
 
+    def hidden_for(self, width: int) -> int:
+        """Inner width in a model of this width."""
+        return self.hidden or -(-8 * width // (3 * 32)) * 32
+
 
 class Relu2(Technique):
     """Squared-ReLU feed-forward, relu(x W_up)^2 W_down (So et al., arXiv 2109.08668)."""
@@ -148,6 +152,10 @@ class Relu2(Technique):
     kind: Literal["relu2"] = "relu2"
     hidden: Annotated[Positive, Field(le=4 * MAX_WIDTH)] | None = None
     """Inner width. Default: 4 x the model's width."""
+
+    def hidden_for(self, width: int) -> int:
+        """Inner width in a model of this width."""
+        return self.hidden or 4 * width
 
 
 class Moe(Technique):
@@ -173,6 +181,11 @@ class Moe(Technique):
     """Weight of the router z-loss, mean(logsumexp(router logits)^2)."""
     kernel: Literal["auto", "grouped", "loop"] = "auto"
     """`grouped`: one grouped matrix product; `loop`: one product an expert (the reference); `auto`: the faster here."""
+
+    def hidden_for(self, width: int) -> int:
+        """Inner width of one expert in a model of this width, rounded up to a multiple of 8 (grouped products)."""
+        dense = (SwiGlu() if self.activation == "swiglu" else Relu2()).hidden_for(width)
+        return self.hidden or -(-dense // (8 * self.top_k)) * 8
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:

@@ -1,0 +1,67 @@
+"""Causal self-attention with rotary positions and grouped key heads (letters: see transformer.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lmopt.arch.norm import RmsNorm
+from lmopt.recipe import Model
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of rotary positions (Su et al., arXiv 2104.09864), pairs (i, i + C/2) as in Llama."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.base = model.rope_base
+        shape = (model.context, model.head_width)
+        self.register_buffer("cos_TC", torch.empty(shape), persistent=False)
+        self.register_buffer("sin_TC", torch.empty(shape), persistent=False)
+
+    def fill(self) -> None:
+        """Compute the tables in float64, once; the sine of the first half carries its minus sign."""
+        context, head_width = self.cos_TC.shape
+        pairs = torch.arange(0, head_width, 2, dtype=torch.float64) / head_width
+        angle_TC = torch.outer(torch.arange(context, dtype=torch.float64), self.base**-pairs)
+        self.cos_TC.copy_(torch.cat([angle_TC.cos(), angle_TC.cos()], dim=1))
+        self.sin_TC.copy_(torch.cat([-angle_TC.sin(), angle_TC.sin()], dim=1))
+
+    def forward(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The tables of the first `length` positions."""
+        return self.cos_TC[:length].to(dtype), self.sin_TC[:length].to(dtype)
+
+
+def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Turn each pair (i, i + C/2) by its position's angle."""
+    half = x_BHTC.shape[-1] // 2
+    return x_BHTC * cos_TC + x_BHTC.roll(half, -1) * sin_TC
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(C)) V, causal, through the fused kernel of the device."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_width = model.heads, model.key_heads, model.head_width
+        self.qkv = nn.Linear(model.width, (model.heads + 2 * model.key_heads) * model.head_width, bias=False)
+        self.output = nn.Linear(model.width, model.width, bias=False)
+        self.query_norm = RmsNorm(model.head_width, model.norm_eps) if model.qk_norm else None
+        self.key_norm = RmsNorm(model.head_width, model.norm_eps) if model.qk_norm else None
+
+    def project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries B x H x T x C, keys and values B x K x T x C; queries and keys turned to their positions."""
+        qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))
+        q_BHTC, k_BKTC, v_BKTC = (
+            part.transpose(1, 2) for part in qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BHTC, k_BKTC = self.query_norm(q_BHTC), self.key_norm(k_BKTC)
+        return rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BKTC, cos_TC, sin_TC), v_BKTC
+
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+        q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, cos_TC, sin_TC)
+        y_BHTC = nn.functional.scaled_dot_product_attention(
+            q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=self.key_heads != self.heads
+        )
+        return self.output(y_BHTC.transpose(1, 2).flatten(2))

@@ -1,0 +1,41 @@
+"""Dense feed-forwards: gated SiLU and squared ReLU (letters: see transformer.py).
+
+A feed-forward maps B x T x D to the pair (B x T x D, auxiliary loss or None).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lmopt.recipe import Model, Relu2, SwiGlu
+
+
+class SwiGluFfn(nn.Module):
+    """(silu(x W_gate) * x W_up) W_down; gate and up are one matrix (gate first)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.down(nn.functional.silu(gate_BTF) * up_BTF), None
+
+
+class Relu2Ffn(nn.Module):
+    """relu(x W_up)^2 W_down."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+        return self.down(nn.functional.relu(self.up(x_BTD)).square()), None
+
+
+def build(config: SwiGlu | Relu2, model: Model) -> nn.Module:
+    """The feed-forward of one block."""
+    part = SwiGluFfn if isinstance(config, SwiGlu) else Relu2Ffn
+    return part(model.width, config.hidden_for(model.width))

@@ -1,0 +1,43 @@
+"""Where training starts: each parameter drawn by itself, from (seed, stream, its name).
+
+Two arms that share a parameter's name and shape start it from the same numbers, whatever else they hold, and a
+parameter does not change when another is added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDING_STD = 0.02
+"""GPT-2's embedding scale (Radford et al. 2019, released code); with a tied head it keeps first logits small."""
+RESIDUAL_OUTPUTS = ("attention.output.weight", "ffn.down", "ffn.down.weight")
+"""Matrices that write to the residual stream: scaled by 1/sqrt(2 x layers) (GPT-2, section 2.3)."""
+
+
+def draw_parameters(model: nn.Module, *, seed: int, stream: int, layers: int) -> None:
+    """Fill every parameter in place: norms with 1, embeddings N(0, 0.02), matrices N(0, 1/fan_in)."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            generator = torch.Generator().manual_seed(parameter_seed(seed, stream, name))
+            draw = torch.empty(parameter.shape).normal_(0.0, _std(name, parameter, layers), generator=generator)
+            parameter.copy_(draw)
+
+
+def parameter_seed(seed: int, stream: int, name: str) -> int:
+    """A 63-bit seed for one parameter."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _std(name: str, parameter: Tensor, layers: int) -> float:
+    if name == "embedding.weight":
+        return EMBEDDING_STD
+    std = 1 / math.sqrt(parameter.shape[-1])  # every matrix is stored outputs x inputs, as nn.Linear does
+    return std / math.sqrt(2 * layers) if name.endswith(RESIDUAL_OUTPUTS) else std
