@@ -1,0 +1,183 @@
+"""The same as the command line, for programs: `from bench import load_suite, run, judge, report, gate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.casefolder import write_atomically
+from bench.plan import Machine, Plan, make_plan
+from bench.suite import Suite, load_suite
+
+if TYPE_CHECKING:
+    from bench.executors import Executor
+    from bench.gate import GateResult
+    from bench.runner import Display
+
+__all__ = ["RunResult", "compare", "gate", "judge", "load_suite", "make_plan", "plan", "report", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run left."""
+
+    folder: Path
+    """The run folder."""
+    failed: tuple[str, ...]
+    """A line for each case that failed in this run or has no result."""
+    verdict: Mapping[str, Any]
+    """The content of verdict.json."""
+    written: tuple[Path, ...]
+    """Report files."""
+
+
+def plan(suite: Suite | Path | str, *, calibrate: bool = True) -> Plan:
+    """What a suite would run here and what it would cost.
+
+    Args:
+        suite: a loaded suite, or the path of one.
+        calibrate: measure this machine for a few seconds if it was not measured before.
+
+    Raises:
+        SuiteError: the suite is invalid.
+    """
+    loaded = suite if isinstance(suite, Suite) else load_suite(Path(suite))
+    return make_plan(loaded, this_machine(calibrate=calibrate))
+
+
+def this_machine(*, calibrate: bool) -> Machine:
+    """What planning needs to know of this machine."""
+    import shutil
+
+    from bench import calibrate as calibration
+    from bench import machine
+
+    fingerprint = machine.fingerprint()
+    speeds = calibration.calibrate() if calibrate else calibration.cached()
+    return Machine(
+        machine_class=machine.machine_class(fingerprint),
+        memory_bytes=machine.available_memory_bytes(),
+        disk_bytes=shutil.disk_usage(Path.cwd()).free,
+        flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},
+    )
+
+
+def run(
+    suite: Suite | Path | str,
+    *,
+    out: Path | str | None = None,
+    executor: Executor | None = None,
+    display: Display | None = None,
+) -> RunResult:
+    """Plan, run, judge and report a suite; continues what is in the folder.
+
+    Args:
+        suite: a loaded suite, or the path of one.
+        out: the run folder; default `results/<suite>/<hash of suite, version and machine class>`.
+        executor: where cases run; default this machine.
+        display: who is shown the progress; default stderr.
+
+    Raises:
+        SuiteError: the suite is invalid.
+        FolderInUse: another run writes into the folder.
+        OtherRun: the folder holds another study.
+        KeyboardInterrupt: stopped; what was finished is kept, the case in flight is continued by the next run.
+    """
+    from bench import runner
+    from bench.display import open_display
+    from bench.executors.local import LocalExecutor
+    from bench.instruments.table import idle_power_w, open_sensors
+    from bench.machine import environment, fingerprint
+
+    loaded = suite if isinstance(suite, Suite) else load_suite(Path(suite))
+    planned = plan(loaded)
+    folder = Path(out) if out else Path("results") / loaded.suite / planned.run
+    shown = display or open_display()
+    with runner.locked(folder):
+        found = environment(fingerprint(), open_sensors())
+        runner.adopt(folder, planned, loaded.resolved_yaml(), found)
+        context = runner.RunContext(
+            executor=executor or LocalExecutor(),
+            display=shown,
+            limits=runner.Limits(time_s=loaded.limits.case_time, memory_bytes=loaded.limits.case_memory),
+            commit=found["machine"].get("commit"),
+            env=found["env"],
+            idle_power_w=idle_power_w(),
+        )
+        runner.run_cases(folder, planned, context)
+        verdict = judge(folder)
+        written = report(folder)
+    return RunResult(folder, tuple(_without_result(folder, planned)), verdict, tuple(written))
+
+
+def _without_result(folder: Path, planned: Plan) -> list[str]:
+    from bench.record import read
+
+    last = {record.case.id: record for record in read(folder / "records.jsonl")}
+    lines: list[str] = []
+    for case in planned.cases:
+        record = last.get(case.id)
+        if record is None or record.status == "failed":
+            lines.append(f"{case.label} ({case.id}): {record.reason if record else 'no record'}")
+    return lines
+
+
+def judge(run: Path | str) -> dict[str, Any]:
+    """The verdict, from the records alone; written to verdict.json, and the look logged in looks.jsonl.
+
+    Raises:
+        RecordError, StudyError: the records cannot be judged; nothing is written.
+    """
+    from bench import verdict
+
+    folder = Path(run)
+    found = verdict.judge(folder)
+    write_atomically(folder / "verdict.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    _log_look(folder, found)
+    return found
+
+
+def _log_look(folder: Path, verdict: Mapping[str, Any]) -> None:
+    """One line a judging that saw other records than the last: looking is what has to be paid for, not printing."""
+    from bench.record import read
+
+    records = [record.sha256 for record in read(folder / "records.jsonl")]
+    path = folder / "looks.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and json.loads(lines[-1])["records"] == records:
+        return
+    look = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "records": records,
+        "outcomes": {name: arm.get("outcome") for name, arm in verdict.get("arms", {}).items()},
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(look) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def report(run: Path | str) -> list[Path]:
+    """Write report.html, report.pdf, report.md and the tables of a run again; returns their paths."""
+    from bench.report import build
+
+    return build(Path(run))
+
+
+def gate(run: Path | str, baseline: Path | str, *, update: bool = False) -> GateResult:
+    """Compare a run with a stored baseline: passed, regressed, or could not measure."""
+    from bench import gate as gating
+
+    return gating.gate(Path(run), Path(baseline), update=update)
+
+
+def compare(*runs: Path | str) -> list[dict[str, Any]]:
+    """Two or more runs side by side: a row an arm, scale and metric, with each run's mean over its seeds."""
+    from bench.comparison import rows
+
+    return rows([Path(run) for run in runs])

