@@ -1,0 +1,193 @@
+"""What a recipe costs before anything runs: parameters, FLOPs and memory, counted from its description alone.
+
+Convention: one multiply-add is 2 FLOPs; matrix products and attention only, the head included; looking up an embedding,
+norms, activations, softmax and the optimizer count nothing. Attention is counted full, length x length, though a causal
+kernel may skip half of it. No torch here: planning a study must not import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmopt.recipe import Moe, Recipe, Relu2, SwiGlu
+
+ATTENTION_BACKWARD_EXECUTED = 2.5
+"""Backward over forward of a fused attention kernel: five products against two, because it computes the scores again
+instead of keeping them (Dao et al., arXiv 2205.14135, section 3.1 and algorithm 4)."""
+BACKWARD_MODEL = 2.0
+"""Backward over forward of a product y = x W: one product for x's gradient, one for W's (Kaplan et al., 2001.08361)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """How many numbers a model holds."""
+
+    total: int
+    active: int
+    """Those that one token's forward pass reads: experts it is not sent to left out."""
+    embedding: int
+    """Those of the input embedding, included above (it is the head's matrix too where the head is tied)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Forward FLOPs of one sequence, part by part."""
+
+    projections: int
+    """Query, key, value and output products."""
+    attention: int
+    """Scores and weighted values, length x length."""
+    ffn: int
+    """Feed-forward products, or those of the experts that tokens are sent to."""
+    router: int
+    head: int
+
+    @property
+    def linear(self) -> int:
+        """All but attention: products with a weight matrix."""
+        return self.projections + self.ffn + self.router + self.head
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention
+
+    @property
+    def causal(self) -> int:
+        """The total with only the causal half of attention, for comparison with papers that count so."""
+        return self.linear + self.attention // 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainFlops:
+    """Forward and backward FLOPs a token."""
+
+    executed: float
+    """As the kernels do it: attention's backward computes the scores again."""
+    model: float
+    """As the mathematics needs it: backward = 2 x forward (PaLM's convention, arXiv 2204.02311, appendix B)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FfnCost:
+    """What one feed-forward costs. A technique of another package states its own by a method `cost(width)`."""
+
+    parameters_total: int
+    parameters_active: int
+    flops_per_token: int
+    router_flops_per_token: int = 0
+    activations_per_token: int = 0
+    """Numbers kept for the backward pass, a token."""
+
+
+def ffn_cost(ffn: object, width: int) -> FfnCost:
+    """Cost of one block's feed-forward in a model of this width.
+
+    Raises:
+        LookupError: a technique of another package that does not say what it costs.
+    """
+    match ffn:
+        case SwiGlu() | Relu2():
+            hidden = ffn.hidden_for(width)
+            matrices = 3 if isinstance(ffn, SwiGlu) else 2
+            weights = matrices * width * hidden
+            return FfnCost(weights, weights, 2 * weights, activations_per_token=width + matrices * hidden)
+        case Moe():
+            hidden = ffn.hidden_for(width)
+            matrices = 3 if ffn.activation == "swiglu" else 2
+            expert, router = matrices * width * hidden, width * ffn.experts
+            return FfnCost(
+                parameters_total=ffn.experts * expert + router,
+                parameters_active=ffn.top_k * expert + router,
+                flops_per_token=2 * ffn.top_k * expert,
+                router_flops_per_token=2 * router,
+                activations_per_token=ffn.top_k * (2 * width + matrices * hidden) + width + 4 * ffn.experts,
+            )
+        case _ if callable(own := getattr(ffn, "cost", None)):
+            return own(width)
+        case _:
+            raise LookupError(f"feed-forward {ffn!r} does not say what it costs; hint: give it cost(width) -> FfnCost")
+
+
+def parameters(recipe: Recipe) -> Parameters:
+    """Parameters of the model, counted structurally."""
+    model, ffn = recipe.model, ffn_cost(recipe.ffn, recipe.model.width)
+    embedding = _vocab(recipe) * model.width
+    qk_norms = 2 * model.head_width if model.qk_norm else 0
+    block = _projection_weights(recipe) + 2 * model.width + qk_norms
+    shared = embedding * (1 if model.tied_head else 2) + model.width
+    return Parameters(
+        total=shared + model.layers * (block + ffn.parameters_total),
+        active=shared + model.layers * (block + ffn.parameters_active),
+        embedding=embedding,
+    )
+
+
+def forward_flops(recipe: Recipe, length: int) -> Flops:
+    """Forward FLOPs of one sequence of `length` tokens."""
+    model, ffn = recipe.model, ffn_cost(recipe.ffn, recipe.model.width)
+    return Flops(
+        projections=model.layers * length * 2 * _projection_weights(recipe),
+        attention=model.layers * 2 * (2 * length * length * model.width),
+        ffn=model.layers * length * ffn.flops_per_token,
+        router=model.layers * length * ffn.router_flops_per_token,
+        head=length * 2 * model.width * _vocab(recipe),
+    )
+
+
+def train_flops(recipe: Recipe, length: int) -> TrainFlops:
+    """Forward and backward FLOPs of one sequence of `length` tokens."""
+    forward = forward_flops(recipe, length)
+    linear = (1 + BACKWARD_MODEL) * forward.linear
+    return TrainFlops(
+        executed=linear + (1 + ATTENTION_BACKWARD_EXECUTED) * forward.attention,
+        model=linear + (1 + BACKWARD_MODEL) * forward.attention,
+    )
+
+
+def train_flops_per_token(recipe: Recipe) -> TrainFlops:
+    """Training FLOPs a token, at the length of the recipe's batches."""
+    length = recipe.batching.length
+    sequence = train_flops(recipe, length)
+    return TrainFlops(sequence.executed / length, sequence.model / length)
+
+
+def infer_flops_per_token(recipe: Recipe) -> float:
+    """Forward FLOPs a token when a sequence of the recipe's batch length is read at once."""
+    return forward_flops(recipe, recipe.batching.length).total / recipe.batching.length
+
+
+def _vocab(recipe: Recipe) -> int:
+    if recipe.model.vocab is None:
+        raise ValueError("recipe.model.vocab is not set; hint: a suite fills it in from its tokenizer")
+    return recipe.model.vocab
+
+
+def _projection_weights(recipe: Recipe) -> int:
+    """Weights of one block's query, key, value and output matrices."""
+    model = recipe.model
+    return model.width * model.head_width * (2 * model.heads + 2 * model.key_heads)
+
+
+LOGIT_CHUNK_BYTES = 16 * 2**20
+"""Float32 logits that the fused loss holds at once (lmopt.arch.loss.CHUNK_BYTES)."""
+
+
+def peak_memory_bytes(recipe: Recipe) -> int:
+    """Estimated peak of a training step over the empty process.
+
+    Weights, gradients and two Adam moments in float32, a copy of the weights in the products' type, and the activations
+    kept for backward by one forward pass.
+    """
+    held, model = parameters(recipe), recipe.model
+    bytes_per_number = 2 if recipe.precision.kind == "bf16" else 4
+    sequences = recipe.batching.micro_sequences or recipe.batching.sequences
+    per_token = (
+        2 * model.width  # residual stream before each half of a block
+        + 2 * model.width  # normalised inputs of the two halves
+        + (2 * model.heads + 3 * model.key_heads) * model.head_width  # projections, turned queries and keys
+        + model.width  # attention's output
+        + ffn_cost(recipe.ffn, model.width).activations_per_token
+    )
+    activations = sequences * recipe.batching.length * (model.layers * per_token + 4 * model.width)
+    weights = held.total * (4 + 4 + 8 + (bytes_per_number if bytes_per_number < 4 else 0))
+    return weights + activations * bytes_per_number + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding
