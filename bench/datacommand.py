@@ -1,0 +1,116 @@
+"""`lmbench data ...`: the data room from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.forecast import columns
+from lmopt.quantities import human_bytes, human_count
+from lmopt.step import Step
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Download sources into the cache; one line of facts each."""
+    from lmopt.data.sources import fetch as fetch_source
+
+    for text in arguments.source:
+        found = fetch_source(text)
+        print(
+            f"{found.source}  {found.version}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}  {found.licence}"
+        )
+    return 0
+
+
+def bring(arguments: argparse.Namespace) -> int:
+    """Seed the cache with a file under a hub name."""
+    from lmopt.data.sources import import_file
+
+    found = import_file(arguments.name, arguments.file)
+    print(f"{found.source}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}")
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """The corpus of a suite and the shards of each distinct chain of data steps."""
+    from bench.suite import load_suite
+    from lmopt.data import corpus, shards
+
+    suite = load_suite(arguments.suite)
+    out: Path = arguments.out
+    _watch("corpus", corpus.build(suite.data, out / "corpus"))
+    print(out / "corpus")
+    done: dict[str, str] = {}
+    for arm in suite.all_arms():
+        steps = suite.resolve(arm.name, suite.over.scale[0].name).data
+        key = repr(steps)
+        if key not in done:
+            _watch(f"shards of {arm.name}", shards.build(out / "corpus", steps, out / arm.name))
+            done[key] = arm.name
+            print(out / arm.name)
+    return 0
+
+
+def _watch(what: str, steps: Iterator[Step]) -> None:
+    last = 0
+    for step in steps:
+        last = step.index
+        if sys.stderr.isatty():
+            print(f"\r{what}: {last}", end="", file=sys.stderr)
+    print(f"\r{what}: {last} units done", file=sys.stderr)
+
+
+def describe(arguments: argparse.Namespace) -> int:
+    """Documents, bytes and tokens a domain, and what was dropped and why."""
+    from lmopt.data.describe import describe as describe_folder
+
+    found: Mapping[str, Any] = describe_folder(arguments.folder)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    table = [("domain", "documents", "bytes", "tokens")]
+    for domain, facts in found["domains"].items():
+        tokens = facts.get("tokens")
+        table.append(
+            (
+                domain,
+                human_count(facts["documents"]),
+                human_bytes(facts["bytes"]),
+                human_count(tokens) if tokens else "",
+            )
+        )
+    print(columns(table))
+    for reason, facts in found["dropped"].items():
+        print(f"\ndropped, {reason}: {facts['documents']}")
+        for sample in facts["samples"]:
+            print(f"  {sample!r}")
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """A few documents, or dropped ones with the reason."""
+    from lmopt.data.describe import documents
+
+    for shown, document in enumerate(documents(arguments.folder, dropped=arguments.dropped)):
+        if shown >= arguments.count:
+            break
+        print(json.dumps(document, ensure_ascii=False) if arguments.json else _as_text(document))
+    return 0
+
+
+def _as_text(document: Mapping[str, Any]) -> str:
+    head = "  ".join(f"{key}={value}" for key, value in document.items() if key != "text")
+    return f"--- {head}\n{document['text']}\n"
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fetch": fetch,
+    "import": bring,
+    "build": build,
+    "describe": describe,
+    "inspect": inspect,
+}
