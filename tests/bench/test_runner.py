@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from bench import runner
+from bench.casefolder import Job, Outcome, write_atomically
+from bench.executors import Exit
+from bench.record import RecordError, read, reading
+from bench.runner import FolderInUse, Limits, OtherRun, RunContext, adopt, locked, run_cases
+from tests.bench.fakes import Behaviour, FakeDisplay, FakeExecutor, case, chain, plan, succeed
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "POLL_EVERY_S", 0.0)
+
+
+def context(behaviours: dict[str, Behaviour] | None = None, **limits: float) -> RunContext:
+    return RunContext(executor=FakeExecutor(behaviours), display=FakeDisplay(), limits=Limits(**{"time_s": 60.0} | limits))
+
+
+def test_every_case_leaves_one_record_in_order(tmp_path: Path) -> None:
+    cases = chain(3)
+    run_cases(tmp_path, plan(*cases), context())
+    records = read(tmp_path / "records.jsonl")
+    assert [record.case.id for record in records] == [c.id for c in cases]
+    assert all(record.status == "ok" and record.attempt == 1 for record in records)
+
+
+def test_finished_cases_are_not_run_again(tmp_path: Path) -> None:
+    cases = chain(3)
+    run_cases(tmp_path, plan(*cases[:2]), context())
+    second = context()
+    run_cases(tmp_path, plan(*cases), second)
+    assert second.executor.started == [cases[2].id]
+    assert second.display.finished_before == {cases[0].id, cases[1].id}
+    assert len(read(tmp_path / "records.jsonl")) == 3
+
+
+def test_a_failed_case_has_its_reason_the_others_go_on_and_the_next_run_tries_again(tmp_path: Path) -> None:
+    def explode(job: Job, folder: Path) -> Exit:
+        outcome = Outcome(status="failed", reason="ValueError: no")
+        write_atomically(folder / "outcome.json", outcome.model_dump_json())
+        return Exit(0)
+
+    one, two = case(1), case(2)
+    run_cases(tmp_path, plan(one, two), context({one.id: explode}))
+    assert [(r.status, r.reason) for r in read(tmp_path / "records.jsonl")] == [("failed", "ValueError: no"), ("ok", None)]
+    run_cases(tmp_path, plan(one, two), context())
+    last = read(tmp_path / "records.jsonl")[-1]
+    assert (last.case.id, last.status, last.attempt) == (one.id, "ok", 2)
+
+
+def test_a_killed_child_is_a_failure_with_the_signal_in_its_reason(tmp_path: Path) -> None:
+    one = case(1)
+    run_cases(tmp_path, plan(one), context({one.id: lambda job, folder: Exit(None, 9)}))
+    (record,) = read(tmp_path / "records.jsonl")
+    assert record.status == "failed"
+    assert "SIGKILL" in (record.reason or "")
+
+
+def test_what_builds_on_a_failed_case_is_not_started(tmp_path: Path) -> None:
+    cases = chain(3)
+    ctx = context({cases[0].id: lambda job, folder: Exit(3)})
+    run_cases(tmp_path, plan(*cases), ctx)
+    assert ctx.executor.started == [cases[0].id]
+    records = read(tmp_path / "records.jsonl")
+    assert [r.status for r in records] == ["failed"] * 3
+    assert "code 3" in (records[0].reason or "")
+    assert cases[0].id in (records[1].reason or "")
+
+
+def test_a_diverged_case_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
+    def diverge(job: Job, folder: Path) -> Exit:
+        write_atomically(folder / "outcome.json", Outcome(status="diverged", reason="loss nan").model_dump_json())
+        return Exit(0)
+
+    one = case(1)
+    run_cases(tmp_path, plan(one), context({one.id: diverge}))
+    again = context()
+    run_cases(tmp_path, plan(one), again)
+    assert again.executor.started == []
+    assert [r.status for r in read(tmp_path / "records.jsonl")] == ["diverged"]
+
+
+def test_a_case_that_does_not_fit_is_never_started(tmp_path: Path) -> None:
+    one = case(1, fits=False, reason="needs 90 GiB")
+    ctx = context()
+    run_cases(tmp_path, plan(one), ctx)
+    assert ctx.executor.started == []
+    assert "90 GiB" in (read(tmp_path / "records.jsonl")[0].reason or "")
+
+
+def test_a_case_over_its_time_limit_is_stopped_and_says_so(tmp_path: Path) -> None:
+    one = case(1)
+    run_cases(tmp_path, plan(one), context({one.id: lambda job, folder: None}, time_s=0.0))
+    assert "time limit" in (read(tmp_path / "records.jsonl")[0].reason or "")
+
+
+def test_a_case_over_its_memory_limit_is_stopped_and_says_so(tmp_path: Path) -> None:
+    one = case(1)
+    run_cases(tmp_path, plan(one), context({one.id: lambda job, folder: None}, memory_bytes=10))
+    assert "memory limit" in (read(tmp_path / "records.jsonl")[0].reason or "")
+
+
+def test_a_silent_case_is_stopped(tmp_path: Path) -> None:
+    one = case(1)
+    run_cases(tmp_path, plan(one), context({one.id: lambda job, folder: None}, hang_s=0.0))
+    assert "no progress" in (read(tmp_path / "records.jsonl")[0].reason or "")
+
+
+def test_an_outcome_whose_runner_was_killed_is_recorded_by_the_next_run_without_running_again(tmp_path: Path) -> None:
+    one = case(1)
+
+    def finish_but_lose_the_runner(job: Job, folder: Path) -> Exit:
+        succeed(job, folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cases(tmp_path, plan(one), context({one.id: finish_but_lose_the_runner}))
+    assert not (tmp_path / "records.jsonl").exists()
+    ctx = context()
+    run_cases(tmp_path, plan(one), ctx)
+    assert ctx.executor.started == []
+    assert read(tmp_path / "records.jsonl")[0].metrics["val_loss"] == reading(4.0, "nat/token", "counted")
+
+
+def test_a_half_written_last_record_is_dropped_and_its_case_run_again(tmp_path: Path) -> None:
+    cases = chain(2)
+    run_cases(tmp_path, plan(*cases), context())
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    ctx = context()
+    run_cases(tmp_path, plan(*cases), ctx)
+    assert ctx.executor.started == [cases[1].id]
+
+
+def test_edited_records_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    one = case(1)
+    run_cases(tmp_path, plan(one), context())
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text().replace("4.0", "3.0"))
+    ctx = context()
+    with pytest.raises(RecordError, match="sha256"):
+        run_cases(tmp_path, plan(one), ctx)
+    assert ctx.executor.started == []
+
+
+def test_the_executor_is_closed_whatever_happens(tmp_path: Path) -> None:
+    def lost(job: Job, folder: Path) -> Exit:
+        raise RuntimeError("the machine is gone")
+
+    one = case(1)
+    ctx = context({one.id: lost})
+    with pytest.raises(RuntimeError):
+        run_cases(tmp_path, plan(one), ctx)
+    assert ctx.executor.closed
+
+
+def _hold(folder: Path, held: multiprocessing.synchronize.Event, leave: multiprocessing.synchronize.Event) -> None:
+    with locked(folder):
+        held.set()
+        leave.wait(30)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    held, leave = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(tmp_path, held, leave))
+    other.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(FolderInUse, match="another run"), locked(tmp_path):
+            pass
+    finally:
+        leave.set()
+        other.join()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
+    adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
+    with pytest.raises(OtherRun, match="aaaaaaaaaa"):
+        adopt(tmp_path, plan(run="bbbbbbbbbb"), "suite: fake\n", {})
+    adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
+    assert json.loads((tmp_path / "plan.json").read_text())["run"] == "aaaaaaaaaa"
