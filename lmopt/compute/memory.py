@@ -1,0 +1,61 @@
+"""How the C library hands out memory for large tensors on the CPU.
+
+glibc serves every large request with a fresh `mmap` and gives it back on free, so each training step has its
+activations zeroed by the kernel page by page again. Raising two thresholds keeps them in the process's heap, where
+the next step finds the same pages. It changes where tensors lie, never what is in them, and applies to the whole
+process: every arm of a comparison gets it, or none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from dataclasses import dataclass
+
+# mallopt(3): parameter numbers from glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_THRESHOLD = -3
+
+MMAP_THRESHOLD_BYTES = 1 << 30
+"""Requests below this stay in the heap (mallopt takes a C int: 2 GiB - 1 is the most that can be asked for)."""
+NEVER_TRIM = -1
+"""Free heap is never given back to the kernel while the process lives."""
+TOP_PAD_BYTES = 64 << 20
+"""The heap grows by at least this much at a time, so that growing it is rare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocator:
+    """What the C library's allocator was told in this process."""
+
+    applied: bool
+    """Whether large tensors now reuse heap pages."""
+    reason: str | None
+    """Why not, where `applied` is false."""
+    mmap_threshold_bytes: int | None
+    """Requests from this size on still get a mapping of their own; None where the allocator was left alone."""
+
+
+@functools.cache
+def tune_allocator() -> Allocator:
+    """Tell glibc to keep large freed blocks. Done once a process; later calls return what the first one found."""
+    if not sys.platform.startswith("linux"):
+        return _untouched(f"no mallopt on {sys.platform}")
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version.restype = ctypes.c_char_p
+        libc.gnu_get_libc_version()
+        mallopt = libc.mallopt
+    except (OSError, AttributeError):
+        return _untouched("the C library is not glibc")
+    # mallopt answers 1 on success; trimming comes last, so that a refusal leaves the defaults in force.
+    if not mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES) or not mallopt(M_TRIM_THRESHOLD, NEVER_TRIM):
+        return _untouched("mallopt refused the thresholds")
+    mallopt(M_TOP_PAD, TOP_PAD_BYTES)
+    return Allocator(True, None, MMAP_THRESHOLD_BYTES)
+
+
+def _untouched(reason: str) -> Allocator:
+    return Allocator(False, reason, None)

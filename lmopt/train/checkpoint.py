@@ -1,0 +1,236 @@
+"""Checkpoints: safetensors and JSON with hashes, written so that a kill at any moment leaves a good one behind.
+
+    FOLDER/step-00000120/model.safetensors      parameters and persistent buffers, by name
+                         optimizer.safetensors  moment/NAME, and generator/DEVICE: random state as bytes
+                         checkpoint.json        what trained, how far, and the SHA-256 of the other two
+
+A checkpoint is written beside its place and renamed into it; the one before is kept until the next. Nothing is ever
+unpickled. Training that continues from a checkpoint gives the same bits as training that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmopt.arch import transformer
+from lmopt.recipe import Recipe
+from lmopt.train import loop
+from lmopt.train.loop import Dispatched, TrainState
+
+SCHEMA = 1
+KEPT = 2
+"""Checkpoints kept in a folder: the newest, and the one before in case the newest turns out damaged."""
+DESCRIPTION = "checkpoint.json"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another run: names the file, the key and the shape concerned."""
+
+
+def save(state: TrainState, folder: Path) -> Path:
+    """Write all that `load` needs to go on from here; returns the checkpoint's own folder inside `folder`.
+
+    Raises:
+        OSError: the disk is full or not writable; checkpoints already there are untouched.
+    """
+    generators = {f"generator/{name}": bits for name, bits in loop.random_state(state.device).items()}
+    description = {
+        "recipe": state.recipe.model_dump(mode="json"),
+        "seed": state.seed,
+        "horizon": state.horizon,
+        "step": state.step,
+        "unread": [{"step": d.step, "numbers": d.numbers.tolist(), "notes": d.notes} for d in state.unread],
+    }
+    tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
+    place = folder / f"step-{state.step:08d}"
+    _write(place, description, tensors)
+    for old in _checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def load(folder: Path, recipe: Recipe | None = None, device: torch.device | str = "cpu") -> TrainState:
+    """The state of the newest sound checkpoint in `folder`; a damaged one is named in a warning and passed over.
+
+    Args:
+        recipe: what the caller believes was trained; None takes the checkpoint's word.
+
+    Raises:
+        CheckpointError: no sound checkpoint there, or it belongs to another recipe.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint there")
+    for place in found:
+        try:
+            description = _verified(place)
+        except CheckpointError as error:
+            log.warning("%s\nhint: trying the checkpoint before it", error)
+            damage = error
+            continue
+        return _resume(place, description, recipe, torch.device(device))
+    raise CheckpointError(f"{folder}: none of {len(found)} checkpoints is sound; the oldest: {damage}")
+
+
+def exists(folder: Path) -> bool:
+    """Whether `folder` holds a finished checkpoint (sound or not)."""
+    return bool(_checkpoints(folder))
+
+
+def save_model(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+    """Write a model alone, for evaluation or further training. An existing folder is replaced."""
+    _write(folder, {"recipe": recipe.model_dump(mode="json")}, {MODEL: _tensors(model)})
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> transformer.Transformer:
+    """The model that `save_model` wrote, float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing or damaged; says which file, key or shape.
+    """
+    recipe = _recipe(folder, _verified(folder))
+    model = transformer.build(recipe, seed=0, device=device)
+    _fill(model, folder / MODEL)
+    return model.eval()
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _write(place: Path, description: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write beside `place`, flush to disk, then rename: `place` holds the whole checkpoint or does not exist."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        for name, content in tensors.items():
+            save_file({key: t.detach().cpu().contiguous() for key, t in content.items()}, partial / name)
+        files = {name: {"sha256": _sha256(partial / name)} for name in tensors}
+        text = json.dumps({"schema": SCHEMA, **description, "files": files}, indent=1)
+        (partial / DESCRIPTION).write_text(text, encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            _flush(path)
+        if place.exists():  # the same step again: rename cannot replace a full folder
+            shutil.rmtree(place)
+        partial.rename(place)
+        _flush(place.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, each once (a tied head is the embedding), and the buffers a state dict would hold."""
+    parameters = dict(model.named_parameters())
+    persistent = model.state_dict().keys()
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, newest first. Half-written ones begin with a dot and are not among them."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _verified(place: Path) -> dict[str, Any]:
+    """The description of a checkpoint whose files all hash to what was written."""
+    path = place / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        files = description["files"].items()
+        schema = description["schema"]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a whole description of a checkpoint ({error})") from error
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path}: schema {schema}, this version reads {SCHEMA}")
+    for name, facts in files:
+        try:
+            found = _sha256(place / name)
+        except OSError as error:
+            raise CheckpointError(f"{place / name}: cannot be read ({error.strerror})") from error
+        if found != facts["sha256"]:
+            raise CheckpointError(f"{place / name}: damaged (SHA-256 {found[:12]}, written as {facts['sha256'][:12]})")
+    return description
+
+
+def _recipe(place: Path, description: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(description["recipe"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(f"{place / DESCRIPTION}: its recipe is not understood: {error}") from error
+
+
+def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, device: torch.device) -> TrainState:
+    """A fresh state, then everything in it overwritten by what was saved."""
+    saved = _recipe(place, description)
+    if recipe is not None and recipe != saved:
+        fields = [name for name in Recipe.model_fields if getattr(recipe, name) != getattr(saved, name)]
+        raise CheckpointError(
+            f"{place}: of another recipe: {', '.join(fields)} differ\n"
+            "hint: remove the folder to train from the beginning"
+        )
+    state = loop.start(saved, seed=description["seed"], horizon=description["horizon"], device=device)
+    _fill(state.model, place / MODEL)
+    tensors = load_file(place / OPTIMIZER, device=str(device))
+    generators = {
+        key.partition("/")[2]: tensors.pop(key).cpu() for key in list(tensors) if key.startswith("generator/")
+    }
+    state.optimizer.restore(tensors)
+    loop.restore_random_state(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})
+    state.step = description["step"]
+    state.unread = deque(Dispatched(d["step"], torch.tensor(d["numbers"]), d["notes"]) for d in description["unread"])
+    return state
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, path: Path) -> None:
+    """Copy a file's tensors into a model; the two must hold the same keys and shapes."""
+    targets = _tensors(model)
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            missing, unknown = sorted(targets.keys() - keys), sorted(keys - targets.keys())
+            if missing or unknown:
+                raise CheckpointError(f"{path}: keys missing {missing}, not in the model {unknown}")
+            for key, target in targets.items():
+                shape = tuple(file.get_slice(key).get_shape())
+                if shape != tuple(target.shape):
+                    raise CheckpointError(f"{path}: {key} has shape {shape}, the model's is {tuple(target.shape)}")
+                target.copy_(file.get_tensor(key))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
