@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
+import platform
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -53,10 +54,8 @@ def rated_power_w(folder: Path | None = None) -> tuple[str, float]:
     Args:
         folder: where the answer is kept; default the user's cache.
     """
-    from codecarbon.core.util import count_cpus, detect_cpu_model
-
     path = (folder or cache_folder()) / "rated_power.json"
-    key = f"{importlib.metadata.version('codecarbon')} {detect_cpu_model()} {count_cpus()}"
+    key = f"codecarbon {importlib.metadata.version('codecarbon')}, {os.cpu_count()} x {_processor()}"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_text())[key]
         return str(kept[0]), float(kept[1])
@@ -68,6 +67,15 @@ def rated_power_w(folder: Path | None = None) -> tuple[str, float]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({key: answer}))
     return answer
+
+
+def _processor(proc: Path = Path("/proc")) -> str:
+    """A name for this processor that costs no second to find, to file the answer under."""
+    with suppress(OSError):
+        for line in (proc / "cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class HostModel:
@@ -96,7 +104,9 @@ class HostModel:
 
 
 def _open_model() -> HostModel:
-    logging.getLogger("codecarbon").setLevel(logging.ERROR)
+    from codecarbon.external.logger import set_logger_level
+
+    set_logger_level("error")
     return HostModel()
 
 
@@ -124,6 +134,7 @@ class CodeCarbon:
         self._start_ns = 0
         self._last_ns = 0
         self._lost: str | None = None
+        self._sampling = threading.Lock()
 
     def probe(self) -> Probe:
         """Available wherever CodeCarbon is installed and knows or guesses the processor."""
@@ -151,17 +162,19 @@ class CodeCarbon:
 
     def sample(self) -> None:
         """Add the estimated power of the time since the last sample."""
-        if self._model is None or self._lost:
-            return
-        now = self._clock()
-        try:
-            self._joules += self._model.power_w() * (now - self._last_ns) / NS_PER_S
-        except Exception as error:  # noqa: BLE001 - as in `probe`
-            self._lost = f"CodeCarbon's model failed within the window ({type(error).__name__}: {error})"
-        self._last_ns = now
+        with self._sampling:
+            if self._model is None or self._lost:
+                return
+            now = self._clock()
+            try:
+                self._joules += self._model.power_w() * (now - self._last_ns) / NS_PER_S
+            except Exception as error:  # noqa: BLE001 - as in `probe`
+                self._lost = f"CodeCarbon's model failed within the window ({type(error).__name__}: {error})"
+            self._last_ns = now
 
     def so_far(self) -> Mapping[str, Reading]:
-        """Modelled joules up to the last sample."""
+        """Modelled joules since `start`."""
+        self.sample()
         window_s = (self._clock() - self._start_ns) / NS_PER_S
         reason = self._lost or refusal(window_s, self.update_period_s)
         if reason is not None:
@@ -172,7 +185,6 @@ class CodeCarbon:
         """Modelled joules of the window."""
         if self._ticker is not None:
             self._ticker.stop()
-        self.sample()
         return self.so_far()
 
     def findings(self) -> Mapping[str, Any]:

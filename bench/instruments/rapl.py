@@ -9,6 +9,8 @@ platform) around it, so neither is ever added. The second interface `intel-rapl-
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 import threading
 import warnings
@@ -90,7 +92,7 @@ def find_domains(sysfs: Path = SYSFS) -> list[Domain]:
     what it does not find is looked up directly.
     """
     zones = _zones(sysfs)
-    known = _pyrapl_paths() if sysfs == SYSFS else set[str]()
+    known = _pyrapl_paths() if zones and sysfs == SYSFS else frozenset[str]()
     domains: dict[str, Domain] = {}
     for zone in sorted(zones, key=lambda path: str(path) not in known):
         package = _package_scope(_name(zone))
@@ -128,22 +130,26 @@ def _package_scope(name: str) -> str | None:
     return f"package{match[1]}" + (f"die{match[2]}" if match[2] else "")
 
 
-def _pyrapl_paths() -> set[str]:
+@functools.cache
+def _pyrapl_paths() -> frozenset[str]:
     """Folders of the packages that pyRAPL finds; none where it does not import or work.
 
     Its class opens the counters' files; their names are what is wanted.
     """
+    root, handlers = logging.getLogger(), list(logging.getLogger().handlers)
+    root.handlers[:] = [logging.NullHandler()]  # importing it without pymongo logs through the root logger
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its regular expressions have invalid escapes
             from pyRAPL import PkgAPI
-        api = PkgAPI()
+        files = PkgAPI()._sys_files  # pyright: ignore[reportPrivateUsage]
     except Exception:  # noqa: BLE001 - unmaintained code on unknown hardware; the direct way stays
-        return set()
-    paths = {str(Path(file.name).parent) for file in api._sys_files}  # pyright: ignore[reportPrivateUsage]
-    for file in api._sys_files:  # pyright: ignore[reportPrivateUsage]
+        return frozenset()
+    finally:
+        root.handlers[:] = handlers
+    for file in files:
         file.close()
-    return paths
+    return frozenset(str(Path(file.name).parent) for file in files)
 
 
 def is_virtual(proc: Path = Path("/proc")) -> bool:
