@@ -176,3 +176,26 @@ def find(name: str) -> TaskFacts | None:
     close = difflib.get_close_matches(name, TASKS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"write {HUB_PREFIX}{name} for a task of lm-evaluation-harness"
     raise UnknownTask(f"unknown task {name!r}; known: {', '.join(sorted(TASKS))}\nhint: {hint}")
+
+
+_HUB_FAMILIES: tuple[tuple[Family, tuple[str, ...]], ...] = (
+    ("lm", ("blimp", "lambada", "wikitext", "hellaswag", "storycloze", "xstorycloze")),
+    ("nli", ("anli", "cb", "mnli", "qnli", "rte", "sglue_rte", "snli", "wnli", "xnli", "afrixnli", "hans")),
+)
+"""Beginnings of names of lm-evaluation-harness's tasks; every other one counts as question answering."""
+
+
+def family_of(name: str) -> Family:
+    """The family that a task is averaged in.
+
+    Raises:
+        UnknownTask: as `find`.
+    """
+    facts = find(name)
+    if facts is not None:
+        return facts.family
+    plain = name.removeprefix(HUB_PREFIX)
+    for family, beginnings in _HUB_FAMILIES:
+        if any(plain == beginning or plain.startswith(f"{beginning}_") for beginning in beginnings):
+            return family
+    return "qa"

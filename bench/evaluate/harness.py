@@ -1,0 +1,335 @@
+"""Downstream accuracy through lm-evaluation-harness: its tasks and its scoring rules, pulled a batch at a time.
+
+The harness builds requests from a task and turns the model's answers into its own metrics. In between, `evaluate_steps`
+scores the requests of all tasks together and yields a `Step` a batch, so that the caller can time, show and stop it.
+Beside the harness's accuracy each item gets a score in which a tie among m best choices counts 1/m.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from bench.evaluate.index import HUB_PREFIX, Family, family_of, find
+from bench.evaluate.items import ItemRow
+from bench.evaluate.language_model import DecoderLM
+from bench.evaluate.loading import NotAvailable
+from bench.evaluate.scoring import BATCH_TOKENS, Forward
+from bench.record import Reading, missing, reading
+from lmopt.arch.transformer import Transformer
+from lmopt.step import Step
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from tokenizers import Tokenizer
+
+TASK_FILES = Path(__file__).parent / "tasks"
+ITEM_METRICS = ("acc", "exact_match")
+"""Metrics of the harness that judge an item right or wrong, the first that a task has is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """How a model did on a task."""
+
+    name: str
+    family: Family
+    chance: float
+    """max(1/k, share of the commonest answer where every item offers the same answers)."""
+    rows: tuple[ItemRow, ...]
+    truncated: int
+    """Requests whose context was cut off the front to fit the model."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score, ties counted 1/m."""
+        return _mean([row.score for row in self.rows])
+
+    @property
+    def accuracy_lm_eval(self) -> float:
+        """Mean of the harness's own values."""
+        return _mean([row.score_lm_eval for row in self.rows])
+
+    @property
+    def correct_choice_bits_per_byte(self) -> float | None:
+        """Mean over items; None where the task has no choices."""
+        values = [row.choice_bits_per_byte for row in self.rows if row.choice_bits_per_byte is not None]
+        return _mean(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResults:
+    """How a model did on all tasks of a suite."""
+
+    tasks: Mapping[str, TaskResult]
+    missing: Mapping[str, str]
+    """Task -> why it could not be measured."""
+
+    @property
+    def rows(self) -> list[ItemRow]:
+        """Every item of every task."""
+        return [row for result in self.tasks.values() for row in result.rows]
+
+    def readings(self) -> dict[str, Reading]:
+        """`accuracy/<task>` by name, missing ones with their reason."""
+        found = {f"accuracy/{name}": reading(task.accuracy, "1", "counted") for name, task in self.tasks.items()}
+        return found | {f"accuracy/{name}": missing("1", reason) for name, reason in self.missing.items()}
+
+    def detail(self) -> dict[str, Any]:
+        """Facts of each task for the record."""
+        return {
+            name: {
+                "family": task.family,
+                "chance": task.chance,
+                "n": len(task.rows),
+                "accuracy_lm_eval": task.accuracy_lm_eval,
+                "correct_choice_bits_per_byte": task.correct_choice_bits_per_byte,
+                "truncated": task.truncated,
+            }
+            for name, task in self.tasks.items()
+        }
+
+
+def evaluate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    corpus: Path | None = None,
+    seed: int = 0,
+    forward: Forward = nullcontext,
+    batch_tokens: int = BATCH_TOKENS,
+) -> TaskResults:
+    """`evaluate_steps`, run to its end."""
+    steps = evaluate_steps(
+        model, tokenizer, tasks,
+        limit=limit, cache=cache, corpus=corpus, seed=seed, forward=forward, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def evaluate_steps(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    corpus: Path | None = None,
+    seed: int = 0,
+    forward: Forward = nullcontext,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Generator[Step, None, TaskResults]:
+    """Evaluate a model; yields a step a batch and returns the results.
+
+    Args:
+        tasks: names of `index.TASKS`, or `hub:NAME` for the harness's own.
+        limit: at most this many items a task, the same ones for every model.
+        cache: where fetched sources lie; default: the user's cache folder.
+        corpus: folder of the built corpus, for sets derived from held-out text.
+        seed: of derived sets.
+        forward: a context for one forward pass, the precision the model was trained in.
+        batch_tokens: padded tokens a forward pass.
+
+    Raises:
+        UnknownTask: a name that means nothing here.
+    """
+    for name in tasks:
+        find(name)
+    metadata = {"cache": str(cache) if cache else None, "corpus": str(corpus) if corpus else None, "seed": seed}
+    lm = DecoderLM(model, tokenizer, forward=forward, batch_tokens=batch_tokens)
+    loaded: dict[str, list[Task]] = {}
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys(tasks):
+        try:
+            loaded[name] = _load(name, metadata, limit)
+        except NotAvailable as error:
+            absent[name] = str(error)
+    with _evaluating(model):
+        yield from _answer(lm, [request for parts in loaded.values() for task in parts for request in task.instances])
+    results: dict[str, TaskResult] = {}
+    for name, parts in loaded.items():
+        try:
+            results[name] = _judge(name, parts, lm)
+        except NotAvailable as error:
+            absent[name] = str(error)
+    return TaskResults(results, absent)
+
+
+# --- tasks of the harness --------------------------------------------------------------------------------------------
+
+
+def _load(name: str, metadata: Mapping[str, Any], limit: int | None) -> list[Task]:
+    """The tasks that a name stands for (several for a group of the harness), with their requests built."""
+    with _quiet():
+        if name.startswith(HUB_PREFIX):
+            tasks = _load_from_hub(name.removeprefix(HUB_PREFIX))
+        else:
+            manager = TaskManager(include_defaults=False, metadata=dict(metadata))
+            tasks = list(manager.load(str(TASK_FILES / f"{name}.yaml"))["tasks"].values())
+        for task in tasks:
+            task.build_all_requests(limit=limit)
+    return tasks
+
+
+def _load_from_hub(name: str) -> list[Task]:
+    """A task or group by the harness's own name.
+
+    Raises:
+        NotAvailable: the harness knows no such task, or its data set is neither on this machine nor to be had.
+    """
+    manager = TaskManager()
+    if name not in manager.all_tasks:
+        close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+        hint = f"\nhint: did you mean {HUB_PREFIX}{close[0]}?" if close else ""
+        raise NotAvailable(f"lm-evaluation-harness has no task {name!r}{hint}")
+    try:
+        return list(manager.load(name)["tasks"].values())
+    except Exception as error:  # noqa: BLE001 - whatever a foreign task's loader raises, the reason goes on record
+        raise NotAvailable(
+            f"{HUB_PREFIX}{name}: its data set cannot be loaded ({type(error).__name__}: {error})\n"
+            "hint: such a task needs a network, or a Hugging Face cache that was filled with one"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's warnings and progress bars out of the case's log while it builds a task."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+# --- answers and scores ----------------------------------------------------------------------------------------------
+
+
+def _answer(lm: DecoderLM, requests: Sequence[Instance]) -> Generator[Step]:
+    """Put the model's answer into each request. Log-likelihoods of all tasks are computed together."""
+    by_type: dict[str, list[Instance]] = defaultdict(list)
+    for request in requests:
+        by_type[request.request_type].append(request)
+    scored = by_type.pop("loglikelihood", [])
+    if scored:
+        scores = yield from lm.score_steps([request.args for request in scored])
+        for request, found in zip(scored, scores, strict=True):
+            request.resps.extend([(found.log_likelihood, found.greedy)] * request.repeats)
+    for kind, group in by_type.items():
+        for request, found in zip(group, getattr(lm, kind)(group), strict=True):
+            request.resps.extend([found] * request.repeats)
+
+
+def _judge(name: str, parts: Sequence[Task], lm: DecoderLM) -> TaskResult:
+    """Rows of a task from the answers in its requests, by the harness's rules and by ours."""
+    items = [item for task in parts for item in _items(name, task, prefix=len(parts) > 1)]
+    pairs = [request.args for task in parts for request in task.instances if request.request_type == "loglikelihood"]
+    return TaskResult(
+        name=name,
+        family=family_of(name),
+        chance=_chance([choices for _, choices in items]),
+        rows=tuple(row for row, _ in items),
+        truncated=sum(lm.is_truncated(pair) for pair in pairs),
+    )
+
+
+def _items(name: str, task: Task, *, prefix: bool) -> Iterator[tuple[ItemRow, Choices | None]]:
+    """Each item's row, and its choices where it has some."""
+    task.apply_filters()
+    requests_of: dict[int, list[Instance]] = defaultdict(list)
+    for request in task.instances:
+        requests_of[request.doc_id].append(request)
+    for number, requests in requests_of.items():
+        requests.sort(key=lambda request: request.idx)
+        doc = requests[0].doc
+        answers = [next(iter(request.filtered_resps.values())) for request in requests]
+        metrics = task.process_results(doc, answers)
+        metric = next((metric for metric in ITEM_METRICS if metric in metrics), None)
+        if metric is None:
+            raise NotAvailable(f"{name}: judges no single item right or wrong (its metrics: {', '.join(metrics)})")
+        item = f"{task.task_name}/{number}" if prefix else str(doc.get("id", number))
+        theirs = float(metrics[metric])
+        if task.OUTPUT_TYPE != "multiple_choice":
+            yield ItemRow(name, item, None, theirs, theirs, None), None
+            continue
+        choices = _choices(task, doc)
+        score = choices.score([answer[0] for answer in answers[: len(choices.texts)]])
+        bits = [_bits_per_byte(requests[gold], answers[gold]) for gold in choices.correct]
+        yield ItemRow(name, item, doc.get("passage"), score, theirs, min(bits)), choices
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What an item offers."""
+
+    texts: tuple[str, ...]
+    correct: tuple[int, ...]
+    """Indices of the correct ones; more than one in a few tasks of the harness."""
+
+    def score(self, log_likelihoods: Sequence[float]) -> float:
+        """The share of the m best choices that is correct: 1 or 0 without a tie, 1/m with one correct choice among m."""
+        best = max(log_likelihoods)
+        tied = [index for index, value in enumerate(log_likelihoods) if value == best]
+        return sum(index in self.correct for index in tied) / len(tied)
+
+
+def _choices(task: Task, doc: Mapping[str, Any]) -> Choices:
+    texts = tuple(task.doc_to_choice(doc))
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    golds = gold if isinstance(gold, list) else [gold]
+    return Choices(texts, tuple(texts.index(one) if isinstance(one, str) else int(one) for one in golds))
+
+
+def _bits_per_byte(request: Instance, answer: tuple[float, bool]) -> float:
+    """Of the continuation that was scored, its leading space included."""
+    return -answer[0] / math.log(2) / len(request.args[1].encode())
+
+
+def _chance(offered: Sequence[Choices | None]) -> float:
+    """What guessing earns: max(mean 1/k, share of the commonest answer where every item offers the same answers).
+
+    0 where an item has no choices to guess among.
+    """
+    known = [choices for choices in offered if choices is not None]
+    if not known or len(known) < len(offered):
+        return 0.0
+    guess = _mean([1 / len(choices.texts) for choices in known])
+    if len({frozenset(choices.texts) for choices in known}) > 1:
+        return guess
+    commonest = Counter(choices.texts[choices.correct[0]] for choices in known).most_common(1)[0][1]
+    return max(guess, commonest / len(known))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
