@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.instruments import ENERGY, EnergySensor, Probe, Sensor
-from bench.instruments.clock import Clock, Stopwatch, now_ns, synchronise
+from bench.instruments.clock import NS_PER_S, Clock, Stopwatch, now_ns, synchronise
 from bench.instruments.codecarbon import CodeCarbon
 from bench.instruments.memory import DeviceMemory, HostMemory
 from bench.instruments.nvml import Nvml
@@ -83,6 +83,10 @@ def idle_power_w(device: str = "cpu") -> float | None:
     return idle_power_reading(device).value
 
 
+LOOK_EVERY_S = 0.25
+"""`Window.energy_so_far` reads the sensors again after this long; in between it repeats itself."""
+
+
 class Window:
     """All sensors around one stretch of work. Between `start` and `stop` nothing of it runs in the measured loop.
 
@@ -118,6 +122,7 @@ class Window:
             else:
                 self._absent.append((sensor, f"{sensor.name}: {seen.reason}"))
         self._failed: dict[str, str] = {}
+        self._looked: tuple[int, Reading] | None = None
         self.duration_s = 0.0
         """Seconds of the last window, the device synchronised at both ends."""
 
@@ -129,7 +134,7 @@ class Window:
 
     def start(self) -> None:
         """Open every sensor, then wait for the device and start the clock."""
-        self._failed = {}
+        self._failed, self._looked = {}, None
         for sensor in self._sensors:
             try:
                 sensor.start()
@@ -138,8 +143,12 @@ class Window:
         self._watch.start()
 
     def energy_so_far(self) -> Reading:
-        """Joules since `start` (some 50 microseconds: for a display or a curve's point, not for every step)."""
-        return self._total(self._collect(lambda sensor: sensor.so_far() if isinstance(sensor, EnergySensor) else {}))
+        """Joules since `start`, at most `LOOK_EVERY_S` old: cheap enough to be asked after every step."""
+        now = self._clock()
+        if self._looked is None or now - self._looked[0] >= LOOK_EVERY_S * NS_PER_S:
+            seen = self._collect(lambda sensor: sensor.so_far() if isinstance(sensor, EnergySensor) else {})
+            self._looked = (now, self._total(seen))
+        return self._looked[1]
 
     def stop(self) -> dict[str, Reading]:
         """Wait for the device, stop the clock, close every sensor and return all readings by metric name."""
