@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -18,15 +19,23 @@ from bench.process import resident_bytes
 START_TIMEOUT_S = 300.0
 """Longest wait for the server to import torch (a cold disk can take a minute)."""
 
+CLOSE_TIMEOUT_S = 5.0
+
+SERVER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true"}
+"""NumPy's BLAS would start threads at import, and a process with threads should not fork."""
+
 
 class LocalExecutor:
     """Owns the warm server; restarts it when it has died."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: str = "bench.worker") -> None:
+        """`worker` is the module whose `work(folder)` does a case."""
+        self._worker = worker
         self._server: subprocess.Popen[str] | None = None
         self._started: queue.Queue[int] = queue.Queue()
         self._ended: dict[int, Exit] = {}
         self._errors: list[str] = []
+        self._readers: list[threading.Thread] = []
 
     def start(self, folder: Path) -> LocalRunning:
         """Fork a child for the case in `folder`.
@@ -36,6 +45,7 @@ class LocalExecutor:
         """
         server = self._server
         if server is None or server.poll() is not None:
+            self.close()
             server = self._start_server()
         assert server.stdin is not None
         server.stdin.write(json.dumps({"start": str(folder.resolve())}) + "\n")
@@ -45,15 +55,19 @@ class LocalExecutor:
     def _start_server(self) -> subprocess.Popen[str]:
         self._ended.clear()
         server = self._server = subprocess.Popen(
-            [sys.executable, "-m", "bench.executors.warm"],
+            [sys.executable, "-m", "bench.executors.warm", self._worker],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | SERVER_ENVIRONMENT,
             start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the case in order
         )
-        threading.Thread(target=self._listen, args=(server,), daemon=True).start()
-        threading.Thread(target=self._collect_errors, args=(server,), daemon=True).start()
+        self._readers = [
+            threading.Thread(target=read, args=(server,), daemon=True) for read in (self._listen, self._collect_errors)
+        ]
+        for reader in self._readers:
+            reader.start()
         self._next_pid(server)
         return server
 
@@ -68,30 +82,35 @@ class LocalExecutor:
 
     def _listen(self, server: subprocess.Popen[str]) -> None:
         assert server.stdout is not None
-        for line in server.stdout:
-            answer: dict[str, Any] = json.loads(line)
-            if "code" in answer:
-                self._ended[answer["pid"]] = Exit(answer["code"], answer["signal"])
-            else:
-                self._started.put(answer.get("ready", answer.get("pid")))
+        with server.stdout as answers:
+            for line in answers:
+                answer: dict[str, Any] = json.loads(line)
+                if "code" in answer:
+                    self._ended[answer["pid"]] = Exit(answer["code"], answer["signal"])
+                else:
+                    self._started.put(answer.get("ready", answer.get("pid")))
 
     def _collect_errors(self, server: subprocess.Popen[str]) -> None:
         assert server.stderr is not None
-        for line in server.stderr:
-            self._errors.append(line)
+        with server.stderr as lines:
+            for line in lines:
+                self._errors.append(line)
 
     def close(self) -> None:
         """End the server and with it any case still running."""
-        if self._server is None:
+        server, self._server = self._server, None
+        if server is None:
             return
-        assert self._server.stdin is not None
-        self._server.stdin.close()
+        assert server.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died before us
+            server.stdin.close()
         try:
-            self._server.wait(timeout=5)
+            server.wait(timeout=CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
-        self._server = None
+            server.kill()
+            server.wait()
+        for reader in self._readers:
+            reader.join(timeout=CLOSE_TIMEOUT_S)
 
 
 class LocalRunning:
@@ -122,7 +141,5 @@ class LocalRunning:
 
     def _signal(self, number: int) -> None:
         if self.pid not in self._ended:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it ended in the meantime: poll() tells how
                 os.kill(self.pid, number)
-            except ProcessLookupError:
-                pass  # it ended in the meantime: poll() tells how

@@ -4,28 +4,32 @@ Importing takes seconds and a study has a hundred cases. The server reads `{"sta
 input and answers `{"pid": ...}`, then `{"pid": ..., "code": ..., "signal": ...}` when a child has ended. It dies with
 the runner that started it, and its children die with it.
 
-Run as `python -m bench.executors.warm`.
+Run as `python -m bench.executors.warm MODULE`, where MODULE has `work(folder) -> exit code` (`bench.worker`).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import selectors
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench.process import die_with_parent
 
+Work = Callable[[Path], int]
+"""Does the case of a folder and returns the exit code."""
+
 
 def main() -> None:
     """Serve until the input closes."""
     die_with_parent()
-    import bench.worker  # noqa: F401 - torch and all that a case needs, imported once for every child
-
+    work: Work = importlib.import_module(sys.argv[1]).work  # imports torch and all that a case needs, once for all
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -49,7 +53,7 @@ def main() -> None:
                     return
                 *lines, pending = (pending + chunk).split(b"\n")
                 for line in lines:
-                    pid = _fork(Path(json.loads(line)["start"]), keep_out=(wake_read, wake_write))
+                    pid = _fork(work, Path(json.loads(line)["start"]), keep_out=(wake_read, wake_write))
                     children.add(pid)
                     print(json.dumps({"pid": pid}), file=answers)
                     _reap(children, answers)
@@ -59,7 +63,7 @@ def _note(_number: int, _frame: FrameType | None) -> None:
     """Having a handler makes SIGCHLD write to the wake-up pipe."""
 
 
-def _fork(folder: Path, keep_out: tuple[int, ...]) -> int:
+def _fork(work: Work, folder: Path, keep_out: tuple[int, ...]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -70,12 +74,12 @@ def _fork(folder: Path, keep_out: tuple[int, ...]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in keep_out:
             os.close(descriptor)
-        code = _run(folder)
+        code = _run(work, folder)
     finally:
         os._exit(code)  # no clean-up of the parent's state: atexit handlers belong to the server
 
 
-def _run(folder: Path) -> int:
+def _run(work: Work, folder: Path) -> int:
     """The child: its input is empty, what it prints goes to the case's log."""
     null = os.open(os.devnull, os.O_RDONLY)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -84,8 +88,6 @@ def _run(folder: Path) -> int:
     os.dup2(log, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    from bench.worker import work
-
     code = work(folder)
     sys.stdout.flush()
     sys.stderr.flush()
