@@ -207,9 +207,7 @@ def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, 
     state = loop.start(saved, seed=description["seed"], horizon=description["horizon"], device=device)
     _fill(state.model, place / MODEL)
     tensors = load_file(place / OPTIMIZER, device=str(device))
-    generators = {
-        key.partition("/")[2]: tensors.pop(key).cpu() for key in list(tensors) if key.startswith("generator/")
-    }
+    generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith("generator/")}
     state.optimizer.restore(tensors)
     loop.restore_random_state(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})
     state.step = description["step"]
