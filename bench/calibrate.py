@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,7 @@ class Calibration(BaseModel):
         }
 
 
-def calibrate(*, folder: Path | None = None, facts: Mapping[str, object] | None = None) -> Calibration:
+def calibrate(*, folder: Path | None = None, facts: machine.Facts | None = None) -> Calibration:
     """The kept calibration of this machine, or a new one (under three seconds beside the import of torch).
 
     Args:

@@ -22,6 +22,9 @@ from bench.instruments import Sensor
 from bench.instruments.nvml import Nvml
 from bench.instruments.table import describe, probe
 
+Facts = Mapping[str, Any]
+"""A fingerprint."""
+
 ROOT = Path("/")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "sve", "bf16")
 """Instruction sets that decide which matrix kernels run."""
@@ -62,13 +65,13 @@ def fingerprint(root: Path = ROOT, *, nvml: Nvml | None = None) -> dict[str, Any
     }
 
 
-def env_id(facts: Mapping[str, Any] | None = None) -> str:
+def env_id(facts: Facts | None = None) -> str:
     """Ten hex digits that are equal for runs on the same machine with the same software."""
     stable = {name: value for name, value in (facts or fingerprint()).items() if name not in PASSING}
     return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def machine_class(facts: Mapping[str, Any] | None = None) -> str:
+def machine_class(facts: Facts | None = None) -> str:
     """A short name for machines that run alike: `nvidia-h200`, `2x-nvidia-a100`, `amd-epyc-f26m2-2c`."""
     facts = facts or fingerprint()
     gpus: list[str] = facts["gpus"]
@@ -80,7 +83,7 @@ def machine_class(facts: Mapping[str, Any] | None = None) -> str:
     return f"{_slug(cpu['model'])}{kind}-{facts['cores']['usable']}c"
 
 
-def environment(facts: Mapping[str, Any], sensors: Sequence[Sensor]) -> dict[str, Any]:
+def environment(facts: Facts, sensors: Sequence[Sensor]) -> dict[str, Any]:
     """The content of a run's environment.json."""
     return {"schema": 1, "env": env_id(facts), "machine": dict(facts), "sensors": describe(sensors)}
 
