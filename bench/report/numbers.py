@@ -45,7 +45,9 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def _superscript(number: int) -> str:
-    return str(number).translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
+    return str(number).translate(
+        str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    )
 
 
 def si(value: float, unit: str = "", digits: int = 3) -> str:

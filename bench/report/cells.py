@@ -1,0 +1,86 @@
+"""From means, shares and intervals to cells: the one place where a reading becomes words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.report import numbers
+from bench.report.study import Mean
+from bench.report.tree import Cell, Tone, absent
+
+OUTCOME_TONES: dict[str, Tone] = {
+    "SUPPORTED": "good", "SAVES": "good", "NON-INFERIOR": "good", "PASSED": "good",
+    "REFUTED": "bad", "COSTS": "bad", "INFERIOR": "bad", "FAILED": "bad",
+    "INCONCLUSIVE": "open", "UNCLEAR": "open",
+}  # fmt: skip
+GRADE_WORDS = {
+    "counted": "counted exactly",
+    "counter": "hardware energy counter",
+    "integrated": "sampled power, integrated",
+    "modelled": "modelled, not measured",
+    "timed": "stopwatch",
+}
+
+
+def tone_of(outcome: str) -> Tone:
+    """The tone of an outcome's word; an unknown one is not coloured."""
+    return OUTCOME_TONES.get(outcome.upper().replace("_", "-"), "none")
+
+
+def mean_cell(mean: Mean, *, digits: int = 3, show_sd: bool = True) -> Cell:
+    """A mean over seeds with its standard deviation beneath, or the reason why there is none."""
+    if mean.value is None:
+        return absent(mean.reason or "not recorded")
+    text = numbers.quantity(mean.value, mean.unit, digits)
+    notes: list[str] = []
+    if show_sd and mean.sd:
+        notes.append(f"SD{numbers.THIN}{numbers.significant(100 * mean.sd / abs(mean.value), 2)}{numbers.THIN}%"
+                     if mean.value else f"SD{numbers.THIN}{numbers.significant(mean.sd, 2)}")  # fmt: skip
+    if "modelled" in mean.grades:
+        notes.append("modelled")
+    return Cell(text=text, value=mean.value, small=" \u00b7 ".join(notes), sources=mean.sources)
+
+
+def loss_cell(mean: Mean) -> Cell:
+    """A loss or bits per byte: four digits, its standard deviation in the same unit."""
+    if mean.value is None:
+        return absent(mean.reason or "not recorded")
+    decimals = numbers.decimals_for(mean.value, 4)
+    small = f"\u00b1{numbers.THIN}{numbers.fixed(mean.sd, decimals)}" if mean.sd is not None else ""
+    return Cell(text=numbers.fixed(mean.value, decimals), value=mean.value, small=small, sources=mean.sources)
+
+
+def share_cell(
+    value: float | None, bounds: tuple[float | None, float | None] | None, why: str, sources: Sequence[str] = ()
+) -> Cell:
+    """A saving as a percentage with its interval beneath."""
+    if value is None:
+        return absent(why)
+    low, high = bounds or (None, None)
+    small = numbers.interval(low, high, interval_decimals(low, high)) if bounds else "no interval"
+    return Cell(
+        text=numbers.percent(value, sign=False), value=value, low=low, high=high, small=small, sources=tuple(sources)
+    )
+
+
+def interval_decimals(low: float | None, high: float | None, scale: float = 100.0) -> int:
+    """Decimals of printed bounds: two significant digits of the interval's half width, at most two."""
+    if low is None or high is None or high <= low:
+        return 1
+    return min(2, numbers.decimals_for(scale * (high - low) / 2, 2))
+
+
+def points_cell(
+    value: float | None, bounds: tuple[float | None, float | None] | None, why: str, sources: Sequence[str] = ()
+) -> Cell:
+    """A difference of accuracies in percentage points with its interval beneath."""
+    if value is None:
+        return absent(why)
+    low, high = bounds or (None, None)
+    small = numbers.interval(low, high, 2) if bounds else "no interval"
+    return Cell(text=numbers.points(value), value=value, low=low, high=high, small=small, sources=tuple(sources))
+
+
+def outcome_cell(outcome: str, why: str = "") -> Cell:
+    """An outcome as a badge."""
+    return Cell(text=outcome.replace("_", " "), value=outcome, tone=tone_of(outcome), small=why)

@@ -1,0 +1,71 @@
+"""What the verdict says, read in one place: endpoints, accuracy, outcomes and their reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench.report.study import Study, mapping, number, sequence
+
+UNJUDGED = "the study has not been judged"
+ENDPOINTS = (("flops", "Compute", "FLOPs"), ("time", "Time", "seconds"), ("energy", "Energy", "joules"))
+"""(name in the verdict, title, unit in words)"""
+Bounds = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One estimate of the verdict."""
+
+    value: float | None
+    bounds: Bounds | None
+    outcome: str | None
+    why: str
+    raw: dict[str, Any]
+
+
+def endpoint(study: Study, arm: str, scale: str, name: str, saving: str = "saving_all_in") -> Found:
+    """The saving at equal loss of an arm at a scale, in one currency; without a value it says why."""
+    return _found(mapping(mapping(_scale(study, arm, scale).get("endpoints")).get(name)), saving, study, name)
+
+
+def accuracy(study: Study, arm: str, scale: str) -> Found:
+    """The difference in accuracy (arm - reference) at the claim point."""
+    return _found(mapping(_scale(study, arm, scale).get("accuracy")), "difference", study, "accuracy")
+
+
+def _scale(study: Study, arm: str, scale: str) -> dict[str, Any]:
+    return mapping(mapping(study.judged(arm).get("scales")).get(scale))
+
+
+def _found(raw: dict[str, Any], key: str, study: Study, what: str) -> Found:
+    fallback = UNJUDGED if study.verdict is None else f"the verdict holds no {what} of this arm"
+    value = number(raw.get(key))
+    outcome = raw.get("outcome")
+    return Found(
+        value=value,
+        bounds=pair(raw.get("bounds")) if value is not None else None,
+        outcome=str(outcome) if outcome else None,
+        why=str(raw.get("why") or fallback),
+        raw=raw,
+    )
+
+
+def pair(value: Any) -> Bounds | None:
+    """Two bounds; an open side is None. None where there is no interval."""
+    ends = sequence(value)
+    if len(ends) != 2:
+        return None
+    low, high = number(ends[0]), number(ends[1])
+    return None if low is None and high is None else (low, high)
+
+
+def arm_outcome(study: Study, arm: str, scale: str | None = None) -> str | None:
+    """The outcome of an arm, or of its primary endpoint at one scale where there are several."""
+    declared = study.declared(arm)
+    if scale is not None and len(study.design.scales) > 1 and declared is not None:
+        at_scale = _scale(study, arm, scale).get("outcome") or endpoint(study, arm, scale, declared.primary).outcome
+        if at_scale:
+            return str(at_scale)
+    outcome = study.judged(arm).get("outcome")
+    return str(outcome) if outcome else None

@@ -1,0 +1,173 @@
+"""The page composed: the answer first, then everything it rests on."""
+
+from __future__ import annotations
+
+import re
+
+from bench.report import numbers
+from bench.report.cells import points_cell, share_cell, tone_of
+from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, endpoint
+from bench.report.sections import (
+    accuracy as accuracy_section,
+)
+from bench.report.sections import (
+    appendix,
+    arms,
+    certainty,
+    counts,
+    curves,
+    domains,
+    gaps,
+    ledger,
+    machine,
+    savings,
+)
+from bench.report.study import Study, mapping, over_seeds
+from bench.report.tree import Cell, Claim, Headline, Page, absent, words
+
+SECTIONS = (arms, curves, savings, accuracy_section, domains, ledger, certainty, gaps, counts, machine, appendix)
+"""In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
+
+
+def compose(study: Study) -> Page:
+    """The whole page as a tree."""
+    made = [one.section(study) for one in SECTIONS]
+    return Page(
+        title=study.design.suite,
+        about=_about(study.suite_text),
+        suite=study.design.suite,
+        run=study.name,
+        facts=_facts(study),
+        hypothesis=_hypothesis(study),
+        claims=_claims(study),
+        headlines=_headlines(study),
+        sections=tuple(section for section in made if section is not None),
+    )
+
+
+def _about(text: str) -> str:
+    """The suite's own sentence about itself."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        about = mapping(YAML(typ="safe", pure=True).load(text)).get("about") if text else None
+    except YAMLError:
+        return ""  # the text is shown in full below; that it cannot be read is no reason to have no report
+    return re.sub(r"\s+", " ", str(about)).strip() if about else ""
+
+
+def _facts(study: Study) -> tuple[tuple[str, Cell], ...]:
+    planned = len({str(mapping(case).get("id")) for case in study.plan.get("cases") or ()})
+    finished = len({record.case.id for record in study.records if record.status == "ok"})
+    done = str(finished) if finished >= planned else f"{finished} of {planned}"
+    return (
+        ("Run", words(study.name, code=True)),
+        ("Purpose", words(study.design.purpose)),
+        ("Cases finished", words(done)),
+        ("Seeds", words(str(len(study.design.seeds)))),
+        ("Machine", words(str(study.plan.get("machine_class") or "unknown"))),
+    )
+
+
+def _hypothesis(study: Study) -> str:
+    """The hypothesis in one sentence."""
+    design = study.design
+    claims = [arm for arm in design.arms if arm.role == "claim"]
+    if not claims:
+        return (
+            f"This study makes no claim: it measures what each change to \u201c{design.baseline}\u201d saves or costs."
+            if design.arms
+            else f"This study measures \u201c{design.baseline}\u201d alone and compares it with nothing."
+        )
+    drop = design.hypothesis.accuracy_drop
+    margin = (
+        f"{100 * drop.less_than:.3g} percentage point{'' if drop.less_than == 0.01 else 's'}"
+        if drop.kind == "absolute"
+        else f"{numbers.percent(drop.less_than, decimals=1)} of its accuracy"
+    )
+    currencies = {name: title.lower() for name, title, _ in ENDPOINTS}
+    kinds = list(dict.fromkeys(currencies[arm.primary] for arm in claims))
+    names = numbers.listing([f"\u201c{arm.name}\u201d" for arm in claims])
+    verb = "needs" if len(claims) == 1 else "each need"
+    references = numbers.listing(list(dict.fromkeys(f"\u201c{study.reference(arm.name)}\u201d" for arm in claims)))
+    return (
+        f"{names} {verb} at least {numbers.percent(design.hypothesis.saving.at_least, decimals=0)} less training "
+        f"{' or '.join(kinds)} than {references} to reach the same loss, and {'loses' if len(claims) == 1 else 'lose'} "
+        f"less than {margin}."
+    )
+
+
+def _claims(study: Study) -> tuple[Claim, ...]:
+    """The claims' outcomes; without any claim, those of the components."""
+    wanted = [arm for arm in study.design.arms if arm.role == "claim"] or [
+        arm for arm in study.design.arms if arm.role == "component"
+    ]
+    found: list[Claim] = []
+    for arm in wanted:
+        judged = study.judged(arm.name)
+        outcome = arm_outcome(study, arm.name) or "NOT MEASURED"
+        step = judged.get("next") or judged.get("next_step")
+        found.append(
+            Claim(
+                name=arm.name,
+                outcome=outcome.replace("_", " "),
+                tone=tone_of(outcome),
+                statement=_statement(study, arm.name),
+                why=str(judged.get("why") or UNJUDGED.capitalize() + "."),
+                next_step=str(step) if step else None,
+            )
+        )
+    return tuple(found)
+
+
+def _statement(study: Study, arm: str) -> str:
+    """The plain reading of an outcome."""
+    at_least = numbers.percent(study.design.hypothesis.saving.at_least, decimals=0)
+    match (arm_outcome(study, arm) or "").upper():
+        case "SUPPORTED":
+            return f"The measurements support the claim: at least {at_least} is saved without a loss that matters."
+        case "REFUTED":
+            return "The measurements speak against the claim."
+        case "INCONCLUSIVE":
+            return "These measurements settle it neither way."
+        case "SAVES":
+            return "It saves."
+        case "COSTS":
+            return "It costs more than it saves."
+        case "UNCLEAR":
+            return "Whether it saves or costs cannot be told from these measurements."
+        case _:
+            return "A reading that the answer needs was not taken."
+
+
+def _headlines(study: Study) -> tuple[Headline, ...]:
+    """The first claim's numbers (else the first component's), large."""
+    trained = [arm for arm in study.design.arms if arm.role == "claim"] or [
+        arm for arm in study.design.arms if arm.role == "component"
+    ]
+    if not trained or not study.design.scales:
+        return ()
+    arm, scale = trained[0].name, study.design.scales[-1]
+    cases = savings.sources(study, arm, scale)
+    compute = endpoint(study, arm, scale, "flops")
+    change = accuracy(study, arm, scale)
+    ratio = over_seeds(study.of("timing", arm, scale), "step_time_ratio")
+    energy = endpoint(study, arm, scale, "energy")
+    suffix = f", {arm}" if len(trained) > 1 else ""
+    headlines = [
+        Headline(label=f"Compute saved at equal loss{suffix}", cell=share_cell(compute.value, compute.bounds, compute.why, cases)),
+        Headline(
+            label=f"Time of a step{suffix}",
+            cell=absent(ratio.reason or "not timed")
+            if ratio.value is None
+            else Cell(text=numbers.fixed(ratio.value, 2) + numbers.THIN + numbers.TIMES, value=ratio.value,
+                      small=f"of {study.reference(arm)}", sources=ratio.sources),
+        ),
+        Headline(label=f"Energy saved at equal loss{suffix}", cell=share_cell(energy.value, energy.bounds, energy.why, cases)),
+    ]  # fmt: skip
+    if trained[0].role == "claim":
+        evaluated = tuple(record.case.id for record in study.of("evaluate", arm, scale))
+        cell = points_cell(change.value, change.bounds, change.why, evaluated)
+        headlines.insert(1, Headline(label=f"Accuracy{suffix}", cell=cell))
+    return tuple(headlines)

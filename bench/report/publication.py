@@ -1,0 +1,83 @@
+"""A finished study copied to where it is kept: its records beside its report, and nothing large."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.design import NAME_PATTERN
+from bench.report.study import ReportError
+
+KEPT = ("suite.yaml", "plan.json", "environment.json", "records.jsonl", "looks.jsonl", "verdict.json")
+"""What judging and reporting read; checkpoints, shards and logs stay behind."""
+SHOWN = ("report.html", "report.pdf", "report.md")
+FOLDERS = ("tables", "figures")
+MAX_ITEMS_BYTES = 2_000_000
+"""A per-item file above this stays behind: its hash is in the record."""
+MAX_TOTAL_BYTES = 15_000_000
+"""All published studies and reports together."""
+
+
+def publish(run: Path, name: str, root: Path) -> list[Path]:
+    """Copy a reported run to `root/results/reference/NAME` and `root/reports/NAME`; returns the copies.
+
+    Raises:
+        ReportError: a name that is none, a run without a report, or more bytes than published studies may take.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ReportError(f"{name!r} is no name for a published study; allowed: letters, digits, `.`, `_` and `-`")
+    wanted = [
+        file for file in (*KEPT, *SHOWN) if not (run / file).exists() and file not in ("looks.jsonl", "report.pdf")
+    ]
+    if wanted:
+        raise ReportError(
+            f"{run}: cannot be published without {', '.join(wanted)}; hint: finish, judge and report it first"
+        )
+    targets = {"results/reference": root / "results" / "reference" / name, "reports": root / "reports" / name}
+    copies = [*_study(run, targets["results/reference"]), *_report(run, targets["reports"])]
+    _refuse_if_large(copies, root, tuple(targets.values()))
+    for target in targets.values():
+        if target.exists():
+            shutil.rmtree(target)
+    for source, copy in copies:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    return [copy for _, copy in copies]
+
+
+def _study(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+    for file in KEPT:
+        if (run / file).exists():
+            yield run / file, target / file
+    for items in sorted(run.glob("cases/*/items.parquet")):
+        if items.stat().st_size <= MAX_ITEMS_BYTES:
+            yield items, target / items.relative_to(run)
+
+
+def _report(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+    for file in SHOWN:
+        if (run / file).exists():
+            yield run / file, target / file
+    for folder in FOLDERS:
+        for file in sorted((run / folder).glob("*")):
+            if file.is_file():
+                yield file, target / file.relative_to(run)
+
+
+def _refuse_if_large(copies: list[tuple[Path, Path]], root: Path, targets: tuple[Path, ...]) -> None:
+    new = sum(source.stat().st_size for source, _ in copies)
+    old = sum(
+        file.stat().st_size
+        for folder in (root / "results" / "reference", root / "reports")
+        for file in folder.rglob("*")
+        if file.is_file() and not any(file.is_relative_to(target) for target in targets)
+    )
+    if new + old > MAX_TOTAL_BYTES:
+        largest = max(copies, key=lambda pair: pair[0].stat().st_size)[0]
+        raise ReportError(
+            f"publishing would take {(new + old) / 1e6:.1f} MB, and published studies may take "
+            f"{MAX_TOTAL_BYTES / 1e6:.0f} MB in all ({old / 1e6:.1f} MB are there already); the largest new file is "
+            f"{largest}; hint: remove an older study from reports/ and results/reference/"
+        )

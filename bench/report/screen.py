@@ -1,0 +1,103 @@
+"""The answer in a terminal: within 100 columns, and whole without colour."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from bench.report.html import reasons
+from bench.report.numbers import plain
+from bench.report.tree import Cell, Page, Table
+
+WIDTH = 100
+COLUMNS = ("arm", "scale", "outcome", "val_loss", "bits_per_byte", "train_flops_per_token", "saving_at_equal_loss",
+           "step_time_ratio", "energy_j")  # fmt: skip
+"""The columns of the table of arms that fit a terminal, by key."""
+MAX_WORD = 22
+
+
+def render(page: Page) -> str:
+    """Hypothesis, outcomes with reasons, and the table of arms."""
+    return "\n".join(line.rstrip() for line in _lines(page)) + "\n"
+
+
+def _lines(page: Page) -> Iterator[str]:
+    yield f"{clean(page.title)}  (run {clean(page.run)})"
+    yield ""
+    yield from _wrapped(page.hypothesis)
+    for claim in page.claims:
+        yield ""
+        yield from _wrapped(f"{claim.outcome}: {claim.name}. {claim.statement} {claim.why}")
+        if claim.next_step:
+            yield from _wrapped(f"What would change it: {claim.next_step}", indent="  ")
+    table = next(
+        (
+            block
+            for section in page.sections
+            for block in section.blocks
+            if isinstance(block, Table) and block.id == "arms"
+        ),
+        None,
+    )
+    if table is not None and table.rows:
+        yield ""
+        yield from _table(table)
+
+
+def clean(text: str) -> str:
+    """No control characters: a name must not move the cursor or colour the screen."""
+    return "".join(letter if letter.isprintable() else " " for letter in plain(text))
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(clean(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=True)
+
+
+def _table(table: Table) -> Iterator[str]:
+    """Aligned columns; each row's second line holds intervals and spreads. Columns are left off from the right."""
+    notes = reasons(table)
+    chosen = [index for key in COLUMNS for index, column in enumerate(table.columns) if column.key == key]
+    while True:
+        cells = [[_cell(row.cells[index], notes) for index in chosen] for row in table.rows]
+        heads = [[table.columns[index].label] for index in chosen]
+        widths = [
+            max(len(line) for lines in [head, *(row[place] for row in cells)] for line in lines)
+            for place, head in enumerate(heads)
+        ]
+        if sum(widths) + 2 * (len(widths) - 1) <= WIDTH or len(chosen) <= 3:
+            break
+        chosen.pop()
+    right = [table.columns[index].numeric for index in chosen]
+    yield _line([head[0] for head in heads], widths, right)
+    yield "  ".join("-" * width for width in widths)
+    shown: set[str] = set()
+    for row, lines in zip(table.rows, cells, strict=True):
+        for depth in range(max(len(part) for part in lines)):
+            yield _line([part[depth] if depth < len(part) else "" for part in lines], widths, right)
+        shown |= {reason for index in chosen if (reason := row.cells[index].reason) is not None}
+    for reason, number in notes.items():
+        if reason in shown:
+            yield from textwrap.wrap(
+                clean(f"[{number}] not measured: {reason}"), WIDTH, subsequent_indent="    ", break_long_words=True
+            )
+
+
+def _line(parts: list[str], widths: list[int], right: list[bool]) -> str:
+    padded = (
+        part.rjust(width) if flush else part.ljust(width)
+        for part, width, flush in zip(parts, widths, right, strict=True)
+    )
+    return "  ".join(padded)[:WIDTH]
+
+
+def _cell(cell: Cell, notes: dict[str, int]) -> list[str]:
+    if cell.reason is not None:
+        return [f"missing [{notes[cell.reason]}]"]
+    return [_cut(text) for text in (cell.text, cell.small) if text]
+
+
+def _cut(text: str) -> str:
+    flat = clean(text)
+    if len(flat) <= MAX_WORD:
+        return flat
+    return f"{flat[: MAX_WORD // 2 - 1]}..{flat[-(MAX_WORD // 2 - 1) :]}"

@@ -1,0 +1,242 @@
+"""Accuracy: non-inferiority against the margin, and task by task against guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bench.record import Record
+from bench.report import numbers
+from bench.report.cells import outcome_cell, points_cell
+from bench.report.outcomes import accuracy, pair
+from bench.report.sections.savings import level_words
+from bench.report.study import Study, mapping, number, over_seeds, same
+from bench.report.tree import (
+    Block,
+    Cell,
+    Column,
+    Dots,
+    Estimate,
+    Figure,
+    Forest,
+    Mark,
+    Panel,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    absent,
+    words,
+)
+
+PREFIX = "accuracy/"
+FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "natural-language inference"}
+
+
+def section(study: Study) -> Section:
+    """Differences with the margin, then accuracies with chance."""
+    evaluated = study.of("evaluate")
+    judged = [(arm, scale) for scale in study.design.scales for arm in study.arms[1:] if study.role(arm) == "claim"]
+    title = "Accuracy, and the margin it may lose"
+    if not evaluated:
+        text = "No model of this study was evaluated on tasks, so accuracy was not measured."
+        return Section(id="accuracy", title=title, blocks=(Paragraph(text=text),))
+    drop = study.design.hypothesis.accuracy_drop
+    margin = numbers.points(drop.less_than, sign=False) if drop.kind == "absolute" else numbers.percent(drop.less_than)
+    lead = Paragraph(
+        text=f"An arm passes when its whole interval lies right of \u2212{margin}: being clearly no worse is shown, not "
+        "merely the absence of a significant difference. A task counts only where the reference itself is clearly above "
+        "guessing and above a control trained on less; a task at chance would always pass.",
+    )
+    panels: list[Panel] = []
+    if judged:
+        panels.append(_differences(study, judged))
+    panels.extend(_tasks(study, scale) for scale in study.design.scales if study.of("evaluate", scale=scale))
+    figure = Figure(
+        id="accuracy-plot",
+        caption=f"Left: difference to the reference, {level_words(study)} intervals over items and seeds, with the margin. "
+        "Right: accuracy by task; the tick is what guessing scores."
+        if judged
+        else "Accuracy by task; the tick is what guessing scores.",
+        panels=tuple(panels),
+    )
+    blocks: list[Block] = [lead, figure]
+    if judged:
+        blocks.append(_verdicts(study, judged))
+    blocks.extend(_table(study, scale) for scale in study.design.scales if study.of("evaluate", scale=scale))
+    return Section(id="accuracy", title=title, blocks=tuple(blocks))
+
+
+def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The families of a judged accuracy, in a fixed order."""
+    families = mapping(raw.get("families"))
+    for family in (*FAMILIES, *sorted(set(families) - set(FAMILIES))):
+        if family in families:
+            yield family, mapping(families[family])
+
+
+def _differences(study: Study, judged: list[tuple[str, str]]) -> Forest:
+    rows: list[Estimate] = []
+    for arm, scale in judged:
+        found = accuracy(study, arm, scale)
+        label = f"{arm} \u00b7 {scale}" if len(study.design.scales) > 1 else arm
+        rows.append(_estimate(study, arm, f"{label}: mean of families", found.raw, found.why))
+        for family, part in _parts(found.raw):
+            why = str(part.get("why") or "no task of this family counted")
+            rows.append(_estimate(study, arm, f"{label}: {FAMILIES.get(family, family)}", part, why))
+    drop = study.design.hypothesis.accuracy_drop
+    margins = [number(accuracy(study, arm, scale).raw.get("margin")) for arm, scale in judged]
+    margin = next((abs(one) for one in margins if one is not None), drop.less_than if drop.kind == "absolute" else None)
+    marks = [Mark(value=0.0, label="no change", kind="zero")]
+    if margin is not None:
+        marks.append(Mark(value=-100 * margin, label="margin", kind="limit"))
+    known = [row for row in rows if row.value is not None]
+    told = "; ".join(f"{row.name} {numbers.plain(row.text)}" for row in known)
+    return Forest(
+        id="accuracy-differences", title="Difference to the reference", x_label="Difference (percentage points)",
+        rows=tuple(rows), marks=tuple(marks),
+        alt=f"Accuracy difference to the reference: {told}." if known else "Accuracy difference: not measured.",
+        missing=None if known else rows[0].reason or "not judged",
+    )  # fmt: skip
+
+
+def _estimate(study: Study, arm: str, name: str, raw: dict[str, Any], why: str) -> Estimate:
+    value, bounds = number(raw.get("difference")), pair(raw.get("bounds"))
+    if value is None:
+        return Estimate(name=name, text="", style=study.style(arm), value=None, low=None, high=None, reason=why)
+    low, high = bounds or (value, value)
+    text = numbers.fixed(100 * value, 2, sign=True) + (f" {numbers.interval(low, high, 1)}" if bounds else "")
+    return Estimate(
+        name=name, text=text, style=study.style(arm), value=100 * value,
+        low=None if low is None else 100 * low, high=None if high is None else 100 * high,
+    )  # fmt: skip
+
+
+def _verdicts(study: Study, judged: list[tuple[str, str]]) -> Table:
+    rows: list[Row] = []
+    for arm, scale in judged:
+        found = accuracy(study, arm, scale)
+        cases = tuple(record.case.id for record in study.of("evaluate", arm, scale))
+        label = f"{arm} \u00b7 {scale}" if len(study.design.scales) > 1 else arm
+        shown = points_cell(found.value, found.bounds, found.why, cases)
+        power = number(found.raw.get("detectable_margin"))
+        rows.append(
+            Row(
+                cells=(
+                    words(label, code=True),
+                    outcome_cell(found.outcome) if found.outcome else absent(found.why),
+                    shown,
+                    absent("the verdict does not say") if power is None else
+                    Cell(text=numbers.points(power, sign=False), value=power),
+                    words(found.why),
+                )
+            )
+        )  # fmt: skip
+    return Table(
+        id="accuracy-verdicts",
+        caption="Non-inferiority at the claim point.",
+        columns=(
+            Column(key="arm", label="Arm", numeric=False),
+            Column(key="outcome", label="Outcome", numeric=False),
+            Column(key="difference", label="Difference", bounded=True),
+            Column(key="detectable_margin", label="Could have shown", hint="Smallest margin this study could show."),
+            Column(key="why", label="Why", numeric=False),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _groups(study: Study, scale: str) -> list[tuple[str, int, list[Record]]]:
+    """(label, style, records) for each arm and horizon that was evaluated; the horizon is named where it is not full."""
+    groups: list[tuple[str, int, list[Record]]] = []
+    full = study.full_horizon()
+    for arm in study.arms:
+        records = study.of("evaluate", arm, scale)
+        for horizon in dict.fromkeys(record.case.horizon for record in records):
+            label = arm if same(horizon, full) or horizon is None else f"{arm} at {horizon:.3g}"
+            some = [record for record in records if record.case.horizon == horizon]
+            groups.append((label, study.style(arm), some))
+    return groups
+
+
+def _task_names(records: list[Record]) -> list[str]:
+    return sorted({name.removeprefix(PREFIX) for one in records for name in one.metrics if name.startswith(PREFIX)})
+
+
+def _fact(records: list[Record], task: str, key: str) -> Any:
+    found = (mapping(mapping(record.detail.get("tasks")).get(task)).get(key) for record in records)
+    return next((value for value in found if value is not None), None)
+
+
+def _tasks(study: Study, scale: str) -> Dots:
+    groups = [group for group in _groups(study, scale) if _is_compared(study, group)]
+    records = study.of("evaluate", scale=scale)
+    rows: list[tuple[str, float | None, tuple[tuple[str, int, float], ...]]] = []
+    for task in _task_names(records):
+        chance = number(_fact(records, task, "chance"))
+        found = [(label, style, over_seeds(some, PREFIX + task).value) for label, style, some in groups]
+        dots = tuple((label, style, 100 * value) for label, style, value in found if value is not None)
+        if dots:
+            rows.append((task, None if chance is None else 100 * chance, dots))
+    suffix = f" \u00b7 {scale}" if len(study.design.scales) > 1 else ""
+    told = "; ".join(
+        f"{task} {', '.join(f'{label} {value:.1f}' for label, _, value in dots)}"
+        + (f", chance {chance:.1f}" if chance is not None else "")
+        for task, chance, dots in rows
+    )
+    return Dots(
+        id=f"accuracy-tasks-{scale}", title=f"Accuracy by task{suffix}", x_label="Accuracy (%); tick: chance",
+        rows=tuple(rows), alt=f"Accuracy in percent by task: {told}.",
+        missing=None if rows else "no task has a value",
+    )  # fmt: skip
+
+
+def _is_compared(study: Study, group: tuple[str, int, list[Record]]) -> bool:
+    """The reference at full horizon, and of each arm what was evaluated: a control's dots would only clutter."""
+    label, style, _ = group
+    return style != 0 or label == study.design.baseline
+
+
+def _table(study: Study, scale: str) -> Table:
+    groups = _groups(study, scale)
+    records = study.of("evaluate", scale=scale)
+    rows: list[Row] = []
+    for task in _task_names(records):
+        family, chance, n = (_fact(records, task, key) for key in ("family", "chance", "n"))
+        level = number(chance)
+        rows.append(
+            Row(
+                cells=(
+                    words(task, code=True),
+                    words(FAMILIES.get(str(family), str(family))) if family else absent("the record does not say"),
+                    absent("the record does not say") if number(n) is None else
+                    Cell(text=numbers.fixed(float(n), 0), value=int(n)),
+                    absent("the record does not say") if level is None else
+                    Cell(text=numbers.percent(level), value=level),
+                    *(_score(some, task) for _, _, some in groups),
+                )
+            )
+        )  # fmt: skip
+    suffix = f" at scale {scale}" if len(study.design.scales) > 1 else ""
+    return Table(
+        id=f"accuracy-tasks-table-{scale}",
+        caption=f"Accuracy by task{suffix}, mean and standard deviation over seeds (ties among m best choices score 1/m).",
+        columns=(
+            Column(key="task", label="Task", numeric=False),
+            Column(key="family", label="Family", numeric=False),
+            Column(key="items", label="Items"),
+            Column(key="chance", label="Chance"),
+            *(Column(key=f"accuracy_{label.replace(' ', '_')}", label=label) for label, _, _ in groups),
+        ),
+        rows=tuple(rows),
+        wide=len(groups) > 2,
+        sortable=True,
+    )
+
+
+def _score(records: list[Record], task: str) -> Cell:
+    mean = over_seeds(records, PREFIX + task)
+    if mean.value is None:
+        return absent(mean.reason or "not evaluated")
+    small = "" if mean.sd is None else f"\u00b1{numbers.THIN}{numbers.fixed(100 * mean.sd, 1)}"
+    return Cell(text=numbers.percent(mean.value), value=mean.value, small=small, sources=mean.sources)

@@ -1,0 +1,105 @@
+"""How sure: seeds, spread, intervals, and what this study could have found at all."""
+
+from __future__ import annotations
+
+from bench.report import numbers
+from bench.report.cells import loss_cell
+from bench.report.outcomes import endpoint
+from bench.report.sections.savings import level_words
+from bench.report.study import Study, number, over_seeds
+from bench.report.tree import Block, Cell, Column, Facts, Paragraph, Row, Section, Table, absent, words
+
+
+def section(study: Study) -> Section:
+    """Facts of the design, then the spread of each arm."""
+    design = study.design
+    hypothesis = design.hypothesis
+    items = (
+        ("Purpose", words(design.purpose, small="" if design.purpose != "confirm" else "fixed before the first run")),
+        ("Design", words(design.layout)),
+        ("Seeds", words(", ".join(str(seed) for seed in design.seeds) or "none")),
+        ("Horizons", words(", ".join(f"{horizon:g}" for horizon in design.horizons) or "none")),
+        ("Scales", words(", ".join(design.scales) or "none")),
+        ("One-sided error of each test", words(f"{hypothesis.alpha:g}")),
+        ("Printed intervals", words(f"{level_words(study)}, two-sided")),
+        ("Tuning", words("the same number of trials for every arm" if design.tuned else
+                         "arms were not tuned with equal effort: no claim can be settled")),
+        ("Looks at the data", words(str(len(study.looks)) if study.looks else "none recorded")),
+        ("Claimed budget", absent("the suite states none; the largest horizon is used") if hypothesis.budget is None
+         else words(numbers.si(hypothesis.budget) + " tokens")),
+    )  # fmt: skip
+    blocks: list[Block] = [Facts(id="design-facts", items=items), _spread(study)]
+    if len(design.seeds) < 2:
+        text = "With one seed there is no spread to judge by: no interval can be given, and nothing here is settled."
+        blocks.insert(0, Paragraph(text=text, kind="warning"))
+    return Section(id="certainty", title="How sure is this?", blocks=tuple(blocks))
+
+
+def _spread(study: Study) -> Table:
+    several = len(study.design.scales) > 1
+    rows: list[Row] = []
+    for scale in study.design.scales:
+        for arm in study.arms:
+            if study.role(arm) == "timing":
+                continue
+            records = study.of("train", arm, scale, study.full_horizon())
+            loss = over_seeds(records, "val_loss")
+            diverged = sum(one.status == "diverged" and one.case.arm == arm for one in study.records)
+            rows.append(
+                Row(
+                    cells=(
+                        words(arm, code=True),
+                        *((words(scale, code=True),) if several else ()),
+                        Cell(text=str(loss.n), value=loss.n, sources=loss.sources),
+                        Cell(text=str(diverged), value=diverged),
+                        loss_cell(loss),
+                        _spread_cell(loss.sd, loss.n),
+                        _noise(study, arm, scale),
+                        _detectable(study, arm, scale),
+                    )
+                )
+            )
+    return Table(
+        id="spread",
+        caption=f"Spread over seeds at horizon {study.full_horizon():g}, and the smallest saving this study could have found.",
+        columns=(
+            Column(key="arm", label="Arm", numeric=False),
+            *((Column(key="scale", label="Scale", numeric=False),) if several else ()),
+            Column(key="seeds", label="Seeds"),
+            Column(key="diverged", label="Diverged"),
+            Column(key="val_loss", label="Loss"),
+            Column(key="val_loss_sd", label="SD of loss"),
+            Column(
+                key="saving_sd", label="SD of saving", hint="Of the logarithm of the paired cost ratio, over seeds."
+            ),
+            Column(key="detectable_saving", label="Could have found", hint="With 80 % power."),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _spread_cell(sd: float | None, n: int) -> Cell:
+    if sd is None:
+        return absent("fewer than two seeds have finished" if n < 2 else "not recorded")
+    return Cell(text=numbers.significant(sd, 2), value=sd)
+
+
+def _noise(study: Study, arm: str, scale: str) -> Cell:
+    if arm == study.design.baseline:
+        return words(numbers.DASH)
+    found = endpoint(study, arm, scale, _primary(study, arm))
+    sd = number(found.raw.get("sd"))
+    return absent(found.why) if sd is None else Cell(text=numbers.significant(sd, 2), value=sd)
+
+
+def _detectable(study: Study, arm: str, scale: str) -> Cell:
+    if arm == study.design.baseline:
+        return words(numbers.DASH)
+    found = endpoint(study, arm, scale, _primary(study, arm))
+    share = number(found.raw.get("detectable_saving"))
+    return absent("the verdict gives none") if share is None else Cell(text=numbers.percent(share), value=share)
+
+
+def _primary(study: Study, arm: str) -> str:
+    declared = study.declared(arm)
+    return declared.primary if declared else "flops"

@@ -1,0 +1,98 @@
+"""What was not measured, and why: every reading without a value, every case without a result."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from bench.report.numbers import DASH, count, listing
+from bench.report.study import Study, mapping, sequence
+from bench.report.tree import Block, Cell, Column, Paragraph, Row, Section, Table, words
+
+
+def section(study: Study) -> Section:
+    """Missing readings grouped by reason; cases that failed, diverged or never ran."""
+    blocks: list[Block] = []
+    unjudged = [Paragraph(text=text, kind="warning") for text in study.absent if text.startswith("verdict")]
+    blocks.extend(unjudged)
+    readings = _readings(study)
+    if readings.rows:
+        blocks.append(readings)
+    cases = _cases(study)
+    if cases.rows:
+        blocks.append(cases)
+    if not blocks:
+        blocks.append(Paragraph(text="Every case finished, and every reading that was asked for was taken."))
+    return Section(id="gaps", title="What was not measured, and why", blocks=tuple(blocks))
+
+
+def _readings(study: Study) -> Table:
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for record in study.records:
+        for name, one in record.metrics.items():
+            if one.value is None:
+                groups[name, one.reason or "no reason was given"].append((record.case.arm, record.case.id))
+    rows = [
+        Row(
+            cells=(
+                words(name, code=True),
+                words(reason),
+                words(listing(sorted({arm for arm, _ in where}, key=study.style))),
+                Cell(text=str(len(where)), value=len(where), sources=tuple(case for _, case in where)),
+            )
+        )
+        for (name, reason), where in sorted(groups.items())
+    ]
+    return Table(
+        id="missing-readings",
+        caption="Readings without a value.",
+        columns=(
+            Column(key="metric", label="Reading", numeric=False),
+            Column(key="reason", label="Why", numeric=False),
+            Column(key="arms", label="Arms", numeric=False),
+            Column(key="records", label="Records"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _cases(study: Study) -> Table:
+    done = {record.case.id for record in study.records if record.status == "ok"}
+    last = {record.case.id: record for record in study.records if record.status != "ok"}
+    rows: list[Row] = []
+    for planned in sequence(study.plan.get("cases")):
+        case = mapping(planned)
+        case_id = str(case.get("id"))
+        if case_id in done:
+            continue
+        record = last.get(case_id)
+        if record is not None:
+            what, why = record.status, record.reason or "no reason was recorded"
+        elif case.get("fits") is False:
+            what, why = "did not fit", str(case.get("reason") or "the plan says no more")
+        else:
+            what, why = "not run", "the run ended before it, or is still under way"
+        seed, horizon = case.get("seed"), case.get("horizon")
+        cells = (
+            words(case_id, code=True), words(str(case.get("kind"))), words(str(case.get("arm")), code=True),
+            words(DASH if seed is None else str(seed)), words(DASH if horizon is None else f"{horizon:g}"),
+            words(what, tone="bad" if record else "none"), words(why),
+        )  # fmt: skip
+        rows.append(Row(cells=cells))
+    return Table(
+        id="missing-cases",
+        caption=f"{count(len(rows), 'planned case')} without a result.",
+        columns=tuple(
+            Column(key=key, label=label, numeric=False)
+            for key, label in (
+                ("case_id", "Case"),
+                ("kind", "Kind"),
+                ("arm", "Arm"),
+                ("seed", "Seed"),
+                ("horizon", "Horizon"),
+                ("what", "Happened"),
+                ("why", "Why"),
+            )
+        ),  # fmt: skip
+        rows=tuple(rows),
+        wide=True,
+    )
