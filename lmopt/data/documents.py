@@ -1,0 +1,62 @@
+"""One record of text, and what happens to it: kept as it is, or dropped with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+_SPACE = re.compile(r"\s+")
+_LINE_END = re.compile(r"\r\n?")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with its origin."""
+
+    id: str
+    """16 hex digits, from `source` and `provenance`."""
+    text: str
+    """Valid Unicode without lone surrogates, lines ended by a line feed."""
+    domain: str
+    """Label by which losses are reported apart."""
+    source: str
+    """The source it was read from, for example `pypi:evals==3.0.1.post1`."""
+    provenance: str
+    """Where inside the source: a file and a line, or how the text was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A document that a step removed."""
+
+    document: Document
+    reason: str
+    """One word a kind of removal, countable: `exact_duplicate`, `near_duplicate`."""
+    kept: str | None = None
+    """Id of the document that was kept in its place, where there is one."""
+    detail: str = ""
+    """What was measured, for a person who audits the removal."""
+
+
+DataStepFunction = Callable[[Iterable[Document]], Iterator[Document | Dropped]]
+"""What a data step's builder returns: documents in, the same documents in order or their removals out."""
+
+
+def make(text: str, *, domain: str, source: str, provenance: str) -> Document:
+    """A document from raw text: lone surrogates replaced, line ends unified, its id derived from its origin."""
+    clean = _LINE_END.sub("\n", text).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    digest = hashlib.blake2b(f"{source}\0{provenance}".encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return Document(digest, clean, domain, source, provenance)
+
+
+def normalised(text: str) -> str:
+    """Text as exact deduplication sees it: compatibility forms (NFKC), case and runs of white space folded."""
+    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def fingerprint(text: str) -> bytes:
+    """16-byte BLAKE2b hash of the normalised text; equal for texts that differ only in case and spacing."""
+    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()

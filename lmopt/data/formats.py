@@ -1,0 +1,151 @@
+"""Readers of file formats: a stream of bytes in, passages of text out."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from lmopt.data.cache import SourceError
+from lmopt.data.html import html_text
+
+ENDINGS = {
+    ".txt": "txt", ".md": "txt", ".rst": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".html": "html", ".htm": "html",
+}  # fmt: skip
+COMPRESSED = (".gz", ".zst")
+LONGEST_CSV_FIELD = 2**31 - 1
+
+
+class Passage(NamedTuple):
+    """A text as its reader found it."""
+
+    where: str
+    """Place inside the source: file, line, row."""
+    text: str
+    domain: str | None = None
+    """What the reader knows of its domain."""
+
+
+Reader = Callable[[BinaryIO, str, str], Iterator[Passage]]
+"""(stream, name of the file, name of the field that holds the text) -> passages."""
+
+
+def format_of(name: str) -> str:
+    """The reader's name for a file, by its ending.
+
+    Raises:
+        SourceError: no reader goes by that ending.
+    """
+    path = Path(name)
+    plain = path.with_suffix("") if path.suffix in COMPRESSED else path
+    try:
+        return ENDINGS[plain.suffix.lower()]
+    except KeyError:
+        allowed = ", ".join(ENDINGS)
+        raise SourceError(
+            f"{name}: no reader for the ending {plain.suffix!r}; allowed: {allowed}, compressed with .gz or .zst too\n"
+            "hint: name the format with `reader:`"
+        ) from None
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed by its ending.
+
+    Raises:
+        SourceError: while reading, when the file is absent, damaged or cut short.
+    """
+    try:
+        with _decompressed(path) as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be read ({error})\nhint: is the file complete?") from error
+
+
+def _decompressed(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        import pyarrow  # reads zstandard, and unlike the zstandard package refuses a frame that is cut short
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 with a byte-order mark removed; what is not UTF-8 becomes U+FFFD."""
+    return data.decode("utf-8-sig", "replace")
+
+
+def _lines(stream: BinaryIO, newline: str = "\n") -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)
+
+
+def read_txt(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:  # noqa: ARG001 - all readers are called alike
+    """One document a file; a blank line is part of it."""
+    yield Passage(name, text_of(stream.read()))
+
+
+def read_jsonl(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:
+    """One document a line."""
+    for number, line in enumerate(_lines(stream), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{name}:{number}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise SourceError(f"{name}:{number}: no text under {field!r}; got {keys}\nhint: set `field:`")
+        yield Passage(f"{name}:{number}", row[field])
+
+
+def read_csv(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:
+    """One document a row; a header line names the columns. `.tsv` is separated by tabs; null bytes are left out."""
+    csv.field_size_limit(LONGEST_CSV_FIELD)  # the default of 128 KiB refuses long documents
+    lines = (line.replace("\0", "") for line in _lines(stream, newline=""))
+    rows = csv.DictReader(lines, delimiter="\t" if ".tsv" in Path(name).suffixes else ",")
+    if field not in (rows.fieldnames or ()):
+        raise SourceError(f"{name}: no column {field!r}; got {', '.join(rows.fieldnames or ())}\nhint: set `field:`")
+    for number, row in enumerate(rows, start=1):
+        yield Passage(f"{name}:{number}", row[field] or "")
+
+
+def read_parquet(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:
+    """One document a row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(stream) as file:
+            if field not in file.schema_arrow.names:
+                columns = ", ".join(file.schema_arrow.names)
+                raise SourceError(f"{name}: no column {field!r}; got {columns}\nhint: set `field:`")
+            texts = (text for batch in file.iter_batches(columns=[field]) for text in batch.column(0).to_pylist())
+            for number, text in enumerate(texts, start=1):
+                yield Passage(f"{name}:{number}", text or "")
+    except pyarrow.ArrowInvalid as error:
+        raise SourceError(f"{name}: not Parquet ({error})\nhint: is the file complete?") from error
+
+
+def read_html(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:  # noqa: ARG001 - all readers are called alike
+    """One document a page: its paragraphs of prose."""
+    yield Passage(name, html_text(text_of(stream.read())))
+
+
+READERS: dict[str, Reader] = {
+    "txt": read_txt,
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "html": read_html,
+}
+"""Format -> reader."""

@@ -1,0 +1,81 @@
+"""From a fetched source to documents."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmopt.data import documents
+from lmopt.data.archives import deb_members, tar_members, zip_members
+from lmopt.data.cache import Fetched, SourceError, files_of
+from lmopt.data.documents import Document
+from lmopt.data.formats import COMPRESSED, ENDINGS, READERS, Passage, format_of, opened
+from lmopt.data.packages import PACKAGES
+
+if TYPE_CHECKING:
+    from lmopt.data.spec import SourceOptions
+
+ARCHIVES = {".whl": zip_members, ".zip": zip_members, ".tgz": tar_members, ".tar": tar_members, ".deb": deb_members}
+
+
+def read(fetched: Fetched, options: SourceOptions) -> Iterator[Document]:
+    """Documents of a source in the order it holds them, up to `limit` bytes of text; empty ones are left out.
+
+    Raises:
+        SourceError: a file that cannot be read, or without the named field.
+    """
+    taken = 0
+    for passage in _passages(fetched, options):
+        if options.limit is not None and taken >= options.limit:
+            return
+        if not passage.text.strip():
+            continue
+        domain = options.domain or passage.domain or _default_domain(fetched)
+        document = documents.make(passage.text, domain=domain, source=fetched.source, provenance=passage.where)
+        taken += len(document.text.encode())
+        yield document
+
+
+def _passages(fetched: Fetched, options: SourceOptions) -> Iterator[Passage]:
+    path = fetched.path
+    if options.reader == "auto" and fetched.source in PACKAGES:
+        yield from PACKAGES[fetched.source].read(path)
+    elif path.suffix in ARCHIVES and not fetched.source.startswith("file:"):
+        yield from _members(path, options)
+    elif path.is_dir():
+        for file in files_of(path):
+            if _named_like_text(file.name):
+                yield from _file(file, str(file.relative_to(path)), options)
+    else:
+        yield from _file(path, path.name, options)
+
+
+def _file(path: Path, name: str, options: SourceOptions) -> Iterator[Passage]:
+    reader = format_of(name) if options.reader == "auto" else options.reader
+    with opened(path) as stream:
+        yield from READERS[reader](stream, name, options.field)
+
+
+def _members(path: Path, options: SourceOptions) -> Iterator[Passage]:
+    """The files of a package that are in the named format."""
+    endings = tuple(ending for ending, reader in ENDINGS.items() if reader == options.reader)
+    found = False
+    for name, content in ARCHIVES[path.suffix](path):
+        if name.endswith(endings):
+            found = True
+            yield from READERS[options.reader](io.BytesIO(content), name, options.field)
+    if not found:
+        raise SourceError(f"{path.name}: holds no file that ends in {', '.join(endings)}")
+
+
+def _named_like_text(name: str) -> bool:
+    return Path(name.removesuffix(".gz").removesuffix(".zst") if name.endswith(COMPRESSED) else name).suffix in ENDINGS
+
+
+def _default_domain(fetched: Fetched) -> str:
+    """The source's own name, as a domain label may be written."""
+    name = fetched.path.stem if fetched.source.startswith("file:") else fetched.source.partition(":")[2]
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower())
+    return name.strip("._-")[:64] or "text"

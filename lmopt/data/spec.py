@@ -1,0 +1,131 @@
+"""What a corpus is made of: its sources, its validation sets and its tokenizer, as plain frozen data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+
+from lmopt.data.formats import READERS
+from lmopt.data.packages import PACKAGES
+from lmopt.data.sources import Source, SourceError, parse
+from lmopt.quantities import Bytes, Count, Share
+from lmopt.recipe import Plain
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+MIN_VOCAB = 257
+"""256 bytes and the end-of-text token."""
+MAX_VOCAB = 1_000_000
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _checked_source(text: str) -> str:
+    try:
+        parse(text)
+    except SourceError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+SourceText = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_checked_source)]
+
+
+class SourceOptions(Plain):
+    """A source of text and how to read it."""
+
+    source: SourceText
+    """`hf:OWNER/NAME`, `file:PATH`, `pypi:NAME==VERSION`, `npm:NAME@VERSION`, `deb:NAME`, `stdlib:` or `hub:NAME`."""
+    reader: Literal["auto", "txt", "jsonl", "csv", "parquet", "html"] = "auto"
+    """Format of the text; `auto` goes by the package's name or the file's ending."""
+    field: Annotated[str, Field(min_length=1, max_length=200)] = "text"
+    """Column or key that holds the text (jsonl, csv, parquet, hf)."""
+    domain: Name | None = None
+    """Label of all documents; default: what the reader knows, or the source's name."""
+    limit: Bytes | None = None
+    """Stop after this many bytes of text (required for `hf:`)."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        source = parse(self.source)
+        if source.scheme == "hf" and self.limit is None:
+            raise ValueError(f"{self.source}: a hub data set needs a `limit`, for example `limit: 200MB`")
+        if not _has_reader(source, self.reader):
+            raise ValueError(
+                f"{self.source}: no reader is known for this package; "
+                f"known: {', '.join(sorted(PACKAGES))}. hint: name its format with `reader: {' | '.join(READERS)}`"
+            )
+        return self
+
+
+def _has_reader(source: Source, reader: str) -> bool:
+    return reader != "auto" or source.scheme in ("hf", "file", "hub") or source.label in PACKAGES
+
+
+class CorpusSource(SourceOptions):
+    """One part of the training text."""
+
+
+def _from_string(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+class _OrString:
+    """Tells the JSON Schema that a bare string is accepted too."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core)]}
+
+
+class Holdout(Plain):
+    """Documents held out of the corpus itself, chosen by the hash of their text."""
+
+    kind: Literal["holdout"] = "holdout"
+    name: Name = "holdout"
+    """Name of the validation set."""
+    share: Annotated[Share, Field(gt=0, le=0.5)] = 0.02
+    """Share of the distinct documents that are held out."""
+
+
+class ValidationSource(SourceOptions):
+    """A validation set from a source of its own; all of it is held out."""
+
+    kind: Literal["source"] = "source"
+    name: Name
+    """Name of the validation set."""
+
+
+Validation = Annotated[Holdout | ValidationSource, Field(discriminator="kind")]
+
+
+class Bpe(Plain):
+    """Byte-level byte-pair encoding trained on the training text only (Sennrich et al., arXiv 1508.07909)."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab: Annotated[Count, Field(ge=MIN_VOCAB, le=MAX_VOCAB)] = 2048
+    """Size of the vocabulary: 256 bytes, the end-of-text token and merges."""
+    sample: Bytes = 16_000_000
+    """Bytes of training text, chosen by document hash, that the merges are learnt from."""
+
+
+class Data(Plain):
+    """A corpus: where its text comes from, what is held out, how it is cut into tokens."""
+
+    corpus: Annotated[
+        tuple[Annotated[CorpusSource, BeforeValidator(_from_string), _OrString()], ...], Field(min_length=1)
+    ]
+    """Sources of the training text, in order; a bare string stands for a source with its defaults."""
+    validation: Annotated[tuple[Validation, ...], Field(min_length=1)] = (Holdout(),)
+    """Validation sets. Training documents that duplicate one of their documents are always dropped."""
+    tokenizer: Bpe = Bpe()
+    """The tokenizer, trained on the training text."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [entry.name for entry in self.validation]
+        if len(set(names)) < len(names):
+            raise ValueError(f"validation sets must have different names, got {', '.join(names)}")
+        if sum(entry.kind == "holdout" for entry in self.validation) > 1:
+            raise ValueError("at most one validation set of kind holdout")
+        return self
