@@ -5,23 +5,27 @@ The only module of `bench` that builds models, batches and corpora.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from lmopt.arch.transformer import Transformer
-from lmopt.compute import memory
+from bench.evaluate import perplexity
+from bench.evaluate.harness import TaskResults, evaluate_steps
+from bench.record import Reading
+from lmopt.compute.memory import tune_allocator
 from lmopt.data import corpus, shards, validation
 from lmopt.data.spec import Data
-from lmopt.data.validation import ValidationSet
 from lmopt.recipe import DataStep, Recipe, builder
 from lmopt.step import Step
 from lmopt.train import checkpoint, loop
+from lmopt.train.checkpoint import CheckpointError
 from lmopt.train.loop import TrainState
 
 
@@ -40,16 +44,17 @@ def prepare(spec: Mapping[str, Any], parents: Mapping[str, Path], out: Path) -> 
     yield from shards.build(source / "data", steps, out)
 
 
-def manifest(out: Path) -> dict[str, Any]:
-    """What was built in a data folder."""
-    import json
-
-    return json.loads((out / "manifest.json").read_text())
+def prepared(out: Path) -> dict[str, Any]:
+    """What was built in a data folder: the facts of its manifest that a record keeps."""
+    text = (out / "manifest.json").read_text()
+    facts: dict[str, Any] = json.loads(text)
+    kept = ("documents_in", "documents_out", "dropped", "bytes_in", "bytes_out", "tokens", "sources", "domains")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {name: facts[name] for name in kept if name in facts} | {"manifest_sha256": digest}
 
 
 def start(recipe: Recipe, *, seed: int, horizon: float) -> TrainState:
     """A model, its optimizer and schedule at step 0."""
-    memory.tune_allocator()
     return loop.start(recipe, seed=seed, horizon=horizon, device=device())
 
 
@@ -63,12 +68,10 @@ def train(state: TrainState, batches: Iterator[Tensor]) -> Iterator[Step]:
     return loop.train(state, batches)
 
 
-def endless(recipe: Recipe, data: Path, *, seed: int) -> Iterator[Step]:
-    """Training steps for timing only: the schedule never ends, nothing is kept."""
-    steps = itertools.count()
-    while True:
-        state = start(recipe, seed=seed + next(steps), horizon=1.0)
-        yield from train(state, batches(recipe, data, seed=seed))
+def timed(recipe: Recipe, data: Path, *, seed: int, steps: int) -> Iterator[Step]:
+    """So many training steps for the stopwatch; what they learn is thrown away."""
+    state = start(recipe, seed=seed, horizon=steps * recipe.batching.tokens / recipe.tokens)
+    return train(state, batches(recipe, data, seed=seed))
 
 
 def save(state: TrainState, folder: Path) -> None:
@@ -76,10 +79,15 @@ def save(state: TrainState, folder: Path) -> None:
     checkpoint.save(state, folder)
 
 
-def resume(folder: Path, recipe: Recipe) -> TrainState:
-    """The state of a checkpoint."""
-    memory.tune_allocator()
-    return checkpoint.load(folder, recipe, device())
+def resume(folder: Path, recipe: Recipe) -> TrainState | None:
+    """The state of the newest sound checkpoint; None where there is none, and training starts over."""
+    if not checkpoint.exists(folder):
+        return None
+    try:
+        return checkpoint.load(folder, recipe, device())
+    except CheckpointError as error:
+        print(f"starting over: {error}")
+        return None
 
 
 def save_model(state: TrainState, folder: Path) -> None:
@@ -87,12 +95,24 @@ def save_model(state: TrainState, folder: Path) -> None:
     checkpoint.save_model(state.model, state.recipe, folder)
 
 
-def load_model(folder: Path) -> Transformer:
-    """Trained weights for evaluation."""
-    memory.tune_allocator()
-    return checkpoint.load_model(folder, device())
+def validate(state: TrainState, corpus_folder: Path) -> Iterator[tuple[str, dict[str, Reading]]]:
+    """Loss, perplexity and bits per byte on each validation set of the corpus, in the precision of training."""
+    for name in validation.names(corpus_folder):
+        found = perplexity.validate(state.model, validation.load(corpus_folder, name), forward=state.compute.forward)
+        yield name, found
 
 
-def validation_sets(corpus_folder: Path) -> dict[str, ValidationSet]:
-    """Every validation set of a corpus, by name."""
-    return {name: validation.load(corpus_folder, name) for name in validation.names(corpus_folder)}
+def evaluate(
+    recipe: Recipe, model_folder: Path, corpus_folder: Path, spec: Mapping[str, Any]
+) -> Generator[Step, None, TaskResults]:
+    """Downstream tasks on a trained model, in the precision of its training."""
+    tune_allocator()
+    forward = builder(recipe.precision)(recipe.precision, device()).forward
+    return evaluate_steps(
+        checkpoint.load_model(model_folder, device()),
+        Tokenizer.from_file(str(corpus_folder / "tokenizer.json")),
+        spec["tasks"],
+        limit=spec["limit"],
+        corpus=corpus_folder,
+        forward=forward,
+    )

@@ -1,0 +1,278 @@
+"""One function a kind of case: pull the work from `workloads`, under instruments, and return what was found.
+
+Building, warming up and compiling lie outside the measuring window; so do validation and loading.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import workloads
+from bench.casefolder import Job, Outcome, Progress
+from bench.evaluate import items
+from bench.evaluate.harness import TaskResults
+from bench.instruments import flops
+from bench.instruments.clock import Stall
+from bench.instruments.flops import FlopCounts
+from bench.instruments.table import Window
+from bench.record import Reading, missing, reading
+from bench.trainlog import TrainLog
+from lmopt.recipe import Recipe
+from lmopt.step import Step
+from lmopt.train.loop import TrainState
+
+CHECKPOINT_EVERY_S = 20.0
+"""Training time that a killed process may lose."""
+WARMUP_STEPS = 3
+
+stop_requested = threading.Event()
+"""Set by the signal handler of the worker; looked at between two steps."""
+
+
+class Interrupted(Exception):
+    """The case was asked to stop and has saved what it needs to continue."""
+
+
+def _parents(job: Job) -> dict[str, Path]:
+    return {case: Path(folder) for case, folder in job.parents.items()}
+
+
+def _stop_if_asked() -> None:
+    if stop_requested.is_set():
+        raise Interrupted
+
+
+# --- prepare -------------------------------------------------------------------------------------
+
+
+def prepare(job: Job, folder: Path) -> Outcome:
+    """Build a corpus or its shards; an interrupted one starts over."""
+    out = folder / "data"
+    window = Window(device="cpu", idle_power_w=job.idle_power_w)
+    progress = Progress(folder, unit="units")
+    stage: str = job.case.spec["stage"]
+    window.start()
+    for step in workloads.prepare(job.case.spec, _parents(job), out):
+        progress.show(step.index, phase=stage)
+        _stop_if_asked()
+    metrics = window.stop()
+    metrics["prepare_time_s"] = reading(window.duration_s, "s", "timed", "host")
+    metrics["prepare_flops"] = reading(0, "FLOP", "counted")
+    return Outcome(status="ok", metrics=metrics, detail={"stage": stage, **workloads.prepared(out)})
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def train(job: Job, folder: Path) -> Outcome:
+    """Train to the horizon, then validate; continues from a checkpoint that is there."""
+    recipe, seed, horizon = _training_of(job)
+    data = _shards_folder(job)
+    window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
+    window.before_model()
+    state, log = _start_or_resume(recipe, seed, horizon, folder)
+    counts = flops.count(state.model, recipe)
+    compile_s = _warm_up(recipe, seed, data)
+    batches = Stall(workloads.batches(recipe, data, seed=seed, start_step=state.step))
+    log.begin(total_tokens=state.total_steps * recipe.batching.tokens, flops_per_token=counts.train_flops_per_token)
+    window.start()
+    _pull(workloads.train(state, batches), state, log, window, folder)
+    metrics = window.stop()
+    workloads.save_model(state, folder / "model")
+
+    metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
+    metrics |= _validation_metrics(job, state, folder)
+    detail = {
+        "tokens": log.tokens,
+        "steps": state.total_steps,
+        "curve": log.points,
+        "counts": counts.to_dict(),
+        "router": state.model.report(),
+        "data_stall_s": batches.seconds,
+        "sensors": window.findings,
+    }
+    return Outcome(status="ok", segments=log.segments, metrics=metrics, detail=detail)
+
+
+def _training_of(job: Job) -> tuple[Recipe, int, float]:
+    case = job.case
+    assert case.recipe is not None
+    assert case.seed is not None
+    assert case.horizon is not None
+    return case.recipe, case.seed, case.horizon
+
+
+def _shards_folder(job: Job) -> Path:
+    return _parents(job)[job.case.parents[0]] / "data"
+
+
+def _start_or_resume(recipe: Recipe, seed: int, horizon: float, folder: Path) -> tuple[TrainState, TrainLog]:
+    log = TrainLog(folder / "checkpoint")
+    state = workloads.resume(folder / "checkpoint", recipe)
+    if state is None:
+        return workloads.start(recipe, seed=seed, horizon=horizon), log
+    log.restore(state.step * recipe.batching.tokens)
+    return state, log
+
+
+def _warm_up(recipe: Recipe, seed: int, data: Path) -> float:
+    """A few steps of a throw-away model: first allocations, kernel choices, compilation. Returns compiling seconds."""
+    state = workloads.start(recipe, seed=seed, horizon=WARMUP_STEPS * recipe.batching.tokens / recipe.tokens)
+    steps = workloads.train(state, workloads.batches(recipe, data, seed=seed))
+    return sum(step.notes.get("compile_time_s", 0.0) for step in steps)
+
+
+def _pull(steps: Iterator[Step], state: TrainState, log: TrainLog, window: Window, folder: Path) -> None:
+    """Pull every step, timing each; saves a checkpoint now and then, and when asked to stop."""
+    progress = Progress(folder, total=state.total_steps)
+    before_s = saved_s = time.perf_counter()
+    for step in steps:
+        now_s = time.perf_counter()
+        log.add(step, now_s - before_s)
+        energy = window.energy_so_far()
+        progress.show(
+            step.index,
+            loss=step.loss,
+            tokens_per_s=step.tokens / (now_s - before_s),
+            energy_j=energy.value,
+            energy_grade=energy.grade,
+        )
+        if stop_requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
+            workloads.save(state, folder / "checkpoint")
+            log.save()
+            saved_s = time.perf_counter()
+            _stop_if_asked()
+        before_s = time.perf_counter()
+
+
+def _training_metrics(
+    job: Job, counts: FlopCounts, log: TrainLog, compile_s: float, energy: Reading
+) -> dict[str, Reading]:
+    """FLOPs by count, times by stopwatch, joules a token, share of the machine's peak."""
+    model_flops = counts.train_model_flops_per_token * log.tokens
+    step_s = statistics.median(log.durations_s) if log.durations_s else None
+    metrics = {
+        "train_flops": reading(counts.train_flops_per_token * log.tokens, "FLOP", "counted"),
+        "train_model_flops": reading(model_flops, "FLOP", "counted"),
+        "train_flops_per_token": reading(counts.train_flops_per_token, "FLOP/token", "counted"),
+        "infer_flops_per_token": reading(counts.infer_flops_per_token, "FLOP/token", "counted"),
+        "train_time_s": reading(log.elapsed_s, "s", "timed", "host"),
+        "tokens_per_s": reading(log.tokens / log.elapsed_s, "token/s", "timed", "host"),
+        "step_time_s": reading(step_s, "s", "timed", "host"),
+        "compile_time_s": reading(compile_s, "s", "timed", "host"),
+        "params_total": reading(counts.params_total, "1", "counted"),
+        "params_active": reading(counts.params_active, "1", "counted"),
+        "mfu": missing("1", "the peak of this machine was not measured"),
+    }
+    if job.flops_per_s_peak:
+        metrics["mfu"] = reading(model_flops / log.elapsed_s / job.flops_per_s_peak, "1", "timed", "host")
+    if energy.value is None or energy.grade is None:
+        metrics["energy_j_per_token"] = missing("J/token", energy.reason or "no energy", energy.scope)
+    else:
+        metrics["energy_j_per_token"] = reading(energy.value / log.tokens, "J/token", energy.grade, energy.scope)
+    return metrics
+
+
+def _validation_metrics(job: Job, state: TrainState, folder: Path) -> dict[str, Reading]:
+    """Loss on the held-out text: of the first validation set under the plain names, of the others under their own."""
+    metrics: dict[str, Reading] = {}
+    progress = Progress(folder, unit="validation sets")
+    corpus = _parents(job)[job.case.parents[-1]] / "data"
+    for index, (name, found) in enumerate(workloads.validate(state, corpus)):
+        progress.show(index + 1, phase=f"validating on {name}")
+        metrics |= found if index == 0 else {f"{metric}/{name}": value for metric, value in found.items()}
+    return metrics
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+def evaluate(job: Job, folder: Path) -> Outcome:
+    """Downstream tasks on the parent's model, item by item."""
+    assert job.case.recipe is not None
+    model_folder, corpus = (_parents(job)[parent] for parent in job.case.parents)
+    progress = Progress(folder, unit="batches")
+    results = yield_progress(
+        workloads.evaluate(job.case.recipe, model_folder / "model", corpus / "data", job.case.spec), progress
+    )
+    digest = items.write(folder / "items.parquet", results.rows)
+    detail = {"tasks": results.detail(), "items_sha256": digest}
+    return Outcome(status="ok", metrics=results.readings(), detail=detail)
+
+
+def yield_progress(steps: Generator[Step, None, TaskResults], progress: Progress) -> TaskResults:
+    """Pull a generator to its end, showing each step; returns what it returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        progress.show(step.index, phase="evaluating")
+        _stop_if_asked()
+
+
+# --- timing --------------------------------------------------------------------------------------
+
+
+def timing(job: Job, folder: Path) -> Outcome:
+    """Steps of an arm and of its reference in turn, A B B A, in this one process: what drifts hits both alike."""
+    spec = job.case.spec
+    assert job.case.recipe is not None
+    recipes = {"reference": Recipe.model_validate(spec["reference"]), "arm": job.case.recipe}
+    data = _shards_folder(job)
+    half = max(1, spec["steps"] // 2)
+    total = spec["warmup"] + 2 * half * spec["blocks"]
+    pulled = {
+        side: workloads.timed(recipe, data, seed=job.case.seed or 0, steps=total) for side, recipe in recipes.items()
+    }
+    progress = Progress(folder, total=spec["blocks"], unit="blocks")
+    compile_s = sum(_drop(steps, spec["warmup"]) for steps in pulled.values())
+    blocks: list[dict[str, Any]] = []
+    for number in range(spec["blocks"]):
+        blocks.append(_block(pulled, half))
+        progress.show(number + 1, phase="timing")
+        _stop_if_asked()
+    ratios = [block["arm_s"] / block["reference_s"] for block in blocks]
+    tokens = recipes["arm"].batching.tokens
+    step_s = statistics.median(block["arm_s"] for block in blocks)
+    metrics = {
+        "step_time_s": reading(step_s, "s", "timed", "host"),
+        "step_time_ratio": reading(statistics.geometric_mean(ratios), "1", "timed", "host"),
+        "tokens_per_s": reading(tokens / step_s, "token/s", "timed", "host"),
+        "compile_time_s": reading(compile_s, "s", "timed", "host"),
+    }
+    detail = {
+        "against": spec["against"],
+        "blocks": blocks,
+        "tokens_per_step": tokens,
+        "reference_tokens_per_step": recipes["reference"].batching.tokens,
+    }
+    return Outcome(status="ok", metrics=metrics, detail=detail)
+
+
+def _drop(steps: Iterator[Step], count: int) -> float:
+    """Pull steps that are not timed; returns the seconds of compiling among them."""
+    return sum(next(steps).notes.get("compile_time_s", 0.0) for _ in range(count))
+
+
+def _block(pulled: Mapping[str, Iterator[Step]], half: int) -> dict[str, Any]:
+    """Mean seconds (and joules, where a counter can tell) a step of each side in the order A B B A."""
+    found: dict[str, Any] = {}
+    sums: dict[str, list[tuple[float, float | None]]] = {"reference": [], "arm": []}
+    for side in ("reference", "arm", "arm", "reference"):
+        window = Window(device=str(workloads.device()))
+        window.start()
+        for _ in range(half):
+            next(pulled[side])
+        energy = window.stop()["energy_j"]
+        sums[side].append((window.duration_s, energy.value if energy.grade in ("counter", "integrated") else None))
+    for side, parts in sums.items():
+        joules = [joule for _, joule in parts if joule is not None]
+        found[f"{side}_s"] = sum(seconds for seconds, _ in parts) / (2 * half)
+        found[f"{side}_j"] = sum(joules) / (2 * half) if len(joules) == len(parts) else None
+    return found

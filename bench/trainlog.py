@@ -1,0 +1,75 @@
+"""What the harness itself remembers of a training: the loss curve, the time of each step, how often it was resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.casefolder import write_atomically
+from lmopt.step import Step
+
+CURVE_POINTS = 60
+
+
+class TrainLog:
+    """Grows step by step; saved beside each checkpoint, so that a resumed training keeps its curve."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._path = checkpoint / "harness.json"
+        self.segments = 1
+        """Processes this training took so far."""
+        self.elapsed_s = 0.0
+        """Seconds of training in all processes, compilation left out."""
+        self.compile_s = 0.0
+        self.tokens = 0
+        """Tokens trained on."""
+        self.durations_s: list[float] = []
+        """Seconds of each step of this process."""
+        self.points: list[dict[str, Any]] = []
+        """The loss curve: each point the mean loss over the steps since the last."""
+        self._losses: list[float] = []
+        self._every = 1
+        self._flops_per_token = 0.0
+
+    def restore(self, tokens: int) -> None:
+        """Continue after `tokens` of training; what was logged beyond them is forgotten."""
+        try:
+            kept: Mapping[str, Any] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            kept = {}
+        self.tokens = tokens
+        self.segments = int(kept.get("segments", 1)) + 1
+        self.elapsed_s = float(kept.get("elapsed_s", 0.0))
+        self.points = [point for point in kept.get("points", []) if point["tokens"] <= tokens]
+
+    def begin(self, *, total_tokens: int, flops_per_token: float) -> None:
+        """Say how long the training is, so that the curve gets some sixty points."""
+        self._every = max(1, total_tokens // CURVE_POINTS)
+        self._flops_per_token = flops_per_token
+
+    def add(self, step: Step, duration_s: float) -> None:
+        """A finished step and the seconds it took."""
+        compile_s = step.notes.get("compile_time_s", 0.0)
+        self.compile_s += compile_s
+        self.durations_s.append(duration_s - compile_s)
+        self.elapsed_s += duration_s - compile_s
+        before, self.tokens = self.tokens, self.tokens + step.tokens
+        if step.loss is not None:
+            self._losses.append(step.loss)
+        if self._losses and self.tokens // self._every > before // self._every:
+            self.points.append(
+                {
+                    "tokens": self.tokens,
+                    "loss": sum(self._losses) / len(self._losses),
+                    "train_flops": self.tokens * self._flops_per_token,
+                    "seconds": self.elapsed_s,
+                }
+            )
+            self._losses.clear()
+
+    def save(self) -> None:
+        """Write beside the checkpoint that was just saved."""
+        kept = {"segments": self.segments, "elapsed_s": self.elapsed_s, "points": self.points}
+        write_atomically(self._path, json.dumps(kept))
