@@ -133,7 +133,9 @@ def from_line(line: str, where: str) -> Record:
             "hint: judge it with the version that wrote it"
         )
     if fields.get("sha256") != _digest(fields):
-        raise RecordError(f"{where}: content does not match its sha256 (edited by hand or damaged); hint: run the case again")
+        raise RecordError(
+            f"{where}: content does not match its sha256 (edited by hand or damaged); hint: run the case again"
+        )
     try:
         return Record.model_validate(fields)
     except ValidationError as error:
@@ -147,12 +149,14 @@ def _refuse_constant(name: str) -> float:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one record and flush it to the disk. A half-written last line (a killed writer) is closed first."""
+    """Add one record and flush it to the disk; what a killed writer left of a half-written one is cut off first."""
     with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        file.seek(0)
+        *finished, rest = file.read().split(b"\n")
+        if rest:
+            whole = _whole_record(rest)
+            file.truncate(sum(len(line) + 1 for line in finished) + (len(rest) if whole else 0))
+            file.write(b"\n" if whole else b"")
         file.write(to_line(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -161,28 +165,39 @@ def append(path: Path, record: Record) -> None:
 def read(path: Path) -> list[Record]:
     """Every record of a file, in order.
 
-    A last line without its newline is what a killed writer leaves: it is left out. Anything else that does not
-    parse or verify is an error.
+    A last line without its newline is what a killed writer leaves: unless it is whole, it is left out. Anything else
+    that does not parse or verify is an error.
 
     Raises:
         RecordError: the file is missing, unreadable, or holds a line that cannot be trusted.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        *finished, rest = path.read_bytes().split(b"\n")
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 at byte {error.start}") from error
-    lines = text.split("\n")
-    finished, rest = lines[:-1], lines[-1]
-    records = [from_line(line, f"{path}:{n}") for n, line in enumerate(finished, 1) if line.strip()]
-    if rest.strip():
-        try:
-            records.append(from_line(rest, f"{path}:{len(lines)}"))
-        except RecordError:
-            pass  # torn by a kill: the case counts as not finished
+    records = [
+        from_line(_text(line, f"{path}:{n}"), f"{path}:{n}") for n, line in enumerate(finished, 1) if line.strip()
+    ]
+    torn = _whole_record(rest) if rest else None
+    if torn is not None:
+        records.append(torn)
     _refuse_contradictions(path, records)
     return records
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{where}: not UTF-8 at byte {error.start}; hint: remove the line and run again") from error
+
+
+def _whole_record(line: bytes) -> Record | None:
+    """The record in an unfinished last line, if all of it reached the disk."""
+    try:
+        return from_line(_text(line, "last line"), "last line")
+    except RecordError:
+        return None
 
 
 def _refuse_contradictions(path: Path, records: Iterable[Record]) -> None:
