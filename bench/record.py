@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -151,15 +151,25 @@ def _refuse_constant(name: str) -> float:
 def append(path: Path, record: Record) -> None:
     """Add one record and flush it to the disk; what a killed writer left of a half-written one is cut off first."""
     with path.open("ab+") as file:
-        file.seek(0)
-        *finished, rest = file.read().split(b"\n")
-        if rest:
-            whole = _whole_record(rest)
-            file.truncate(sum(len(line) + 1 for line in finished) + (len(rest) if whole else 0))
-            file.write(b"\n" if whole else b"")
+        _close_last_line(file)
         file.write(to_line(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _close_last_line(file: BinaryIO) -> None:
+    """Leave the file empty or ending in a newline."""
+    if file.tell() == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    *finished, rest = file.read().split(b"\n")
+    if _whole_record(rest):
+        file.write(b"\n")
+    else:
+        file.truncate(sum(len(line) + 1 for line in finished))
 
 
 def read(path: Path) -> list[Record]:
