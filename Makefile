@@ -26,6 +26,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.installed-dev
+	LMBENCH_UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py -k documented
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
