@@ -36,18 +36,30 @@ class RunResult:
     """Report files."""
 
 
-def plan(suite: Suite | Path | str, *, calibrate: bool = True) -> Plan:
+def plan(suite: Suite | Path | str, *, calibrate: bool = True, budget: str | None = None) -> Plan:
     """What a suite would run here and what it would cost.
 
     Args:
         suite: a loaded suite, or the path of one.
         calibrate: measure this machine for a few seconds if it was not measured before.
+        budget: cut the study to this much (see `bench.budget`).
 
     Raises:
         SuiteError: the suite is invalid.
+        BudgetError: the budget cannot be read, or nothing fits it.
     """
-    loaded = suite if isinstance(suite, Suite) else load_suite(Path(suite))
-    return make_plan(loaded, this_machine(calibrate=calibrate))
+    machine = this_machine(calibrate=calibrate)
+    return make_plan(_cut(_loaded(suite), machine, budget)[0], machine)
+
+
+def _loaded(suite: Suite | Path | str) -> Suite:
+    return suite if isinstance(suite, Suite) else load_suite(Path(suite))
+
+
+def _cut(suite: Suite, machine: Machine, budget: str | None) -> tuple[Suite, list[str]]:
+    from bench.budget import fit, parse_budget
+
+    return fit(suite, machine, parse_budget(budget)) if budget else (suite, [])
 
 
 def this_machine(*, calibrate: bool) -> Machine:
@@ -71,6 +83,7 @@ def run(
     suite: Suite | Path | str,
     *,
     out: Path | str | None = None,
+    budget: str | None = None,
     executor: Executor | None = None,
     display: Display | None = None,
 ) -> RunResult:
@@ -79,6 +92,7 @@ def run(
     Args:
         suite: a loaded suite, or the path of one.
         out: the run folder; default `results/<suite>/<hash of suite, version and machine class>`.
+        budget: cut the study to this much; default: the suite's own `budget`, if it has one.
         executor: where cases run; default this machine.
         display: who is shown the progress; default stderr.
 
@@ -94,10 +108,14 @@ def run(
     from bench.instruments.table import idle_power_w, open_sensors
     from bench.machine import environment, fingerprint
 
-    loaded = suite if isinstance(suite, Suite) else load_suite(Path(suite))
-    planned = plan(loaded)
+    machine = this_machine(calibrate=True)
+    whole = _loaded(suite)
+    loaded, cuts = _cut(whole, machine, budget or whole.budget)
+    planned = make_plan(loaded, machine)
     folder = Path(out) if out else Path("results") / loaded.suite / planned.run
     shown = display or open_display()
+    for cut in cuts:
+        shown.note(f"budget: {cut}")
     with runner.locked(folder):
         found = environment(fingerprint(), open_sensors())
         runner.adopt(folder, planned, loaded.resolved_yaml(), found)

@@ -1,0 +1,132 @@
+"""Cut a study to what fits: `--budget 30min`, `--budget 5M tokens`, `--budget 1e15 FLOP`.
+
+First whole seeds go, from the last, down to two (a single seed has no interval); then every scale's tokens shrink by
+one factor, for all arms alike. What was cut is said before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.plan import Machine, Plan, make_plan
+from bench.suite import Suite
+from lmopt.quantities import human_count, human_seconds, parse_count, parse_duration_s
+
+MIN_SEEDS = 2
+"""Below two seeds there is no spread and so no interval: tokens are cut before that."""
+OVERHEAD = 1.35
+"""Preparation, validation, evaluation and loading, as a factor on the time of training and timing."""
+MIN_STEPS = 20
+"""A training shorter than this says nothing about any technique."""
+
+
+class BudgetError(ValueError):
+    """A budget that cannot be read, or that no part of the study fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An upper bound on a whole study."""
+
+    amount: float
+    kind: Literal["time_s", "tokens", "flops"]
+
+    def words(self) -> str:
+        """`30m 0s`, `5M tokens` or `1e+15 FLOP`."""
+        if self.kind == "time_s":
+            return human_seconds(self.amount)
+        return f"{human_count(self.amount)} tokens" if self.kind == "tokens" else f"{self.amount:.3g} FLOP"
+
+
+def parse_budget(text: str) -> Budget:
+    """Read an amount with its unit.
+
+    Raises:
+        BudgetError: not a positive time, number of tokens or number of FLOPs.
+    """
+    wrong = BudgetError(f"budget {text!r} is not understood; hint: write 30min, 2h, 5M tokens or 1e15 FLOP")
+    match = re.fullmatch(r"\s*(\S+?)\s*(tokens?|flops?)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise wrong
+    try:
+        if match[2] is None:
+            amount, kind = parse_duration_s(match[1]), "time_s"
+        else:
+            amount = parse_count(match[1])
+            kind = "tokens" if match[2].lower().startswith("token") else "flops"
+    except ValueError:
+        raise wrong from None
+    if amount <= 0:
+        raise wrong
+    return Budget(float(amount), kind)
+
+
+def fit(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, list[str]]:
+    """The suite cut to the budget, and a line for each cut.
+
+    Raises:
+        BudgetError: not even the shortest form of the study fits, or its time cannot be estimated.
+    """
+    notes: list[str] = []
+    spent = _spent(make_plan(suite, machine), budget)
+    while spent > budget.amount and len(suite.over.seed) > MIN_SEEDS:
+        notes = [f"seeds cut to {', '.join(map(str, suite.over.seed[:-1]))}"]
+        suite = suite.with_over(seed=suite.over.seed[:-1])
+        spent = _spent(make_plan(suite, machine), budget)
+    if spent > budget.amount:
+        suite, note = _with_fewer_tokens(suite, machine, budget)
+        notes.append(note)
+    return suite, notes
+
+
+def _spent(plan: Plan, budget: Budget) -> float:
+    """What a plan takes, in the budget's unit."""
+    if budget.kind == "flops":
+        return sum(case.estimate.train_flops or 0.0 for case in plan.cases)
+    if budget.kind == "tokens":
+        return sum(
+            case.recipe.steps(case.horizon) * case.recipe.batching.tokens
+            for case in plan.cases
+            if case.kind == "train" and case.recipe and case.horizon
+        )
+    times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "timing")]
+    if None in times:
+        raise BudgetError(
+            "the time of this study is not known here; hint: let lmbench calibrate, or give tokens or FLOP"
+        )
+    return OVERHEAD * sum(time_s for time_s in times if time_s is not None)
+
+
+def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, str]:
+    """Every scale's tokens times the largest factor that fits, found by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        factor = (low + high) / 2
+        try:
+            fits = _spent(make_plan(_scaled(suite, factor), machine), budget) <= budget.amount
+        except BudgetError as error:
+            if "known here" in str(error):
+                raise
+            fits = False
+        low, high = (factor, high) if fits else (low, factor)
+    if low == 0.0:
+        raise BudgetError(f"nothing of this study fits {budget.words()}; hint: give more, or choose a smaller scale")
+    return _scaled(suite, low), f"training tokens cut to {100 * low:.1f} % of what the suite asks for"
+
+
+def _scaled(suite: Suite, factor: float) -> Suite:
+    """All scales with `factor` times their tokens, in whole steps.
+
+    Raises:
+        BudgetError: a training would have fewer than MIN_STEPS steps.
+    """
+    scales = []
+    for scale in suite.over.scale:
+        recipe = suite.resolve(suite.baseline.name, scale.name)
+        steps = int(factor * recipe.steps(1.0))
+        if steps < MIN_STEPS:
+            raise BudgetError(f"scale {scale.name} would train for {steps} steps only")
+        scales.append(scale.model_copy(update={"tokens": steps * recipe.batching.tokens}))
+    return suite.with_over(scale=tuple(scales))
