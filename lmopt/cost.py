@@ -14,6 +14,9 @@ from lmopt.recipe import Moe, Recipe, Relu2, SwiGlu
 ATTENTION_BACKWARD_EXECUTED = 2.5
 """Backward over forward of a fused attention kernel: five products against two, because it computes the scores again
 instead of keeping them (Dao et al., arXiv 2205.14135, section 3.1 and algorithm 4)."""
+KEPT_PROBABILITIES_LENGTH = 1024
+"""Longest sequence whose attention probabilities a CPU keeps for backward (lmopt.arch.causal) instead of computing
+the scores again. Twelve heads of 1,024 tokens keep 13 MiB a sequence and layer in bfloat16."""
 BACKWARD_MODEL = 2.0
 """Backward over forward of a product y = x W: one product for x's gradient, one for W's (Kaplan et al., 2001.08361)."""
 
@@ -62,7 +65,7 @@ class TrainFlops:
     """Forward and backward FLOPs a token."""
 
     executed: float
-    """As the kernels do it: attention's backward computes the scores again."""
+    """As the kernels do it: where attention does not keep its probabilities, backward computes the scores again."""
     model: float
     """As the mathematics needs it: backward = 2 x forward (PaLM's convention, arXiv 2204.02311, appendix B)."""
 
@@ -134,20 +137,26 @@ def forward_flops(recipe: Recipe, length: int) -> Flops:
     )
 
 
-def train_flops(recipe: Recipe, length: int) -> TrainFlops:
-    """Forward and backward FLOPs of one sequence of `length` tokens."""
+def keeps_probabilities(device: str, length: int) -> bool:
+    """Whether attention on this kind of device (`cpu`, `cuda`) keeps its probabilities for backward."""
+    return device == "cpu" and length <= KEPT_PROBABILITIES_LENGTH
+
+
+def train_flops(recipe: Recipe, length: int, device: str = "cpu") -> TrainFlops:
+    """Forward and backward FLOPs of one sequence of `length` tokens on a kind of device (`cpu`, `cuda`)."""
     forward = forward_flops(recipe, length)
     linear = (1 + BACKWARD_MODEL) * forward.linear
+    backward = BACKWARD_MODEL if keeps_probabilities(device, length) else ATTENTION_BACKWARD_EXECUTED
     return TrainFlops(
-        executed=linear + (1 + ATTENTION_BACKWARD_EXECUTED) * forward.attention,
+        executed=linear + (1 + backward) * forward.attention,
         model=linear + (1 + BACKWARD_MODEL) * forward.attention,
     )
 
 
-def train_flops_per_token(recipe: Recipe) -> TrainFlops:
-    """Training FLOPs a token, at the length of the recipe's batches."""
+def train_flops_per_token(recipe: Recipe, device: str = "cpu") -> TrainFlops:
+    """Training FLOPs a token, at the length of the recipe's batches, on a kind of device (`cpu`, `cuda`)."""
     length = recipe.batching.length
-    sequence = train_flops(recipe, length)
+    sequence = train_flops(recipe, length, device)
     return TrainFlops(sequence.executed / length, sequence.model / length)
 
 
@@ -180,14 +189,15 @@ def peak_memory_bytes(recipe: Recipe) -> int:
     """
     held, model = parameters(recipe), recipe.model
     bytes_per_number = 2 if recipe.precision.kind == "bf16" else 4
-    sequences = recipe.batching.micro_sequences or recipe.batching.sequences
+    sequences, length = recipe.batching.micro_sequences or recipe.batching.sequences, recipe.batching.length
     per_token = (
         2 * model.width  # residual stream before each half of a block
         + 2 * model.width  # normalised inputs of the two halves
         + (2 * model.heads + 3 * model.key_heads) * model.head_width  # projections, turned queries and keys
         + model.width  # attention's output
         + ffn_cost(recipe.ffn, model.width).activations_per_token
+        + (model.heads * length * 5 // 8 if keeps_probabilities("cpu", length) else 0)  # causal half, by blocks
     )
-    activations = sequences * recipe.batching.length * (model.layers * per_token + 4 * model.width)
+    activations = sequences * length * (model.layers * per_token + 4 * model.width)
     weights = held.total * (4 + 4 + 8 + (bytes_per_number if bytes_per_number < 4 else 0))
     return weights + activations * bytes_per_number + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding

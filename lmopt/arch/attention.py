@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch.causal import causal_attention
 from lmopt.arch.norm import RmsNorm
+from lmopt.cost import keeps_probabilities
 from lmopt.recipe import Model
 
 
@@ -39,7 +41,7 @@ def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(C)) V, causal, through the fused kernel of the device."""
+    """softmax(Q K^T / sqrt(C)) V, causal."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -61,7 +63,15 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
         q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, cos_TC, sin_TC)
-        y_BHTC = nn.functional.scaled_dot_product_attention(
-            q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=self.key_heads != self.heads
-        )
-        return self.output(y_BHTC.transpose(1, 2).flatten(2))
+        return self.output(attend(q_BHTC, k_BKTC, v_BKTC).flatten(2))
+
+
+def attend(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
+    """Causal attention by the kernel that is fastest on the tensors' device: B x T x H x C."""
+    if keeps_probabilities(q_BHTC.device.type, q_BHTC.shape[2]):
+        keep = torch.is_grad_enabled() and (q_BHTC.requires_grad or k_BKTC.requires_grad or v_BKTC.requires_grad)
+        return causal_attention(q_BHTC, k_BKTC, v_BKTC, keep)[0]
+    grouped = k_BKTC.shape[1] != q_BHTC.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=grouped
+    ).transpose(1, 2)

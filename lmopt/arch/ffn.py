@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lmopt.arch.activation import relu2, swiglu
 from lmopt.recipe import Model, Relu2, SwiGlu
 
 
@@ -19,8 +20,7 @@ class SwiGluFfn(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(nn.functional.silu(gate_BTF) * up_BTF), None
+        return self.down(swiglu(self.gate_up(x_BTD))), None
 
 
 class Relu2Ffn(nn.Module):
@@ -32,7 +32,7 @@ class Relu2Ffn(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
-        return self.down(nn.functional.relu(self.up(x_BTD)).square()), None
+        return self.down(relu2(self.up(x_BTD))), None
 
 
 def build(config: SwiGlu | Relu2, model: Model) -> nn.Module:

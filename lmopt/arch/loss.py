@@ -20,21 +20,22 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def forward(ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, chunk: int) -> Tensor:
         weight = weight_VD.to(dtype)
         count = (targets_N != IGNORED).sum().clamp(min=1)
-        total = torch.zeros((), device=x_ND.device)
+        high = torch.promote_types(x_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=high, device=x_ND.device)
         wants_grad = any(ctx.needs_input_grad)
         grad_x_ND = torch.empty(x_ND.shape, dtype=dtype, device=x_ND.device) if wants_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD) if wants_grad else None
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
-            log_p = torch.log_softmax(torch.mm(x, weight.T).float(), dim=-1)
+            log_p = torch.log_softmax(torch.mm(x, weight.T).to(high), dim=-1)
             kept = targets != IGNORED
             index = targets.clamp(min=0)[:, None]
             total -= (log_p.gather(1, index)[:, 0] * kept).sum()
             if grad_x_ND is None or grad_weight_VD is None:
                 continue
-            p = log_p.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=log_p.dtype))
-            p = p.mul_((kept / count)[:, None]).to(dtype)
+            p = log_p.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=high))
+            p = p.mul_((kept.to(high) / count)[:, None]).to(dtype)
             torch.mm(p, weight, out=grad_x_ND[rows])
             grad_weight_VD += torch.mm(p.T, x)
         if wants_grad:

@@ -1,0 +1,119 @@
+"""Causal attention on a CPU: matrix products over blocks of queries, probabilities kept for backward.
+
+Torch's fused CPU kernel spends most of its time outside the matrix units, and its backward computes the scores again:
+at 8 sequences of 256 tokens in bfloat16 it takes four times as long as this. The price is memory, half of heads x
+length x length numbers a sequence, so longer sequences than `cost.KEPT_PROBABILITIES_LENGTH` go to the fused one.
+
+Both directions are operators of their own, so that a FLOP counter sees one product-bearing operation, length x length,
+as it does for a fused kernel (letters: see transformer.py; G query heads share a key head, R = G x rows of a block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+"""Queries handled at once: a block sees only the keys up to its end, which skips most of the masked half. Measured on
+a CPU with AVX512-BF16: 64 and 128 equal at 256 tokens, 128 to 256 best at 512 and more."""
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, BLOCK):
+        yield start, min(start + BLOCK, length)
+
+
+def _kept(length: int) -> int:
+    """Probabilities kept for one head of one sequence."""
+    return sum((end - start) * end for start, end in _blocks(length))
+
+
+def _group(x_BHTC: Tensor, key_heads: int, rows: slice) -> Tensor:
+    """A block of rows of all heads that share a key head, one matrix each: (B K) x R x C."""
+    batch, heads, _, width = x_BHTC.shape
+    return x_BHTC[:, :, rows].reshape(batch * key_heads, heads // key_heads * (rows.stop - rows.start), width)
+
+
+@torch.library.custom_op("lmopt::causal_attention", mutates_args=())
+def causal_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(C)) V where no query sees a later key.
+
+    Returns the result as B x T x H x C and, if `keep`, the probabilities of all blocks in one flat tensor (else empty).
+    """
+    batch, heads, length, width = q_BHTC.shape
+    key_heads = k_BKTC.shape[1]
+    scaled_BHTC = q_BHTC * width**-0.5
+    k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
+    out_BTHC = q_BHTC.new_empty(batch, length, heads, width)
+    kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
+    mask = q_BHTC.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)
+    used = 0
+    for start, end in _blocks(length):
+        rows = end - start
+        scores = torch.bmm(_group(scaled_BHTC, key_heads, slice(start, end)), k[:, :end].transpose(1, 2))
+        scores.view(batch * heads, rows, end)[:, :, start:].add_(mask[:rows, :rows])
+        if keep:
+            p = kept[used : used + scores.numel()].view_as(scores)
+            torch.softmax(scores, -1, out=p)
+            used += p.numel()
+        else:
+            p = torch.softmax(scores, -1)
+        block = torch.bmm(p, v[:, :end]).view(batch, heads, rows, width)
+        out_BTHC[:, start:end] = block.transpose(1, 2)
+    return out_BTHC, kept
+
+
+@causal_attention.register_fake
+def _(q_BHTC: Tensor, _k: Tensor, _v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    batch, heads, length, width = q_BHTC.shape
+    kept = batch * heads * _kept(length) if keep else 0
+    return q_BHTC.new_empty(batch, length, heads, width), q_BHTC.new_empty(kept)
+
+
+@torch.library.custom_op("lmopt::causal_attention_backward", mutates_args=())
+def causal_attention_backward(
+    grad_BTHC: Tensor, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values, in their shapes: two products for each of the forward pass's."""
+    batch, heads, length, width = q_BHTC.shape
+    key_heads = k_BKTC.shape[1]
+    grad_BHTC = grad_BTHC.transpose(1, 2)
+    k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
+    scale = width**-0.5
+    grad_q = torch.empty_like(q_BHTC, memory_format=torch.contiguous_format)
+    grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+    used = 0
+    for start, end in _blocks(length):
+        rows = slice(start, end)
+        q, grad = _group(q_BHTC, key_heads, rows), _group(grad_BHTC, key_heads, rows)
+        p = kept[used : used + q.shape[0] * q.shape[1] * end].view(q.shape[0], q.shape[1], end)
+        used += p.numel()
+        grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad)
+        grad_p = torch.bmm(grad, v[:, :end].transpose(1, 2))
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+        grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q)
+        grad_q[:, :, rows] = torch.bmm(grad_scores, k[:, :end]).view(batch, heads, end - start, width)
+    return grad_q.mul_(scale), grad_k.mul_(scale).view(k_BKTC.shape), grad_v.view(v_BKTC.shape)
+
+
+@causal_attention_backward.register_fake
+def _(_grad: Tensor, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, _kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q_BHTC.new_empty(q_BHTC.shape), k_BKTC.new_empty(k_BKTC.shape), v_BKTC.new_empty(v_BKTC.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    q_BHTC, k_BKTC, v_BKTC, keep = inputs
+    if not keep:
+        raise ValueError("causal_attention: a gradient needs keep=True")
+    ctx.save_for_backward(q_BHTC, k_BKTC, v_BKTC, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_BTHC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *causal_attention_backward(grad_BTHC, *ctx.saved_tensors), None
+
+
+causal_attention.register_autograd(_backward, setup_context=_save)
