@@ -161,7 +161,7 @@ def _int_mm(device: str) -> None:
     import torch
 
     left = torch.ones(32, 32, dtype=torch.int8, device=device)
-    product = torch._int_mm(left, left)  # pyright: ignore[reportPrivateImportUsage]
+    product = torch._int_mm(left, left)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
     if int(product[0, 0]) != 32:
         raise ArithmeticError(f"_int_mm gives {int(product[0, 0])} for 32 products of ones")
 

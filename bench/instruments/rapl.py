@@ -137,15 +137,15 @@ def _pyrapl_paths() -> frozenset[str]:
     Its class opens the counters' files; their names are what is wanted.
     """
     root, handlers = logging.getLogger(), list(logging.getLogger().handlers)
-    root.handlers[:] = [logging.NullHandler()]  # importing it without pymongo logs through the root logger
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its regular expressions have invalid escapes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in its regular expressions, files it leaves open
+        root.handlers[:] = [logging.NullHandler()]  # importing it without pymongo logs through the root logger
+        try:
             from pyRAPL import PkgAPI
-        files = PkgAPI()._sys_files  # pyright: ignore[reportPrivateUsage]
-    except Exception:  # noqa: BLE001 - unmaintained code on unknown hardware; the direct way stays
-        return frozenset()
-    finally:
+
+            files = PkgAPI()._sys_files  # pyright: ignore[reportPrivateUsage]
+        except Exception:  # noqa: BLE001 - unmaintained code on unknown hardware; the direct way stays
+            files = []
         root.handlers[:] = handlers
     for file in files:
         file.close()
