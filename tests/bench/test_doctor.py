@@ -1,0 +1,161 @@
+"""The doctor: every section, broken plug-ins by name, and missing parts with a way to get them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import Any
+
+import pytest
+
+from bench import doctor
+from bench.doctor import render, report
+from lmopt import recipe
+
+FACTS: dict[str, Any] = {"cpu": {"flags": []}, "numa": [], "gpus": []}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return report()
+
+
+def test_every_section_is_there_as_plain_data(found: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(found)) == found
+    for section in doctor.SECTIONS:
+        assert found[section], section
+        for check in found[section]:
+            assert set(check) == {"name", "works", "reason", "hint"}
+            assert isinstance(check["works"], bool)
+            assert check["reason"]
+
+
+def test_what_does_not_work_says_what_would(found: dict[str, Any]) -> None:
+    for section in ("sensors", "parts"):
+        for check in found[section]:
+            assert check["works"] or check["hint"], check
+
+
+def test_the_text_names_everything(found: dict[str, Any]) -> None:
+    text = render(found)
+    for section, title in doctor.SECTIONS.items():
+        assert f"\n{title}\n" in text
+        for check in found[section]:
+            assert check["name"] in text
+            if check["hint"]:
+                assert f"hint: {check['hint']}" in text
+    assert found["env"] in text
+
+
+def test_every_technique_is_listed(found: dict[str, Any]) -> None:
+    names = {check["name"] for check in found["techniques"]}
+    assert {f"{seam}.{config.model_fields['kind'].default}" for seam, config in recipe.techniques()} <= names
+
+
+class FakeEntry:
+    """An entry point that loads what it is given, or raises it."""
+
+    dist = None
+
+    def __init__(self, name: str, loads: Any) -> None:
+        self.name = name
+        self.value = "elsewhere:Thing"
+        self._loads = loads
+
+    def load(self) -> Any:
+        if isinstance(self._loads, Exception):
+            raise self._loads
+        return self._loads
+
+
+class NoBuilder(recipe.Technique):
+    builder = "lmopt.nowhere:build"
+    kind: str = "lost"
+
+
+class Working(recipe.Technique):
+    builder = "math:sqrt"
+    kind: str = "root"
+
+
+@pytest.mark.parametrize(
+    ("entry", "works", "reason"),
+    [
+        (FakeEntry("ffn.mine", SyntaxError("line 3")), False, "SyntaxError: line 3"),
+        (FakeEntry("ffn.mine", dict), False, "is not a Technique"),
+        (FakeEntry("nose.mine", Working), False, "no seam 'nose'"),
+        (FakeEntry("ffn.lost", NoBuilder), False, "lmopt.nowhere"),
+        (FakeEntry("ffn.root", Working), True, "unknown package"),
+    ],
+)
+def test_techniques_of_other_packages(
+    entry: FakeEntry, works: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_group: [entry])
+    last = doctor._techniques()[-1]
+    assert (last["name"], last["works"]) == (entry.name, works)
+    assert reason in last["reason"]
+    assert works or last["hint"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "works", "reason"),
+    [
+        (["avx512_bf16", "amx_bf16"], True, "AMX"),
+        (["avx512_bf16"], True, "no AMX"),
+        (["bf16"], True, "Arm"),
+        (["avx2"], False, "slower than fp32"),
+    ],
+)
+def test_bf16_units(flags: list[str], works: bool, reason: str) -> None:
+    check = doctor._bf16({**FACTS, "cpu": {"flags": flags}}, "cpu")
+    assert check["works"] is works
+    assert reason in check["reason"]
+
+
+def test_a_kernel_that_raises_is_a_finding() -> None:
+    def broken() -> None:
+        raise RuntimeError("not on this device\nstack of C++ calls")
+
+    check = doctor._runs("int8", broken, "fine")
+    assert not check["works"]
+    assert check["reason"] == "RuntimeError: not on this device"
+
+
+def test_one_node_is_not_pretended_to_be_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"node": 0, "cpus": "0-3", "memory_bytes": 1, "distances": [10, 21]}
+    assert "not applicable" in doctor._numa({**FACTS, "numa": [node]})["reason"]
+    two = {**FACTS, "numa": [node, {**node, "node": 1}]}
+    monkeypatch.setattr("ctypes.util.find_library", lambda _name: None)
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    assert "libnuma" in doctor._numa(two)["hint"]
+    monkeypatch.setattr("ctypes.util.find_library", lambda _name: "libnuma.so.1")
+    assert doctor._numa(two)["works"]
+
+
+def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    check = doctor._toolchain("cpu")
+    assert not check["works"]
+    assert "g++" in check["hint"]
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [(ImportError("no module"), "pip install"), (OSError("cannot load library 'pango-1.0-0'"), "libpango")],
+)
+def test_pdf_without_its_parts(error: Exception, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: str) -> None:
+        print("a page of advice")
+        raise error
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    check = doctor._weasyprint()
+    assert not check["works"]
+    assert hint in check["hint"]
+
+
+def test_a_package_that_is_absent() -> None:
+    check = doctor._package("no-such-package-here", "nothing", "pip install it")
+    assert not check["works"]
+    assert check["hint"] == "pip install it"
