@@ -84,7 +84,7 @@ class GateRule(Frozen):
     arm: Name | None = None
     """Only this arm; default: every arm of the run."""
     kind: Annotated[Literal["exact", "noisy"] | None, Field()] = None
-    """`exact`: equal to the last digit. `noisy`: worse by more than `floor` and beyond its interval. Default: by metric."""
+    """`exact`: equal to the last digit. `noisy`: worse than `floor` and beyond its interval. Default: by metric."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Relative change that is never called a regression (noisy rules)."""
     required: bool = True

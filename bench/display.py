@@ -113,7 +113,7 @@ class PlainDisplay:
         self._pace = Pace(plan, finished)
         self.note(f"{plan.design.suite}: {self._pace.total} cases, {self._pace.done} done already")
 
-    def case_started(self, case: Case) -> None:
+    def case_started(self, case: Case) -> None:  # noqa: ARG002 - the line comes at its end
         """Start the case's clock."""
         self._case_begun_s = time.monotonic()
         self._next_line_s = self._case_begun_s + LINE_EVERY_S
@@ -174,7 +174,7 @@ class LiveDisplay:
         self._case_begun_s = time.monotonic()
         self._progress.reset(self._current, description=case.label, total=None, words="starting", visible=True)
 
-    def case_progress(self, case: Case, progress: Mapping[str, Any]) -> None:
+    def case_progress(self, case: Case, progress: Mapping[str, Any]) -> None:  # noqa: ARG002 - shown already
         """Move both bars."""
         total = progress.get("total")
         self._progress.update(self._current, total=total, completed=progress["done"], words=describe_progress(progress))

@@ -130,7 +130,7 @@ def make_plan(suite: Suite, machine: Machine) -> Plan:
 
 
 def run_hash(suite: Suite, machine_class: str) -> str:
-    """Ten hex digits of (suite without its seeds, version of the techniques, machine class): what a run folder is named."""
+    """A run folder's name: ten hex digits of suite without its seeds, version of the techniques, machine class."""
     resolved = suite.model_dump(mode="json")
     resolved["over"].pop("seed")
     return canonical_hash([resolved, lmopt.__version__, machine_class], 10)
@@ -211,7 +211,7 @@ def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[floa
     found: dict[float, Purpose] = {}
     is_referred = arm.name in {suite.baseline.name} | {other.against for other in suite.arms}
     if is_referred or (suite.layout == "full" and arm.role == "claim"):
-        found |= {horizon: "reference" if is_referred else "variant" for horizon in suite.over.horizon}
+        found |= dict.fromkeys(suite.over.horizon, "reference" if is_referred else "variant")
     else:
         found[1.0] = "variant"
     if arm.role == "claim":

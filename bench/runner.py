@@ -240,7 +240,7 @@ def _watch(running: Running, case: Case, place: Path, context: RunContext) -> tu
 
 def _over_limit(running: Running, limits: Limits, elapsed_s: float, silent_s: float) -> str | None:
     if elapsed_s > limits.time_s:
-        return f"over its time limit of {limits.time_s:g} s; hint: raise limits.case_time (a training continues where it stopped)"
+        return f"over its time limit of {limits.time_s:g} s; hint: raise limits.case_time (a training then continues)"
     if silent_s > limits.hang_s:
         return f"no progress for {silent_s:.0f} s"
     resident = running.resident_bytes() if limits.memory_bytes else None
