@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import io
 import logging
 import math
@@ -19,22 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from bench.evaluate.index import HUB_PREFIX, Family, family_of, find
 from bench.evaluate.items import ItemRow
 from bench.evaluate.language_model import DecoderLM
 from bench.evaluate.loading import NotAvailable
-from bench.evaluate.scoring import BATCH_TOKENS, Forward
+from bench.evaluate.scoring import Forward
 from bench.record import Reading, missing, reading
 from lmopt.arch.transformer import Transformer
 from lmopt.step import Step
 
 if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
     from tokenizers import Tokenizer
 
+Task = Any
+"""`lm_eval.api.task.Task`: its types are loose, what it returns is checked where it enters a value of ours."""
+Instance = Any
+"""`lm_eval.api.instance.Instance`: one request to the model and its answers."""
 TASK_FILES = Path(__file__).parent / "tasks"
 ITEM_METRICS = ("acc", "exact_match")
 """Metrics of the harness that judge an item right or wrong, the first that a task has is taken."""
@@ -112,7 +115,7 @@ def evaluate(
     corpus: Path | None = None,
     seed: int = 0,
     forward: Forward = nullcontext,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> TaskResults:
     """`evaluate_steps`, run to its end."""
     steps = evaluate_steps(
@@ -136,7 +139,7 @@ def evaluate_steps(
     corpus: Path | None = None,
     seed: int = 0,
     forward: Forward = nullcontext,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Generator[Step, None, TaskResults]:
     """Evaluate a model; yields a step a batch and returns the results.
 
@@ -147,7 +150,7 @@ def evaluate_steps(
         corpus: folder of the built corpus, for sets derived from held-out text.
         seed: of derived sets.
         forward: a context for one forward pass, the precision the model was trained in.
-        batch_tokens: padded tokens a forward pass.
+        batch_tokens: padded tokens a forward pass; default: by device.
 
     Raises:
         UnknownTask: a name that means nothing here.
@@ -203,7 +206,7 @@ def _load_from_hub(name: str) -> list[Task]:
         raise NotAvailable(f"lm-evaluation-harness has no task {name!r}{hint}")
     try:
         return list(manager.load(name)["tasks"].values())
-    except Exception as error:  # noqa: BLE001 - whatever a foreign task's loader raises, the reason goes on record
+    except Exception as error:  # whatever a foreign task's loader raises, the reason goes on record
         raise NotAvailable(
             f"{HUB_PREFIX}{name}: its data set cannot be loaded ({type(error).__name__}: {error})\n"
             "hint: such a task needs a network, or a Hugging Face cache that was filled with one"
@@ -211,7 +214,7 @@ def _load_from_hub(name: str) -> list[Task]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep the harness's warnings and progress bars out of the case's log while it builds a task."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -224,7 +227,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Transformer) -> Iterator[None]:
+def _evaluating(model: Transformer) -> Generator[None]:
     was_training = model.training
     model.eval()
     try:
@@ -285,8 +288,8 @@ def _items(name: str, task: Task, *, prefix: bool) -> Iterator[tuple[ItemRow, Ch
             continue
         choices = _choices(task, doc)
         score = choices.score([answer[0] for answer in answers[: len(choices.texts)]])
-        bits = [_bits_per_byte(requests[gold], answers[gold]) for gold in choices.correct]
-        yield ItemRow(name, item, doc.get("passage"), score, theirs, min(bits)), choices
+        bits = min(_bits_per_byte(requests[gold], answers[gold]) for gold in choices.correct)
+        yield ItemRow(name, item, _passage(doc), score, theirs, bits), choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,17 +301,25 @@ class Choices:
     """Indices of the correct ones; more than one in a few tasks of the harness."""
 
     def score(self, log_likelihoods: Sequence[float]) -> float:
-        """The share of the m best choices that is correct: 1 or 0 without a tie, 1/m with one correct choice among m."""
+        """The share of the m best choices that is correct: 1 or 0 without a tie, 1/m with one correct among m."""
         best = max(log_likelihoods)
         tied = [index for index, value in enumerate(log_likelihoods) if value == best]
         return sum(index in self.correct for index in tied) / len(tied)
 
 
 def _choices(task: Task, doc: Mapping[str, Any]) -> Choices:
-    texts = tuple(task.doc_to_choice(doc))
+    texts: tuple[str, ...] = tuple(task.doc_to_choice(doc))
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     golds = gold if isinstance(gold, list) else [gold]
     return Choices(texts, tuple(texts.index(one) if isinstance(one, str) else int(one) for one in golds))
+
+
+def _passage(doc: Mapping[str, Any]) -> str | None:
+    """What an item shares with others: the hash a set of ours carries, or one of a foreign set's passage."""
+    passage = doc.get("passage")
+    if passage is None or {"id", "context", "choices", "target"} <= doc.keys():
+        return passage
+    return hashlib.blake2b(str(passage).encode(), digest_size=8).hexdigest()
 
 
 def _bits_per_byte(request: Instance, answer: tuple[float, bool]) -> float:

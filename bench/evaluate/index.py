@@ -48,7 +48,7 @@ _ALL = (
     TaskFacts(
         name="heldout_cloze",
         family="lm",
-        about="Which of four about equally frequent words comes next in held-out text (derived from the validation split)",
+        about="Which of four about equally frequent words comes next in held-out text (derived from the suite's own)",
         source=DERIVED,
         items=10_000,
         choices=4,

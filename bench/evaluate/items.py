@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,7 @@ def write(path: Path, rows: Iterable[ItemRow]) -> str:
     ordered = sorted(rows, key=lambda row: (row.task, row.item))
     _refuse_unusable(ordered)
     names = [field.name for field in fields(ItemRow)]
-    columns = zip(*map(astuple, ordered), strict=True) if ordered else [()] * len(names)
-    table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=SCHEMA)
+    table = pa.table({name: [getattr(row, name) for row in ordered] for name in names}, schema=SCHEMA)
     pq.write_table(table, path, compression="zstd")
     return sha256(path)
 

@@ -9,15 +9,15 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from bench.evaluate.scoring import BATCH_TOKENS, Forward, Request, Score, score
+from bench.evaluate.scoring import Forward, Request, Score, score
 from lmopt.arch.transformer import Transformer
+from lmopt.data.tokenizer import end_of_text
 from lmopt.step import Step
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from tokenizers import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 MAX_GENERATED_TOKENS = 256
 """Where a task sets no limit of its own (lm-evaluation-harness's default)."""
 
@@ -26,16 +26,13 @@ class DecoderLM(TemplateLM):
     """Scores and generates with a `Transformer`. Tokenises and truncates exactly as the harness's own backends do."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, *, forward: Forward, batch_tokens: int = BATCH_TOKENS
+        self, model: Transformer, tokenizer: Tokenizer, *, forward: Forward, batch_tokens: int | None = None
     ) -> None:
         super().__init__()
-        end = tokenizer.token_to_id(END_OF_TEXT)
-        if end is None:
-            raise ValueError(f"the tokenizer has no {END_OF_TEXT} token")
         self.model = model
         self.tokenizer = tokenizer
         self._truncated: set[tuple[str, str]] = set()
-        self._end = end
+        self._end = end_of_text(tokenizer)
         self._forward = forward
         self._batch_tokens = batch_tokens
         self._device = model.embedding.weight.device
@@ -50,7 +47,7 @@ class DecoderLM(TemplateLM):
         """Tokens of input the model takes."""
         return self.model.model.context
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:  # noqa: ARG002
         """Token ids, without any special token."""
         return self.tokenizer.encode(string, add_special_tokens=False).ids
 
@@ -75,8 +72,12 @@ class DecoderLM(TemplateLM):
         """
         stripped = [(context.rstrip(), context[len(context.rstrip()) :] + text) for context, text in pairs]
         contexts = {context: index for index, context in enumerate(dict.fromkeys(c for c, _ in stripped))}
-        counts = [len(encoding) for encoding in self.tokenizer.encode_batch(list(contexts), add_special_tokens=False)]
-        whole = self.tokenizer.encode_batch([context + text for context, text in stripped], add_special_tokens=False)
+        counts = [
+            len(encoding) for encoding in self.tokenizer.encode_batch_fast(list(contexts), add_special_tokens=False)
+        ]
+        whole = self.tokenizer.encode_batch_fast(
+            [context + text for context, text in stripped], add_special_tokens=False
+        )
         return [
             self._request(encoding.ids, counts[contexts[context]], text)
             for encoding, (context, text) in zip(whole, stripped, strict=True)
@@ -88,13 +89,16 @@ class DecoderLM(TemplateLM):
         before = min(before, len(ids) - 1)  # where the last tokens merged across the boundary, score the merged one
         return Request(ids, len(ids) - before) if before else Request([self._end, *ids], len(ids))
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:  # noqa: ARG002
         """(log-likelihood in nats, whether greedy decoding would say it) of each continuation."""
-        scores = drain(self.score_steps([request.args for request in requests]))
+        pairs: list[tuple[str, str]] = [request.args for request in requests]  # pyright: ignore[reportAssignmentType]
+        scores = drain(self.score_steps(pairs))
         return [(found.log_likelihood, found.greedy) for found in scores]
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        **kwargs: Any,  # noqa: ARG002
     ) -> list[tuple[float, bool]]:
         scores = drain(self._score([Request([*context, *rest], len(rest)) for _, context, rest in requests]))
         return [(found.log_likelihood, found.greedy) for found in scores]
@@ -102,7 +106,7 @@ class DecoderLM(TemplateLM):
     def _score(self, requests: Sequence[Request]) -> Generator[Step, None, list[Score]]:
         return score(self.model, requests, forward=self._forward, batch_tokens=self._batch_tokens)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """Log-likelihood of whole texts, each token once, in windows that do not overlap but for the last."""
         windows: list[Request] = []
         text_of: list[int] = []
@@ -120,7 +124,7 @@ class DecoderLM(TemplateLM):
 
     # --- generation --------------------------------------------------------------------------------------------------
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
         """The most probable next token, again and again, until a stop string, the end of the text or the limit."""
         return [self._generate(*request.args) for request in requests]
 

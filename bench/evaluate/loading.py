@@ -91,8 +91,10 @@ def _slug(source: str) -> str:
 
 def _read(path: Path) -> list[Item]:
     with path.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [Item(**{**row, "choices": tuple(row["choices"])}) for row in rows]
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for row in rows:
+        row["choices"] = tuple(row["choices"])
+    return [Item(**row) for row in rows]
 
 
 def _write(path: Path, found: Iterable[Item]) -> None:

@@ -41,12 +41,11 @@ def distinct(items: Iterable[Item]) -> list[Item]:
         question = (item.context, frozenset(item.choices))
         answers.setdefault(question, set()).add(item.choices[item.target])
         first.setdefault(question, item)
-    kept = [
+    return [
         item
         for question, item in first.items()
         if len(answers[question]) == 1 and len(question[1]) == len(item.choices)
     ]
-    return kept
 
 
 def in_hash_order(items: Iterable[Item]) -> list[Item]:
@@ -77,7 +76,7 @@ _BLANK = re.compile(r"_{3,}(?: +_{3,})*")
 
 
 def quartz(text: str) -> Iterator[Item]:
-    """Two-way questions. A question with a blank is scored with each choice filled in, an open sentence is continued."""
+    """Two-way questions. A blank is filled in with each choice, an open sentence is continued."""
     for number, question, ideal in _dialogues(text):
         found = _match(_QUARTZ, question, f"quartz line {number}")
         choices = tuple(found[name].strip().rstrip(".?").rstrip() for name in ("a", "b"))

@@ -1,0 +1,117 @@
+"""Batched, sorted, shared scoring against one forward pass a request."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from bench.evaluate.language_model import drain
+from bench.evaluate.scoring import Request, score, window
+from tests.bench.evaluate.tiny import slow_score
+
+
+def _requests(count: int, longest: int) -> list[Request]:
+    """Random ones, some with a common context, some longer than the model's context of 48."""
+    rng = random.Random(0)
+    stems = [[rng.randrange(300) for _ in range(rng.randrange(1, longest))] for _ in range(count // 4)]
+    requests: list[Request] = []
+    for _ in range(count):
+        tail = [rng.randrange(300) for _ in range(rng.randrange(1, 6))]
+        requests.append(Request([*rng.choice(stems), *tail], len(tail)))
+    return requests
+
+
+def test_equal_to_scoring_one_by_one(model):
+    requests = _requests(60, 70)
+    for request, found in zip(requests, drain(score(model, requests)), strict=True):
+        likelihood, greedy = slow_score(model, request.tokens, request.scored)
+        assert found.log_likelihood == pytest.approx(likelihood, abs=2e-4)
+        assert found.greedy == greedy
+
+
+def test_the_greedy_continuation_is_recognised(model):
+    tokens = [5, 6, 7]
+    for _ in range(4):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    wrong = [*tokens[:-1], (tokens[-1] + 1) % 300]
+    found = drain(score(model, [Request(tokens, 4), Request(wrong, 4)]))
+    assert [one.greedy for one in found] == [True, False]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 1_000, 10**6])
+def test_the_batch_size_does_not_matter(model, batch_tokens):
+    requests = _requests(40, 40)
+    expected = drain(score(model, requests))
+    found = drain(score(model, requests, batch_tokens=batch_tokens))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
+
+
+def test_the_order_of_requests_does_not_matter(model):
+    requests = _requests(40, 40)
+    shuffled = list(range(len(requests)))
+    random.Random(1).shuffle(shuffled)
+    expected = drain(score(model, requests))
+    found = drain(score(model, [requests[index] for index in shuffled]))
+    for index, one in zip(shuffled, found, strict=True):
+        assert one.log_likelihood == pytest.approx(expected[index].log_likelihood, abs=1e-4)
+
+
+def test_equal_requests_get_equal_bits(model):
+    request = Request([4, 5, 6, 7, 8, 9, 10, 11, 12, 13], 2)
+    first, *_, last = drain(score(model, [request, *_requests(20, 30), request], batch_tokens=50))
+    assert first == last
+
+
+def test_small_chunks_of_the_head_change_nothing(model, monkeypatch):
+    requests = _requests(20, 40)
+    expected = drain(score(model, requests))
+    monkeypatch.setattr("bench.evaluate.scoring.HEAD_BYTES", 4 * 300 * 3)
+    for ours, theirs in zip(drain(score(model, requests)), expected, strict=True):
+        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-5)
+        assert ours.greedy == theirs.greedy
+
+
+def test_steps_tell_the_progress(model):
+    requests = _requests(30, 40)
+    steps = list(score(model, requests, batch_tokens=100))
+    done = [step.notes["requests"] for step in steps]
+    assert done == sorted(done)
+    assert done[-1] == steps[-1].notes["requests_total"] == 30
+    assert [step.index for step in steps] == list(range(1, len(steps) + 1))
+    assert sum(step.tokens for step in steps) < sum(len(request.tokens) for request in requests)
+
+
+def test_no_requests_no_steps(model):
+    assert drain(score(model, [])) == []
+
+
+def test_a_long_context_is_cut_off_the_front():
+    inputs, targets = window(Request(list(range(100)), 2), 10)
+    assert inputs.tolist() == list(range(89, 99))
+    assert targets.tolist() == [98, 99]
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(ValueError, match="one must come before"):
+        Request([1, 2], 2)
+    with pytest.raises(ValueError, match="do not fit a context of 10"):
+        window(Request(list(range(20)), 11), 10)
+
+
+def test_precision_context_is_entered_for_each_batch(model):
+    entered = 0
+
+    def forward():
+        nonlocal entered
+        entered += 1
+        return torch.autocast("cpu", torch.bfloat16)
+
+    requests = _requests(20, 30)
+    exact = drain(score(model, requests))
+    rounded = drain(score(model, requests, forward=forward, batch_tokens=200))
+    assert entered > 1
+    differences = [abs(a.log_likelihood - b.log_likelihood) for a, b in zip(exact, rounded, strict=True)]
+    assert 0 < max(differences) < 2

@@ -1,0 +1,78 @@
+"""Sharing common beginnings changes what is computed, never the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bench.evaluate import tree
+from lmopt.recipe import Moe
+from tests.bench.evaluate.tiny import tiny_model
+
+SHARED = list(range(3, 3 + tree.MIN_SHARED_TOKENS))
+
+
+def _sequences(*tails: list[int]) -> list[np.ndarray]:
+    return [np.array(SHARED + tail, dtype=np.int64) for tail in tails]
+
+
+def test_a_common_beginning_is_laid_out_once():
+    trees, places = tree.grow(_sequences([50, 51], [50, 52, 53], [60]))
+    (only,) = trees
+    assert len(only) == len(SHARED) + 5
+    for sequence, place in zip(_sequences([50, 51], [50, 52, 53], [60]), places, strict=True):
+        assert only.tokens[place.path].tolist() == sequence.tolist()
+        assert only.depth[place.path].tolist() == list(range(len(sequence)))
+
+
+def test_a_beginning_of_another_sequence_and_a_repetition_add_nothing():
+    trees, places = tree.grow([*_sequences([50, 51, 52], [50], [50, 51, 52]), np.array(SHARED[:2])])
+    (only,) = trees
+    assert only.is_chain
+    assert len(only) == len(SHARED) + 3
+    assert places[0].path.tolist() == places[2].path.tolist()
+    assert places[3].path.tolist() == [0, 1]
+
+
+def test_a_short_common_beginning_is_not_worth_a_tree():
+    trees, _ = tree.grow([np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6])])
+    assert [len(one) for one in trees] == [4, 4]
+
+
+def test_a_long_line_is_begun_anew(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tree, "MAX_TREE_TOKENS", 30)
+    sequences = _sequences(*[[50 + n, 60, 61, 62, 63] for n in range(12)])
+    trees, places = tree.grow(sequences)
+    assert len(trees) > 1
+    assert max(map(len, trees)) <= 30
+    for sequence, place in zip(sequences, places, strict=True):
+        assert trees[place.tree].tokens[place.path].tolist() == sequence.tolist()
+
+
+def test_a_token_sees_its_ancestors_and_itself_alone():
+    trees, places = tree.grow(_sequences([50, 51], [50, 52], [60]))
+    _, mask = tree._geometry(trees, len(trees[0]) + 2, torch.device("cpu"))
+    for place in places:
+        for seen_from, node in enumerate(place.path):
+            assert mask[0, 0, node].nonzero().flatten().tolist() == place.path[: seen_from + 1].tolist()
+    padding = len(trees[0])
+    assert mask[0, 0, padding].nonzero().flatten().tolist() == [padding]
+
+
+@pytest.mark.parametrize("ffn", [None, Moe(experts=4, top_k=2, kernel="loop")])
+def test_hidden_states_equal_those_of_each_sequence_alone(tokenizer, ffn):
+    model = tiny_model(tokenizer, ffn=ffn).eval()
+    generator = np.random.default_rng(0)
+    stem = generator.integers(0, 300, 20)
+    sequences = [
+        np.concatenate([stem[: generator.integers(9, 20)], generator.integers(0, 300, generator.integers(0, 9))])
+        for _ in range(12)
+    ]
+    trees, places = tree.grow(sequences)
+    assert any(not one.is_chain for one in trees)
+    with torch.inference_mode():
+        shared = tree.hidden(model, trees)
+        for sequence, place in zip(sequences, places, strict=True):
+            alone = model.hidden(torch.tensor(sequence)[None])[0][0]
+            torch.testing.assert_close(shared[place.tree, torch.tensor(place.path)], alone, atol=3e-4, rtol=3e-4)
