@@ -1,0 +1,74 @@
+"""Training batches: which tokens a step sees, as a pure function of the seed and the step.
+
+Letters: B sequences, L tokens a sequence. A batch has L + 1 columns: inputs are [:, :-1], targets [:, 1:].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmopt.data.shards import Shards
+from lmopt.data.storage import DataError
+from lmopt.recipe import FixedBatch
+
+ORDER_STREAM, OFFSET_STREAM = 0, 1
+
+
+def build(config: FixedBatch, shards: Shards, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+    """Endless batches from `start_step` on (0 is the first), int64 [B, L + 1].
+
+    The tokens are cut into windows of L + 1 that overlap by one. Each epoch visits every window once, in an order and
+    from a first token (0 to L - 1) drawn from the seed and the epoch; a batch may straddle two epochs. The same seed
+    and step give the same batch, whatever was drawn before.
+
+    Raises:
+        DataError: the corpus has fewer windows than one batch.
+    """
+    windows = windows_per_epoch(len(shards.tokens), config.length)
+    if windows < config.sequences:
+        needed = config.sequences * config.length + config.length
+        raise DataError(
+            f"the corpus has {len(shards.tokens)} tokens, and one batch of {config.sequences} sequences of "
+            f"{config.length} needs {needed}\nhint: a larger corpus, or fewer or shorter sequences"
+        )
+    return _batches(config, shards.tokens, windows, seed, start_step)
+
+
+def windows_per_epoch(tokens: int, length: int) -> int:
+    """Whole windows of length + 1 that a corpus holds, from whichever first token below `length`."""
+    return max((tokens - length) // length, 0)
+
+
+def epochs(tokens: int, config: FixedBatch, steps: int) -> float:
+    """How often `steps` steps go through the corpus."""
+    return steps * config.sequences / max(windows_per_epoch(tokens, config.length), 1)
+
+
+def _batches(
+    config: FixedBatch, tokens: NDArray[np.unsignedinteger], windows: int, seed: int, step: int
+) -> Iterator[Tensor]:
+    column_L = np.arange(config.length + 1)
+    while True:
+        place_B = np.arange(step * config.sequences, (step + 1) * config.sequences)
+        start_B = np.array([_start(seed, *divmod(int(place), windows), windows, config.length) for place in place_B])
+        yield torch.from_numpy(tokens[start_B[:, None] + column_L].astype(np.int64))
+        step += 1
+
+
+def _start(seed: int, epoch: int, place: int, windows: int, length: int) -> int:
+    """First token of the window at a place of an epoch."""
+    order, offset = _epoch(seed, epoch, windows, length)
+    return int(order[place]) * length + offset
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, windows: int, length: int) -> tuple[NDArray[np.int64], int]:
+    """(order of the windows, first token) of an epoch."""
+    order = np.random.default_rng([seed, epoch, ORDER_STREAM]).permutation(windows)
+    return order, int(np.random.default_rng([seed, epoch, OFFSET_STREAM]).integers(length))

@@ -1,0 +1,181 @@
+"""From sources to a corpus: fetch, hold out, protect the held-out text, train the tokenizer.
+
+<out>/documents.parquet          training documents
+<out>/validation/<name>.parquet  one file a validation set
+<out>/dropped.parquet            documents that were removed, with the reason and what they repeat
+<out>/tokenizer.json             trained on the training documents only
+<out>/manifest.json              counts and hashes; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmopt.data import reading, sources, tokenizer
+from lmopt.data.cache import Fetched
+from lmopt.data.documents import Document, Dropped, fingerprint
+from lmopt.data.heldout import HeldOut, is_held_out
+from lmopt.data.spec import Bpe, Data, Holdout, SourceOptions
+from lmopt.data.storage import (
+    DROPPED_COLUMNS,
+    DataError,
+    DocumentWriter,
+    clear,
+    documents,
+    read_manifest,
+    write_manifest,
+)
+from lmopt.data.tally import Tally
+from lmopt.step import Step
+
+DOCUMENTS, DROPPED, TOKENIZER, VALIDATION = "documents.parquet", "dropped.parquet", "tokenizer.json", "validation"
+STEP_DOCUMENTS = 2048
+"""Documents a unit of progress."""
+
+
+def build(data: Data, out: Path, *, cache: Path | None = None) -> Iterator[Step]:
+    """Build the corpus in `out`; a finished one of the same description and sources is left as it is.
+
+    Raises:
+        SourceError: a source cannot be had or read.
+        DataError: nothing is left to train or to validate on.
+    """
+    count = 0
+    fetched: dict[str, Fetched] = {}
+    for options in (*data.corpus, *(v for v in data.validation if not isinstance(v, Holdout))):
+        count += 1
+        fetched[options.source] = _fetch(options, cache)
+        yield Step(count, 0, notes={"source_bytes": float(fetched[options.source].size_bytes)})
+    identity = _identity(data, fetched)
+    if _finished(out, identity):
+        return
+    clear(out, (DOCUMENTS, DROPPED, TOKENIZER))
+    (out / VALIDATION).mkdir(exist_ok=True)
+    with DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped:
+        tally, held, sets = Tally(), HeldOut(), {}
+        for entry in data.validation:
+            sets[entry.name] = _hold_out(entry, data, fetched, held, dropped, tally, out)
+            count += 1
+            yield Step(count, 0, notes={"held_out_documents": float(sets[entry.name]["documents"])})
+        with DocumentWriter(out / DOCUMENTS) as kept:
+            for place, item in enumerate(held.without_duplicates(_training(data, fetched, tally)), start=1):
+                _settle(item, kept, dropped, tally)
+                if place % STEP_DOCUMENTS == 0:
+                    count += 1
+                    yield Step(count, 0, notes=tally.notes())
+    if not tally.out("documents"):
+        raise DataError(f"{out}: no training document is left\nhint: a smaller `share` is held out of a small corpus")
+    yield Step(count + 1, 0, notes=tally.notes())
+    trained = tokenizer.train(_sample(out, data.tokenizer, tally.out("bytes")), data.tokenizer)
+    trained.save(str(out / TOKENIZER))
+    for name, facts in sets.items():
+        facts["tokens"] = sum(map(len, tokenizer.encode(trained, [d.text for d in documents(_set_path(out, name))])))
+    write_manifest(out, _facts(identity, fetched, tally, sets, kept, out))
+    yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(trained.get_vocab_size())})
+
+
+def _fetch(options: SourceOptions, cache: Path | None) -> Fetched:
+    limit = None if options.limit is None else int(options.limit)
+    return sources.fetch(options.source, cache, field=options.field, limit_bytes=limit)
+
+
+def _identity(data: Data, fetched: dict[str, Fetched]) -> str:
+    """Hash of the description and of every source's content."""
+    described = {"data": data.model_dump(mode="json"), "sources": {name: f.sha256 for name, f in fetched.items()}}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(out: Path, identity: str) -> bool:
+    try:
+        return read_manifest(out, "corpus")["identity"] == identity
+    except DataError:
+        return False
+
+
+def _hold_out(
+    entry: Any, data: Data, fetched: dict[str, Fetched], held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
+) -> dict[str, Any]:
+    """Fill one validation set; its facts."""
+    if isinstance(entry, Holdout):
+        found = (document for document in _corpus(data, fetched) if is_held_out(document, entry.share))
+    else:
+        found = reading.read(fetched[entry.source], entry)
+    first = len(held.documents)
+    for item in held.add_distinct(found):
+        dropped.add(item)
+        tally.drop(item)
+    with DocumentWriter(_set_path(out, entry.name)) as file:
+        for document in held.documents[first:]:
+            file.add(document)
+    taken = held.documents[first:]
+    if not taken:
+        raise DataError(f"validation set {entry.name}: no document is left\nhint: a larger `share`, or another source")
+    return {
+        "documents": len(taken),
+        "bytes": sum(len(document.text.encode()) for document in taken),
+        "sha256": file.digest.hexdigest(),
+    }
+
+
+def _corpus(data: Data, fetched: dict[str, Fetched]) -> Iterator[Document]:
+    for options in data.corpus:
+        yield from reading.read(fetched[options.source], options)
+
+
+def _training(data: Data, fetched: dict[str, Fetched], tally: Tally) -> Iterator[Document]:
+    """Documents that are not held out."""
+    share = next((entry.share for entry in data.validation if isinstance(entry, Holdout)), 0.0)
+    for document in _corpus(data, fetched):
+        if not is_held_out(document, share):
+            yield tally.read(document)
+
+
+def _settle(item: Document | Dropped, kept: DocumentWriter, dropped: DocumentWriter, tally: Tally) -> None:
+    if isinstance(item, Dropped):
+        dropped.add(item)
+        tally.drop(item)
+    else:
+        kept.add(item)
+        tally.keep(item)
+
+
+def _sample(out: Path, config: Bpe, total_bytes: int) -> Iterator[str]:
+    """Training texts up to about `config.sample` bytes, chosen by hash so that every part of the corpus is in it."""
+    share = config.sample / max(total_bytes, 1)
+    for document in documents(out / DOCUMENTS):
+        if share >= 1 or int.from_bytes(fingerprint(document.text)[8:], "big") < share * 2**64:
+            yield document.text
+
+
+def _set_path(out: Path, name: str) -> Path:
+    return out / VALIDATION / f"{name}.parquet"
+
+
+def _facts(
+    identity: str,
+    fetched: dict[str, Fetched],
+    tally: Tally,
+    sets: dict[str, Any],
+    kept: DocumentWriter,
+    out: Path,
+) -> dict[str, Any]:
+    origins = {
+        name: {"version": f.version, "size_bytes": f.size_bytes, "sha256": f.sha256, "licence": f.licence}
+        for name, f in fetched.items()
+    }
+    trained = (out / TOKENIZER).read_bytes()
+    return {
+        "kind": "corpus",
+        "identity": identity,
+        **tally.facts(),
+        "sources": origins,
+        "validation": sets,
+        "validation_order": list(sets),
+        "documents_sha256": kept.digest.hexdigest(),
+        "tokenizer_sha256": hashlib.sha256(trained).hexdigest(),
+        "vocab": len(json.loads(trained)["model"]["vocab"]),
+    }

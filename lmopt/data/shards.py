@@ -1,0 +1,149 @@
+"""From a corpus to training tokens: the data steps, then the tokenizer, then one memory-mapped file.
+
+<out>/tokens.bin        token ids, little-endian uint16 or uint32; an end-of-text token behind every document
+<out>/dropped.parquet   documents that a step removed, with the reason and what they repeat
+<out>/manifest.json     counts, type and hash; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from lmopt.data import corpus as corpora
+from lmopt.data import tokenizer
+from lmopt.data.dedup import batched
+from lmopt.data.documents import Document, Dropped
+from lmopt.data.storage import (
+    DROPPED_COLUMNS,
+    DataError,
+    DocumentWriter,
+    clear,
+    documents,
+    read_manifest,
+    write_manifest,
+)
+from lmopt.data.tally import Tally
+from lmopt.recipe import DataStep, builder
+from lmopt.step import Step
+
+TOKENS, DROPPED = "tokens.bin", "dropped.parquet"
+ENCODE_DOCUMENTS = 1024
+"""Documents tokenised at a time, and a unit of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The training tokens of one chain of data steps."""
+
+    tokens: NDArray[np.unsignedinteger]
+    """All tokens, memory-mapped and read-only: uint16 where the vocabulary allows, else uint32."""
+    manifest: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the token file."""
+        return self.manifest["sha256"]
+
+
+def build(corpus: Path, steps: tuple[DataStep, ...], out: Path) -> Iterator[Step]:
+    """Run a corpus through the data steps, in order, and tokenise what is left.
+
+    A finished build of the same corpus and steps is left as it is; an interrupted one starts over.
+
+    Raises:
+        DataError: the corpus is not finished, or nothing is left of it.
+    """
+    source = read_manifest(corpus, "corpus")
+    made_from = {
+        "corpus_sha256": source["documents_sha256"],
+        "tokenizer_sha256": source["tokenizer_sha256"],
+        "steps": [step.model_dump(mode="json") for step in steps],
+    }
+    if _finished(out, made_from):
+        return
+    clear(out, (TOKENS, DROPPED))
+    words = tokenizer.load(corpus / corpora.TOKENIZER)
+    tally, digest, count = Tally(), hashlib.sha256(), 0
+    part = out / (TOKENS + ".part")
+    with DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped, part.open("wb") as file:
+        kept = _through(corpus, steps, tally, dropped)
+        for count, batch in enumerate(batched(kept, ENCODE_DOCUMENTS), start=1):
+            yield Step(count, _append(batch, words, file, digest, tally), notes=tally.notes())
+        file.flush()
+        os.fsync(file.fileno())
+    if not count:
+        raise DataError(f"{out}: the data steps left no document\nhint: relax the steps, or use a larger corpus")
+    part.replace(out / TOKENS)
+    facts = {"dtype": tokenizer.token_type(words).name, "end_of_text": tokenizer.end_of_text(words)}
+    vocab = {"vocab": words.get_vocab_size()}
+    write_manifest(
+        out, {"kind": "shards", **made_from, **tally.facts(), **facts, **vocab, "sha256": digest.hexdigest()}
+    )
+
+
+def _finished(out: Path, made_from: dict[str, Any]) -> bool:
+    try:
+        found = read_manifest(out, "shards")
+    except DataError:
+        return False
+    return (out / TOKENS).is_file() and all(found.get(key) == value for key, value in made_from.items())
+
+
+def _through(corpus: Path, steps: tuple[DataStep, ...], tally: Tally, dropped: DocumentWriter) -> Iterator[Document]:
+    """The documents that pass every step; removals are counted and written on the way."""
+    stream: Iterator[Document] = (tally.read(document) for document in documents(corpus / corpora.DOCUMENTS))
+    for step in steps:
+        stream = _kept(builder(step)(step, stream), tally, dropped)
+    return stream
+
+
+def _kept(items: Iterable[Document | Dropped], tally: Tally, dropped: DocumentWriter) -> Iterator[Document]:
+    for item in items:
+        if isinstance(item, Dropped):
+            dropped.add(item)
+            tally.drop(item)
+        else:
+            yield item
+
+
+def _append(batch: list[Document], words: Tokenizer, file: IO[bytes], digest: Any, tally: Tally) -> int:
+    """Tokenise and write a batch; the number of tokens, end-of-text ones included."""
+    end = np.array([tokenizer.end_of_text(words)], tokenizer.token_type(words))
+    written = 0
+    for document, ids in zip(batch, tokenizer.encode(words, [d.text for d in batch]), strict=True):
+        tally.keep(document, len(ids) + 1)
+        written += len(ids) + 1
+        for piece in (ids, end):
+            data = piece.astype(piece.dtype.newbyteorder("<")).tobytes()
+            digest.update(data)
+            file.write(data)
+    return written
+
+
+def open_shards(folder: Path) -> Shards:
+    """Map a finished token file into memory.
+
+    Raises:
+        DataError: the folder is not finished, or the file is not as long as its manifest says.
+    """
+    facts = read_manifest(folder, "shards")
+    path, kind = folder / TOKENS, np.dtype(facts["dtype"]).newbyteorder("<")
+    expected = facts["tokens"] * kind.itemsize
+    found = path.stat().st_size if path.exists() else 0
+    if found != expected:
+        raise DataError(f"{path}: {found} bytes, expected {expected} (truncated?)\nhint: build it again")
+    return Shards(np.memmap(path, kind, mode="r"), facts)
+
+
+def verify(shards: Shards) -> bool:
+    """Whether the tokens still have the hash of the manifest (reads all of them)."""
+    return hashlib.sha256(shards.tokens).hexdigest() == shards.sha256

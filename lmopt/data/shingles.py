@@ -1,0 +1,95 @@
+"""Word n-grams of documents as numbers: each word is hashed once, n-grams are rolled from the words' hashes.
+
+Letters: D documents of a batch, S shingles of all of them, one document after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_KNOWN_WORDS = 1_000_000
+"""Hashed words that are remembered; beyond, the table starts afresh so that memory stays bounded."""
+_WORD = re.compile(r"\w+")
+_ASCII_WORDS = bytes(c if chr(c).isalnum() or chr(c) == "_" else 0x20 for c in range(128)) + bytes(range(128, 256))
+
+
+class Shingles(NamedTuple):
+    """The n-grams of D documents."""
+
+    hashes_S: NDArray[np.uint32]
+    offsets: NDArray[np.int64]
+    """D + 1 positions: document d has hashes_S[offsets[d] : offsets[d + 1]], which may be none."""
+
+    def of(self, document: int) -> NDArray[np.uint32]:
+        """One document's n-grams, repeats included, in reading order."""
+        return self.hashes_S[self.offsets[document] : self.offsets[document + 1]]
+
+
+class WordHashes(dict[bytes, int]):
+    """Word -> 64-bit hash, computed when a word is first met."""
+
+    def __missing__(self, word: bytes) -> int:
+        if len(self) >= MAX_KNOWN_WORDS:
+            self.clear()
+            self[b""] = 0
+        value = self[word] = int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "little") if word else 0
+        return value
+
+
+def words(text: str) -> list[bytes]:
+    r"""Case-folded runs of letters, digits and underscores (`\w+`), in UTF-8."""
+    folded = text.casefold()
+    if folded.isascii():
+        return folded.encode().translate(_ASCII_WORDS).split()
+    return " ".join(_WORD.findall(folded)).encode("utf-8", "surrogatepass").split(b" ") if folded else []
+
+
+def shingle(texts: Iterable[str], ngram: int, table: WordHashes) -> Shingles:
+    """Word n-grams of texts, as 32-bit hashes. A text of fewer than n words is one n-gram; without words, none."""
+    gap = [b""] * (ngram - 1)
+    flat: list[bytes] = []
+    lengths: list[int] = []
+    for text in texts:
+        found = words(text)
+        lengths.append(len(found))
+        flat += found
+        flat += gap
+    flat += gap
+    hashes = np.fromiter(map(table.__getitem__, flat), np.uint64, len(flat))
+    length_D = np.array(lengths, np.int64)
+    count_D = np.where(length_D > 0, np.maximum(length_D - ngram + 1, 1), 0)
+    rolled = _mixed(_rolled(hashes, ngram))
+    offsets = np.concatenate([[0], np.cumsum(count_D)])
+    starts_D = np.cumsum(length_D + ngram - 1) - (length_D + ngram - 1)
+    position_S = np.arange(offsets[-1]) + np.repeat(starts_D - offsets[:-1], count_D)
+    return Shingles(rolled[position_S], offsets)
+
+
+def _rolled(hashes: NDArray[np.uint64], ngram: int) -> NDArray[np.uint64]:
+    """sum_j hashes[i + j] * m_j mod 2^64 at each place i, with odd multipliers m_j: the order of words counts."""
+    size = max(len(hashes) - ngram + 1, 0)
+    multipliers = np.random.default_rng(0x5EED).integers(0, 2**63, ngram, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    total = np.zeros(size, np.uint64)
+    for j, multiplier in enumerate(multipliers):
+        total += hashes[j : j + size] * multiplier
+    return total
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """The upper half of each value after the finaliser of MurmurHash3 (Appleby), which spreads every bit."""
+    for multiplier in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
+        values = (values ^ (values >> np.uint64(33))) * multiplier
+    return (values >> np.uint64(32)).astype(np.uint32)
+
+
+def jaccard(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:
+    """|A and B| / |A or B| of two documents' n-gram sets; 0 where both are empty."""
+    a, b = np.unique(left), np.unique(right)
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / max(len(a) + len(b) - shared, 1)

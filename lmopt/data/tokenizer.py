@@ -1,0 +1,65 @@
+"""Byte-level BPE: trained on the training text, and applied to documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lmopt.data.spec import Bpe
+
+END_OF_TEXT = "<|endoftext|>"
+"""The special token behind every document; text that spells it is not taken for it."""
+UINT16_VOCAB = 1 << 16
+
+
+def train(texts: Iterable[str], config: Bpe) -> Tokenizer:
+    """A tokenizer whose merges are learnt from `texts`; the same texts give the same tokenizer, bit for bit.
+
+    Fewer merges than `vocab` allows are learnt from a text too small for more; `size` gives the vocabulary.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def load(path: Path) -> Tokenizer:
+    """A saved tokenizer, set to read `<|endoftext|>` inside a text as plain characters."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """Id of the end-of-text token."""
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    if token is None:
+        raise ValueError(f"this tokenizer has no {END_OF_TEXT} token")
+    return token
+
+
+def token_type(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that holds every id."""
+    return np.dtype(np.uint16 if tokenizer.get_vocab_size() <= UINT16_VOCAB else np.uint32)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger]]:
+    """Token ids of each text, without end-of-text; on all cores that this process may use."""
+    kind = token_type(tokenizer)
+    return [np.array(encoding.ids, kind) for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+
+VERSION = tokenizers.__version__
