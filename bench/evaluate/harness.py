@@ -302,6 +302,8 @@ class Choices:
 
     def score(self, log_likelihoods: Sequence[float]) -> float:
         """The share of the m best choices that is correct: 1 or 0 without a tie, 1/m with one correct among m."""
+        if not all(math.isfinite(value) for value in log_likelihoods):
+            raise ValueError(f"the model's log-likelihoods are not finite: {list(log_likelihoods)}")
         best = max(log_likelihoods)
         tied = [index for index, value in enumerate(log_likelihoods) if value == best]
         return sum(index in self.correct for index in tied) / len(tied)

@@ -184,6 +184,13 @@ def test_ties_count_their_share():
     assert Choices(("a", "b", "c"), (0, 2)).score([-1.0, -1.0, -1.0]) == pytest.approx(2 / 3)
 
 
+def test_a_broken_model_is_no_result(model, tokenizer, cache):
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(model, tokenizer, ["quartz"], cache=cache)
+
+
 def test_chance():
     varied = [Choices(("a", "b"), (0,)), Choices(("c", "d", "e"), (0,))]
     assert _chance(varied) == pytest.approx((1 / 2 + 1 / 3) / 2)
