@@ -1,0 +1,114 @@
+"""Paired differences with items and seeds both drawn at random and crossed: every model answers every item.
+
+D[s, i] = mu + seed_s + item_i + residual_si. The variance of the grand mean is (MS_seed + MS_item - MS_residual) / (n I),
+the quasi-F of Clark (1973) and Cornfield & Tukey (1956), with degrees of freedom after Satterthwaite (1946). Works on
+fractional scores. Items of one passage are one cluster: sums over clusters take the place of items (Cameron & Miller
+2015, equation 6), and a task whose items all stand alone gives the same as without.
+
+A mean over several tasks (strata, fixed) is sum_t w_t mean_t: seeds are shared by the tasks, items are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.stats.effect import Effect, mean_of
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """One task: its paired differences and its weight in the mean."""
+
+    differences: Floats
+    """D[seed, item]."""
+    weight: float
+    clusters: NDArray[np.int64] | None = None
+    """Passage number of each item; None: every item stands alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ItemPart:
+    """What drawing other items would change in a task's mean."""
+
+    items: float
+    """Squared standard error of the mean over items of the seed-averaged differences."""
+    residual: float
+    """The part of it that is item x seed noise, which the seeds' variance holds already."""
+    clusters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """The weighted mean over tasks with what its uncertainty is made of."""
+
+    effect: Effect
+    by_seed: tuple[float, ...]
+    seed_variance: float
+    """Squared standard error from seeds (with item x seed noise)."""
+    item_variance: float
+    """Squared standard error from items alone."""
+
+
+def crossed_mean(strata: Sequence[Stratum]) -> Crossed:
+    """Mean of paired differences over tasks, with seeds and items as random effects.
+
+    Args:
+        strata: at least one; all with the same seeds in the same order.
+    """
+    seeds = strata[0].differences.shape[0]
+    by_seed = sum((stratum.weight * stratum.differences.mean(1) for stratum in strata), np.zeros(seeds))
+    over_seeds = mean_of([float(value) for value in by_seed])
+    if over_seeds.se is None:
+        return Crossed(over_seeds, tuple(map(float, by_seed)), math.nan, math.nan)
+    parts = [(stratum.weight, _item_part(stratum)) for stratum in strata]
+    item_variance = max(0.0, sum(weight**2 * (part.items - part.residual) for weight, part in parts))
+    seed_variance = over_seeds.se**2
+    weighted = seed_variance**2 / (seeds - 1)
+    for weight, part in parts:
+        if item_variance > 0 and part.clusters > 1:
+            df = part.clusters - 1
+            weighted += weight**4 * (part.items**2 / df + part.residual**2 / (df * (seeds - 1)))
+    variance = seed_variance + item_variance
+    effect = Effect(
+        low=over_seeds.low, high=over_seeds.high, se=math.sqrt(variance), n=seeds, sd=over_seeds.sd,
+        df=variance**2 / weighted if weighted > 0 else float(seeds - 1), how="items and seeds crossed",
+    )  # fmt: skip
+    return Crossed(effect, tuple(map(float, by_seed)), seed_variance, item_variance)
+
+
+def items_only(strata: Sequence[Stratum]) -> Effect:
+    """The same mean for these very models: seeds fixed, items random."""
+    mean = sum(stratum.weight * float(stratum.differences.mean()) for stratum in strata)
+    parts = [(stratum.weight, _item_part(stratum)) for stratum in strata]
+    variance = sum(weight**2 * part.items for weight, part in parts)
+    weighted = sum(weight**4 * part.items**2 / (part.clusters - 1) for weight, part in parts if part.clusters > 1)
+    if any(part.clusters < 2 for _, part in parts):
+        return Effect(low=mean, high=mean, se=None, df=0, n=0, how="a single item")
+    df = variance**2 / weighted if weighted > 0 else math.inf
+    return Effect(low=mean, high=mean, se=math.sqrt(variance), df=df, n=parts[0][1].clusters, how="items")
+
+
+def _item_part(stratum: Stratum) -> _ItemPart:
+    differences = stratum.differences
+    seeds, items = differences.shape
+    by_item = differences.mean(0)
+    centred = by_item - by_item.mean()
+    residual = differences - by_item - differences.mean(1, keepdims=True) + differences.mean()
+    if stratum.clusters is None:
+        clusters, sums, residual_sums = items, centred, residual
+    else:
+        clusters = int(stratum.clusters.max()) + 1
+        sums = np.bincount(stratum.clusters, centred, clusters)
+        residual_sums = np.stack([np.bincount(stratum.clusters, row, clusters) for row in residual])
+    if clusters < 2:
+        return _ItemPart(0.0, 0.0, clusters)
+    correction = clusters / (clusters - 1) / items**2
+    noise = float((residual_sums**2).sum()) / (seeds * (seeds - 1)) if seeds > 1 else 0.0
+    return _ItemPart(float((sums**2).sum()) * correction, noise * correction, clusters)
