@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.report.publication import publish
-from bench.report.study import ReportError
 
 if TYPE_CHECKING:
     from bench.report.tree import Page
 
-__all__ = ["ReportError", "build", "publish", "terminal"]
+__all__ = ["build", "publish", "terminal"]
 
 
 def build(run: Path) -> list[Path]:
@@ -25,13 +24,13 @@ def build(run: Path) -> list[Path]:
     Where a PDF cannot be made, the reason goes to stderr with what to install, and everything else is written.
 
     Raises:
-        ReportError: the folder holds nothing to report.
+        StudyError: the folder holds nothing to report.
         RecordError: its records cannot be trusted.
     """
     from bench.report import files, html, markdown, pdf
     from bench.report.page import compose
+    from bench.report.runfolder import load
     from bench.report.sections.appendix import readings
-    from bench.report.study import load
 
     study = load(run)
     page = compose(study)
@@ -56,11 +55,11 @@ def terminal(run: Path) -> str:
     """The answer and the table of arms as plain text, within 100 columns.
 
     Raises:
-        ReportError, RecordError: as `build`.
+        StudyError, RecordError: as `build`.
     """
     from bench.report import screen
     from bench.report.page import compose
-    from bench.report.study import load
+    from bench.report.runfolder import load
 
     return screen.render(compose(load(run)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report import numbers
-from bench.report.study import Mean
+from bench.report.runfolder import Mean
 from bench.report.tree import Cell, Tone, absent
 
 OUTCOME_TONES: dict[str, Tone] = {
@@ -57,7 +57,7 @@ def share_cell(
     if value is None:
         return absent(why)
     low, high = bounds or (None, None)
-    small = numbers.interval(low, high, interval_decimals(low, high)) if bounds else "no interval"
+    small = numbers.interval(low, high, interval_decimals(low, high)) if bounds else ""
     return Cell(
         text=numbers.percent(value, sign=False), value=value, low=low, high=high, small=small, sources=tuple(sources)
     )
@@ -77,7 +77,7 @@ def points_cell(
     if value is None:
         return absent(why)
     low, high = bounds or (None, None)
-    small = numbers.interval(low, high, 2) if bounds else "no interval"
+    small = numbers.interval(low, high, 2) if bounds else ""
     return Cell(text=numbers.points(value), value=value, low=low, high=high, small=small, sources=tuple(sources))
 
 

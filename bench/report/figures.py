@@ -1,48 +1,21 @@
 """Panels drawn as SVG by matplotlib: legible in black and white, to the colour-blind, on light and on dark ground.
 
-An arm is told apart by marker, line style and a label at its line; colour comes last. Equal input gives equal bytes:
-the hash salt is the panel's id and no date is written. Colours are drawn from a small palette of known hex values,
-which HTML turns into CSS variables so that one drawing serves both colour schemes.
+Equal input gives equal bytes: the hash salt is the panel's id and no date is written. Colours are drawn from a small
+palette of known hex values, which HTML turns into CSS variables so that one drawing serves both colour schemes.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import Any
 
-from bench.report.numbers import MINUS, THIN
-from bench.report.tree import Curves, Dots, Estimate, Forest, Panel, Series
+from bench.report.painters import INK, MUTED, PAPER, THEME, WIDTH_PX, paint, panel_height
+from bench.report.tree import Panel
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-INK, MUTED, GRID, PAPER = "#1c1f24", "#5d6570", "#dcd8cf", "#fffffe"
-SERIES = (INK, "#0b5fa5", "#b8430e", "#0a7457", "#86399c", "#94650a", "#b5175c", "#48617a")
-"""One colour an arm; the reference is ink. All have at least 4.5:1 contrast with the paper."""
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"} | {
-    colour: f"--s{number}" for number, colour in enumerate(SERIES) if number
-}
-"""Known colour -> CSS variable that holds it."""
-MARKERS = "os^Dvp*X"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (1, 1)), (0, (8, 2)))
-WIDTH_PX = 400
-"""Design width of a panel; shown at about this size everywhere, so that its text stays readable on a telephone."""
-LABEL_CHARACTERS = 15
-ROW_PX = 36
 _DPI = 72.0
-
-
-def colour(style: int) -> str:
-    """The colour of arm number `style`; past the palette it repeats, with another marker."""
-    return INK if style == 0 else SERIES[1 + (style - 1) % (len(SERIES) - 1)]
-
-
-def marker(style: int) -> str:
-    """The marker of arm number `style`."""
-    return MARKERS[style % len(MARKERS)]
+"""matplotlib writes SVG in points, 72 an inch: at this resolution one unit is one pixel of the design."""
 
 
 def draw(panel: Panel, *, themed: bool, text: bool) -> str:
@@ -52,7 +25,7 @@ def draw(panel: Panel, *, themed: bool, text: bool) -> str:
         themed: colours as CSS variables (HTML) rather than as hex values (PDF, files).
         text: letters as text in the page's own face (HTML) rather than as outlines (PDF, files).
     """
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -70,15 +43,16 @@ def draw(panel: Panel, *, themed: bool, text: bool) -> str:
         "ytick.color": MUTED,
         "path.simplify": True,
     }
-    with rc_context(settings):
-        height = panel_height(panel)
-        figure = Figure(figsize=(WIDTH_PX / _DPI, height / _DPI), dpi=_DPI)
+    with rc_context():
+        rcdefaults()  # a reader's own matplotlibrc must not change a report
+        rcParams.update(settings)
+        figure = Figure(figsize=(WIDTH_PX / _DPI, panel_height(panel) / _DPI), dpi=_DPI)
         figure.patch.set_visible(False)
         FigureCanvasSVG(figure)
-        _PAINTERS[type(panel)](figure, panel, height)
+        paint(figure, panel)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _tidy(buffer.getvalue(), panel, themed)
+    return _tidy(buffer.getvalue(), panel, themed=themed, text=text)
 
 
 def standalone(panel: Panel) -> str:
@@ -89,278 +63,18 @@ def standalone(panel: Panel) -> str:
     return f"{head}{title}{ground}{rest}\n"
 
 
-def panel_height(panel: Panel) -> int:
-    """Height in pixels at the design width."""
-    match panel:
-        case Curves():
-            return 300
-        case Forest():
-            return 64 + ROW_PX * len(panel.rows)
-        case Dots():
-            return 64 + 30 * len(panel.rows)
-
-
-def _frame(figure: Any, height: int, left: int, right: int, top: int, bottom: int) -> Axes:
-    """Axes inside margins given in pixels, with only a bottom line."""
-    axes = figure.add_axes(
-        (left / WIDTH_PX, bottom / height, 1 - (left + right) / WIDTH_PX, 1 - (top + bottom) / height)
-    )
-    axes.patch.set_visible(False)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(length=0, labelsize=9.5, pad=5)
-    return axes
-
-
-# --- loss against cost ---------------------------------------------------------------------------
-
-
-def _curves(figure: Any, panel: Curves, height: int) -> None:
-    axes = _frame(figure, height, left=40, right=96, top=22, bottom=44)
-    ends = [end for series in panel.series for end in series.ends]
-    low, high = min(y for _, y in ends), max(y for _, y in ends)
-    room = max(0.35 * (high - low), 0.02 * high)
-    axes.set_xscale("log")
-    axes.set_xlim(0.42 * min(x for x, _ in ends), 1.08 * max(x for x, _ in ends))
-    axes.set_ylim(low - 0.45 * room, high + room)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    _log_ticks(axes)
-    _linear_ticks(axes)
-    for series in reversed(panel.series):
-        _series(axes, series)
-    _end_labels(axes, panel.series)
-    axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
-    figure.text(6 / WIDTH_PX, 1 - 13 / height, panel.y_label, fontsize=9.5, color=MUTED, ha="left", va="center")
-
-
-def _series(axes: Axes, series: Series) -> None:
-    tint, shape = colour(series.style), marker(series.style)
-    front = 4 if series.style else 3
-    for curve in series.curves:
-        axes.plot(*_columns(curve), color=tint, linewidth=0.9, alpha=0.28, zorder=2)
-    if len(series.means) > 1:
-        line = DASHES[series.style % len(DASHES)]
-        axes.plot(*_columns(series.means), color=tint, linewidth=1.5, linestyle=line, zorder=front)
-    axes.plot(*_columns(series.ends), linestyle="", marker=shape, markersize=4, color=tint, alpha=0.45, zorder=front,
-              markeredgewidth=0)  # fmt: skip
-    means = series.means or series.ends
-    axes.plot(*_columns(means), linestyle="", marker=shape, markersize=7, markerfacecolor=PAPER, markeredgecolor=tint,
-              markeredgewidth=1.8, zorder=front + 1)  # fmt: skip
-
-
-def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in pairs], [y for _, y in pairs]
-
-
-def _log_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    left, right = axes.get_xlim()
-    decades = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
-    for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        ticks = [step * 10.0**decade for decade in decades for step in steps if left <= step * 10.0**decade <= right]
-        if len(ticks) <= 5:
-            break
-    ticks = ticks if ticks else [math.sqrt(left * right)]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-
-
-def _short(value: float) -> str:
-    """A tick: 200 G, 1 P, 0.5, 300."""
-    for scale, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale * 0.9999:
-            return f"{value / scale:.3g}{THIN}{prefix}"
-    return f"{value:.3g}"
-
-
-def _linear_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", MINUS)))
-
-
-def _end_labels(axes: Axes, series: Sequence[Series]) -> None:
-    """Names at the right edge beside each arm's last point, pushed apart so that none overlap."""
-    ends = [(max(one.means or one.ends), one) for one in series if one.ends]
-    to_pixels: Callable[[float], float] = lambda y: float(axes.transData.transform((axes.get_xlim()[0], y))[1])  # noqa: E731
-    bottom, top = to_pixels(axes.get_ylim()[0]), to_pixels(axes.get_ylim()[1])
-    gap = min(13.0, (top - bottom) / max(1, len(ends)))
-    places = spread([to_pixels(y) for (_, y), _ in ends], gap, bottom, top)
-    right = float(axes.transAxes.transform((1, 0))[0])
-    back = axes.figure.transFigure.inverted() if axes.figure else None
-    assert back is not None
-    for ((x, y), one), place in zip(ends, places, strict=True):
-        start = back.transform(axes.transData.transform((x, y)))
-        elbow, label = back.transform((right + 4, place)), back.transform((right + 9, place))
-        line = _line((start[0], elbow[0]), (start[1], elbow[1]), color=colour(one.style), linewidth=0.6, alpha=0.6)
-        axes.figure.add_artist(line)
-        axes.figure.text(label[0], label[1], shorten(one.name), fontsize=10, color=colour(one.style), va="center",
-                         weight="bold" if one.style == 0 else "normal")  # fmt: skip
-
-
-def _line(xs: tuple[float, float], ys: tuple[float, float], **style: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D(xs, ys, zorder=1, **style)
-
-
-def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart between `low` and `high`, in the same order and near where they were.
-
-    Pools neighbours that would overlap and centres each pool (isotonic regression, pool adjacent violators).
-    """
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    pools: list[tuple[float, int]] = []
-    for rank, index in enumerate(order):
-        centre, size = places[index] - rank * gap, 1
-        while pools and pools[-1][0] > centre:
-            other, count = pools.pop()
-            centre, size = (other * count + centre * size) / (count + size), count + size
-        pools.append((centre, size))
-    free = [centre for centre, size in pools for _ in range(size)]
-    last = high - (len(places) - 1) * gap
-    result = [0.0] * len(places)
-    for rank, index in enumerate(order):
-        result[index] = min(max(free[rank], low), max(last, low)) + rank * gap
-    return result
-
-
-def shorten(name: str, characters: int = LABEL_CHARACTERS) -> str:
-    """The name, cut in the middle where it is long: both ends tell names apart."""
-    if len(name) <= characters:
-        return name
-    head = (characters - 1 + 1) // 2
-    return f"{name[:head]}\u2026{name[len(name) - (characters - 1 - head) :]}"
-
-
-# --- estimates with intervals --------------------------------------------------------------------
-
-
-def _forest(figure: Any, panel: Forest, height: int) -> None:
-    axes = _frame(figure, height, left=10, right=10, top=20, bottom=44)
-    left, right = _forest_limits(panel)
-    axes.set_xlim(left, right)
-    axes.set_ylim(len(panel.rows), 0)
-    axes.set_yticks([])
-    for mark in panel.marks:
-        style = {"zero": "-", "limit": (0, (5, 2)), "aim": (0, (1, 2))}[mark.kind]
-        tint = GRID if mark.kind == "zero" else MUTED
-        axes.axvline(mark.value, color=tint, linestyle=style, linewidth=1.1, zorder=1)
-    _mark_labels(axes, panel)
-    for number, row in enumerate(panel.rows):
-        _estimate(axes, number, row, left, right)
-    _percent_ticks(axes)
-    axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
-
-
-def _forest_limits(panel: Forest) -> tuple[float, float]:
-    """Limits that show every point and mark, and intervals as far as the points' own scale allows."""
-    values = [row.value for row in panel.rows if row.value is not None]
-    marks = [mark.value for mark in panel.marks]
-    bounds = [bound for row in panel.rows for bound in (row.low, row.high) if bound is not None]
-    low, high = min(values + marks), max(values + marks)
-    reach = 2.0 * (high - low) or 1.0
-    low = min([low] + [max(bound, low - reach) for bound in bounds])
-    high = max([high] + [min(bound, high + reach) for bound in bounds])
-    room = 0.06 * (high - low) or 1.0
-    return low - room, high + room
-
-
-def _mark_labels(axes: Axes, panel: Forest) -> None:
-    """Labels of the marks above the plot, pushed apart sideways."""
-    from matplotlib.transforms import blended_transform_factory
-
-    marks = sorted(panel.marks, key=lambda mark: mark.value)
-    above = blended_transform_factory(axes.transData, axes.transAxes)
-    pixels = [float(axes.transData.transform((mark.value, 0))[0]) for mark in marks]
-    widths = [5.6 * len(mark.label) for mark in marks]
-    gap = max([0.0] + [(one + two) / 2 + 6 for one, two in zip(widths, widths[1:], strict=False)])
-    edge = max(widths, default=0.0) / 2
-    for mark, place in zip(marks, spread(pixels, gap, edge + 2, WIDTH_PX - edge - 2), strict=True):
-        x = float(axes.transData.inverted().transform((place, 0))[0])
-        axes.text(x, 1.0, mark.label, transform=above, fontsize=9, color=MUTED, ha="center", va="bottom")
-
-
-def _estimate(axes: Axes, number: int, row: Estimate, left: float, right: float) -> None:
-    """The name and its number on a line, the interval under it."""
-    tint, text_y, line_y = colour(row.style), number + 0.30, number + 0.68
-    label = shorten(row.name, 34)
-    axes.text(0, text_y, label, transform=axes.get_yaxis_transform(), fontsize=10, color=INK, va="center",
-              weight="bold", bbox=_halo())  # fmt: skip
-    shown = row.text if row.value is not None else "not measured"
-    axes.text(1, text_y, shown, transform=axes.get_yaxis_transform(), fontsize=10, va="center", ha="right",
-              color=INK if row.value is not None else MUTED, bbox=_halo())  # fmt: skip
-    if row.value is None:
-        return
-    low = left if row.low is None else max(row.low, left)
-    high = right if row.high is None else min(row.high, right)
-    axes.plot([low, high], [line_y, line_y], color=tint, linewidth=2.2, solid_capstyle="butt", zorder=3)
-    for bound, shown_at, arrow in ((row.low, low, "<"), (row.high, high, ">")):
-        open_side = bound is None or bound != shown_at
-        axes.plot([shown_at], [line_y], marker=arrow if open_side else "|", markersize=6 if open_side else 8,
-                  markeredgewidth=1.6, color=tint, zorder=3)  # fmt: skip
-    axes.plot([row.value], [line_y], marker=marker(row.style), markersize=8, markerfacecolor=PAPER,
-              markeredgecolor=tint, markeredgewidth=2, zorder=4)  # fmt: skip
-
-
-def _halo() -> dict[str, Any]:
-    """A patch of paper behind text, so that a mark's line does not strike it through."""
-    return {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
-
-
-def _percent_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", MINUS)))
-
-
-# --- accuracy task by task -----------------------------------------------------------------------
-
-
-def _dots(figure: Any, panel: Dots, height: int) -> None:
-    axes = _frame(figure, height, left=112, right=16, top=10, bottom=54)
-    values = [value for _, chance, dots in panel.rows for value in [*(v for *_, v in dots), *_known(chance)]]
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 1.0
-    axes.set_xlim(low - room, high + room)
-    axes.set_ylim(len(panel.rows) - 0.5, -0.5)
-    axes.set_yticks([])
-    for number, (task, chance, dots) in enumerate(panel.rows):
-        axes.axhline(number, color=GRID, linewidth=0.8, zorder=1)
-        axes.text(-0.03, number, shorten(task, 17), transform=axes.get_yaxis_transform(), fontsize=10, color=INK,
-                  ha="right", va="center")  # fmt: skip
-        for known in _known(chance):
-            axes.plot([known], [number], marker="|", markersize=16, markeredgewidth=1.6, color=MUTED, zorder=2)
-        for place, (_, style, value) in enumerate(dots):
-            height = number + (0.5 * ((place + 0.5) / len(dots) - 0.5) if len(dots) > 1 else 0.0)
-            axes.plot([value], [height], marker=marker(style), markersize=8, markerfacecolor=PAPER,
-                      markeredgecolor=colour(style), markeredgewidth=1.9, linestyle="", zorder=3 + style)  # fmt: skip
-    _percent_ticks(axes)
-    axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
-
-
-def _known(value: float | None) -> list[float]:
-    return [] if value is None else [value]
-
-
-_PAINTERS: dict[type, Callable[[Any, Any, int], None]] = {Curves: _curves, Forest: _forest, Dots: _dots}
-
-
 # --- from matplotlib's file to an element --------------------------------------------------------
 
 
-def _tidy(svg: str, panel: Panel, themed: bool) -> str:
+def _tidy(svg: str, panel: Panel, *, themed: bool, text: bool) -> str:
     """An inline element: no prolog, no global style, ids of its own, described for a screen reader."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
     svg = re.sub(r"<style type=\"text/css\">.*?</style>\s*", "", svg, count=1, flags=re.S)
     svg = re.sub(r'\b(id|clip-path|xlink:href)="(url\()?#?([^")]+)\)?"', lambda m: _own_id(m, panel.id), svg)
-    svg = re.sub(r"font: ([^;\"]*?)([\d.]+)px [^;\"]*", r"font-size: \2px; font-style: normal; \1", svg)
+    if text:
+        svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)
+        svg = re.sub(r"font: (?:normal )?(bold |\d+ )?([\d.]+px) [^;\"]*", _short_font, svg)
     if themed:
         for known, variable in THEME.items():
             svg = svg.replace(known, f"var({variable})")
@@ -368,9 +82,15 @@ def _tidy(svg: str, panel: Panel, themed: bool) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="plot" role="img" '
         f'viewBox="0 0 {WIDTH_PX} {height}" width="{WIDTH_PX}" height="{height}" aria-labelledby="{panel.id}-alt" '
-        f'stroke-linejoin="round" stroke-linecap="butt"><title id="{panel.id}-alt">{_escape(panel.alt)}</title>'
+        f'stroke-linejoin="round" stroke-linecap="butt"><title id="{panel.id}-alt">{escape(panel.alt)}</title>'
     )
     return head + svg[svg.index(">") + 1 :].strip()
+
+
+def _short_font(match: re.Match[str]) -> str:
+    """matplotlib before 3.11 writes the shorthand `font`, which would name a face of its own."""
+    weight, size = match.groups()
+    return f"font-size: {size}" + (f"; font-weight: {weight.strip()}" if weight else "")
 
 
 def _own_id(match: re.Match[str], panel_id: str) -> str:
@@ -378,9 +98,3 @@ def _own_id(match: re.Match[str], panel_id: str) -> str:
     if attribute == "id":
         return f'id="{panel_id}-{name}"'
     return f'{attribute}="url(#{panel_id}-{name})"' if wrapped else f'{attribute}="#{panel_id}-{name}"'
-
-
-def _escape(text: str) -> str:
-    from html import escape
-
-    return escape(text, quote=True)

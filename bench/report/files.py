@@ -38,7 +38,7 @@ def _inside(blocks: tuple[Block, ...]) -> Iterator[Table]:
 
 
 def to_csv(table: Table) -> str:
-    """One line a row, raw values in base units; beside a column its bounds and, where a value is missing, the reason."""
+    """One line a row, raw values in base units; beside a column its bounds, and the reason where a value is missing."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     missing = [any(row.cells[index].reason is not None for row in table.rows) for index in range(len(table.columns))]
@@ -66,7 +66,8 @@ def _raw(cell: Cell) -> object:
 
 def _safe(text: str) -> str:
     """Text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    flat = re.sub(r"[\x00-\x1f\x7f]", " ", text)
+    return f"'{flat}" if text.startswith(FORMULA_STARTS) else flat
 
 
 def to_latex(table: Table) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
-from bench.report import figures
+from bench.report import figures, painters
 from bench.report.numbers import count
 from bench.report.tree import Cell, Column, Curves, Dots, Forest, Page, Panel, Row, Table
 
@@ -31,15 +31,22 @@ def render(page: Page, *, paper: bool = False) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        trail=trail,
-        reasons=reasons,
-        columns=_pairs,
-        sort_key=_sort_key,
-        keys=lambda panel: [(name, Markup(_swatch(style, not paper))) for name, style in _keys(panel)],
-        plot=lambda panel: Markup(figures.draw(panel, themed=not paper, text=not paper)),
-    )
-    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
+
+    def plot(panel: Panel) -> Markup:
+        return Markup(figures.draw(panel, themed=not paper, text=not paper))
+
+    def keys(panel: Panel) -> list[tuple[str, Markup]]:
+        return [(name, Markup(_swatch(style, not paper))) for name, style in _keys(panel)]
+
+    helpers: dict[str, Any] = {
+        "trail": trail,
+        "reasons": reasons,
+        "columns": _pairs,
+        "sort_key": _sort_key,
+        "keys": keys,
+        "plot": plot,
+    }
+    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"), globals=helpers)
     return (
         template.render(
             page=page,
@@ -77,7 +84,7 @@ def _sort_key(cell: Cell) -> str | None:
 def _keys(panel: Panel) -> list[tuple[str, int]]:
     """Names that the plot itself has to shorten or cannot write: one entry an arm."""
     match panel:
-        case Curves() if any(len(one.name) > figures.LABEL_CHARACTERS for one in panel.series):
+        case Curves() if any(len(one.name) > painters.LABEL_CHARACTERS for one in panel.series):
             return [(one.name, one.style) for one in panel.series]
         case Dots():
             return list(dict.fromkeys((arm, style) for _, _, dots in panel.rows for arm, style, _ in dots))
@@ -87,13 +94,13 @@ def _keys(panel: Panel) -> list[tuple[str, int]]:
 
 def _swatch(style: int, themed: bool) -> str:
     """The arm's marker as a tiny drawing."""
-    ink = figures.colour(style)
-    tint = f"var({figures.THEME[ink]})" if themed else ink
+    ink = painters.colour(style)
+    tint = f"var({painters.THEME[ink]})" if themed else ink
     shape = {
         "o": '<circle cx="8" cy="8" r="5"/>', "s": '<rect x="3" y="3" width="10" height="10"/>',
         "^": '<path d="M8 2.5 13.5 13h-11z"/>', "D": '<path d="m8 2 6 6-6 6-6-6z"/>',
         "v": '<path d="M8 13.5 2.5 3h11z"/>', "p": '<path d="m8 2 6 4.5-2.3 7H4.3L2 6.5z"/>',
         "*": '<path d="m8 1.5 2 4.3 4.6.5-3.4 3.2.9 4.7L8 11.9l-4.1 2.3.9-4.7L1.4 6.3 6 5.8z"/>',
         "X": '<path d="M5 2.5 8 5.5l3-3L13.5 5l-3 3 3 3-2.500 2.500-3-3-3 3L2.500 11l3-3-3-3z"/>',
-    }[figures.marker(style)]  # fmt: skip
+    }[painters.marker(style)]  # fmt: skip
     return f'<svg viewBox="0 0 16 16" aria-hidden="true" fill="none" stroke="{tint}" stroke-width="2">{shape}</svg>'

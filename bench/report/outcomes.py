@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.report.study import Study, mapping, number, sequence
+from bench.report.runfolder import RunFolder, mapping, number, sequence
 
 UNJUDGED = "the study has not been judged"
 ENDPOINTS = (("flops", "Compute", "FLOPs"), ("time", "Time", "seconds"), ("energy", "Energy", "joules"))
@@ -24,21 +24,21 @@ class Found:
     raw: dict[str, Any]
 
 
-def endpoint(study: Study, arm: str, scale: str, name: str, saving: str = "saving_all_in") -> Found:
+def endpoint(study: RunFolder, arm: str, scale: str, name: str, saving: str = "saving_all_in") -> Found:
     """The saving at equal loss of an arm at a scale, in one currency; without a value it says why."""
     return _found(mapping(mapping(_scale(study, arm, scale).get("endpoints")).get(name)), saving, study, name)
 
 
-def accuracy(study: Study, arm: str, scale: str) -> Found:
+def accuracy(study: RunFolder, arm: str, scale: str) -> Found:
     """The difference in accuracy (arm - reference) at the claim point."""
     return _found(mapping(_scale(study, arm, scale).get("accuracy")), "difference", study, "accuracy")
 
 
-def _scale(study: Study, arm: str, scale: str) -> dict[str, Any]:
+def _scale(study: RunFolder, arm: str, scale: str) -> dict[str, Any]:
     return mapping(mapping(study.judged(arm).get("scales")).get(scale))
 
 
-def _found(raw: dict[str, Any], key: str, study: Study, what: str) -> Found:
+def _found(raw: dict[str, Any], key: str, study: RunFolder, what: str) -> Found:
     fallback = UNJUDGED if study.verdict is None else f"the verdict holds no {what} of this arm"
     value = number(raw.get(key))
     outcome = raw.get("outcome")
@@ -60,7 +60,7 @@ def pair(value: Any) -> Bounds | None:
     return None if low is None and high is None else (low, high)
 
 
-def arm_outcome(study: Study, arm: str, scale: str | None = None) -> str | None:
+def arm_outcome(study: RunFolder, arm: str, scale: str | None = None) -> str | None:
     """The outcome of an arm, or of its primary endpoint at one scale where there are several."""
     declared = study.declared(arm)
     if scale is not None and len(study.design.scales) > 1 and declared is not None:

@@ -7,6 +7,7 @@ import re
 from bench.report import numbers
 from bench.report.cells import points_cell, share_cell, tone_of
 from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, endpoint
+from bench.report.runfolder import RunFolder, mapping, over_seeds
 from bench.report.sections import (
     accuracy as accuracy_section,
 )
@@ -22,14 +23,13 @@ from bench.report.sections import (
     machine,
     savings,
 )
-from bench.report.study import Study, mapping, over_seeds
 from bench.report.tree import Cell, Claim, Headline, Page, absent, words
 
 SECTIONS = (arms, curves, savings, accuracy_section, domains, ledger, certainty, gaps, counts, machine, appendix)
 """In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
 
 
-def compose(study: Study) -> Page:
+def compose(study: RunFolder) -> Page:
     """The whole page as a tree."""
     made = [one.section(study) for one in SECTIONS]
     return Page(
@@ -57,7 +57,7 @@ def _about(text: str) -> str:
     return re.sub(r"\s+", " ", str(about)).strip() if about else ""
 
 
-def _facts(study: Study) -> tuple[tuple[str, Cell], ...]:
+def _facts(study: RunFolder) -> tuple[tuple[str, Cell], ...]:
     planned = len({str(mapping(case).get("id")) for case in study.plan.get("cases") or ()})
     finished = len({record.case.id for record in study.records if record.status == "ok"})
     done = str(finished) if finished >= planned else f"{finished} of {planned}"
@@ -70,7 +70,7 @@ def _facts(study: Study) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def _hypothesis(study: Study) -> str:
+def _hypothesis(study: RunFolder) -> str:
     """The hypothesis in one sentence."""
     design = study.design
     claims = [arm for arm in design.arms if arm.role == "claim"]
@@ -86,6 +86,7 @@ def _hypothesis(study: Study) -> str:
         if drop.kind == "absolute"
         else f"{numbers.percent(drop.less_than, decimals=1)} of its accuracy"
     )
+    of = " of accuracy" if drop.kind == "absolute" else ""
     currencies = {name: title.lower() for name, title, _ in ENDPOINTS}
     kinds = list(dict.fromkeys(currencies[arm.primary] for arm in claims))
     names = numbers.listing([f"\u201c{arm.name}\u201d" for arm in claims])
@@ -94,11 +95,11 @@ def _hypothesis(study: Study) -> str:
     return (
         f"{names} {verb} at least {numbers.percent(design.hypothesis.saving.at_least, decimals=0)} less training "
         f"{' or '.join(kinds)} than {references} to reach the same loss, and {'loses' if len(claims) == 1 else 'lose'} "
-        f"less than {margin}."
+        f"less than {margin}{of}."
     )
 
 
-def _claims(study: Study) -> tuple[Claim, ...]:
+def _claims(study: RunFolder) -> tuple[Claim, ...]:
     """The claims' outcomes; without any claim, those of the components."""
     wanted = [arm for arm in study.design.arms if arm.role == "claim"] or [
         arm for arm in study.design.arms if arm.role == "component"
@@ -121,7 +122,7 @@ def _claims(study: Study) -> tuple[Claim, ...]:
     return tuple(found)
 
 
-def _statement(study: Study, arm: str) -> str:
+def _statement(study: RunFolder, arm: str) -> str:
     """The plain reading of an outcome."""
     at_least = numbers.percent(study.design.hypothesis.saving.at_least, decimals=0)
     match (arm_outcome(study, arm) or "").upper():
@@ -141,7 +142,7 @@ def _statement(study: Study, arm: str) -> str:
             return "A reading that the answer needs was not taken."
 
 
-def _headlines(study: Study) -> tuple[Headline, ...]:
+def _headlines(study: RunFolder) -> tuple[Headline, ...]:
     """The first claim's numbers (else the first component's), large."""
     trained = [arm for arm in study.design.arms if arm.role == "claim"] or [
         arm for arm in study.design.arms if arm.role == "component"
@@ -156,7 +157,10 @@ def _headlines(study: Study) -> tuple[Headline, ...]:
     energy = endpoint(study, arm, scale, "energy")
     suffix = f", {arm}" if len(trained) > 1 else ""
     headlines = [
-        Headline(label=f"Compute saved at equal loss{suffix}", cell=share_cell(compute.value, compute.bounds, compute.why, cases)),
+        Headline(
+            label=f"Compute saved at equal loss{suffix}",
+            cell=share_cell(compute.value, compute.bounds, compute.why, cases),
+        ),
         Headline(
             label=f"Time of a step{suffix}",
             cell=absent(ratio.reason or "not timed")
@@ -164,7 +168,10 @@ def _headlines(study: Study) -> tuple[Headline, ...]:
             else Cell(text=numbers.fixed(ratio.value, 2) + numbers.THIN + numbers.TIMES, value=ratio.value,
                       small=f"of {study.reference(arm)}", sources=ratio.sources),
         ),
-        Headline(label=f"Energy saved at equal loss{suffix}", cell=share_cell(energy.value, energy.bounds, energy.why, cases)),
+        Headline(
+            label=f"Energy saved at equal loss{suffix}",
+            cell=share_cell(energy.value, energy.bounds, energy.why, cases),
+        ),
     ]  # fmt: skip
     if trained[0].role == "claim":
         evaluated = tuple(record.case.id for record in study.of("evaluate", arm, scale))

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.design import NAME_PATTERN
-from bench.report.study import ReportError
+
+
+class PublishError(ValueError):
+    """What cannot be published: says why and what to do."""
+
 
 KEPT = ("suite.yaml", "plan.json", "environment.json", "records.jsonl", "looks.jsonl", "verdict.json")
 """What judging and reporting read; checkpoints, shards and logs stay behind."""
@@ -24,15 +28,15 @@ def publish(run: Path, name: str, root: Path) -> list[Path]:
     """Copy a reported run to `root/results/reference/NAME` and `root/reports/NAME`; returns the copies.
 
     Raises:
-        ReportError: a name that is none, a run without a report, or more bytes than published studies may take.
+        PublishError: a name that is none, a run without a report, or more bytes than published studies may take.
     """
     if not re.fullmatch(NAME_PATTERN, name):
-        raise ReportError(f"{name!r} is no name for a published study; allowed: letters, digits, `.`, `_` and `-`")
+        raise PublishError(f"{name!r} is no name for a published study; allowed: letters, digits, `.`, `_` and `-`")
     wanted = [
         file for file in (*KEPT, *SHOWN) if not (run / file).exists() and file not in ("looks.jsonl", "report.pdf")
     ]
     if wanted:
-        raise ReportError(
+        raise PublishError(
             f"{run}: cannot be published without {', '.join(wanted)}; hint: finish, judge and report it first"
         )
     targets = {"results/reference": root / "results" / "reference" / name, "reports": root / "reports" / name}
@@ -76,7 +80,7 @@ def _refuse_if_large(copies: list[tuple[Path, Path]], root: Path, targets: tuple
     )
     if new + old > MAX_TOTAL_BYTES:
         largest = max(copies, key=lambda pair: pair[0].stat().st_size)[0]
-        raise ReportError(
+        raise PublishError(
             f"publishing would take {(new + old) / 1e6:.1f} MB, and published studies may take "
             f"{MAX_TOTAL_BYTES / 1e6:.0f} MB in all ({old / 1e6:.1f} MB are there already); the largest new file is "
             f"{largest}; hint: remove an older study from reports/ and results/reference/"

@@ -9,8 +9,8 @@ from bench.record import Record
 from bench.report import numbers
 from bench.report.cells import outcome_cell, points_cell
 from bench.report.outcomes import accuracy, pair
+from bench.report.runfolder import RunFolder, mapping, number, over_seeds, same
 from bench.report.sections.savings import level_words
-from bench.report.study import Study, mapping, number, over_seeds, same
 from bench.report.tree import (
     Block,
     Cell,
@@ -33,7 +33,7 @@ PREFIX = "accuracy/"
 FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "natural-language inference"}
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """Differences with the margin, then accuracies with chance."""
     evaluated = study.of("evaluate")
     judged = [(arm, scale) for scale in study.design.scales for arm in study.arms[1:] if study.role(arm) == "claim"]
@@ -44,9 +44,9 @@ def section(study: Study) -> Section:
     drop = study.design.hypothesis.accuracy_drop
     margin = numbers.points(drop.less_than, sign=False) if drop.kind == "absolute" else numbers.percent(drop.less_than)
     lead = Paragraph(
-        text=f"An arm passes when its whole interval lies right of \u2212{margin}: being clearly no worse is shown, not "
-        "merely the absence of a significant difference. A task counts only where the reference itself is clearly above "
-        "guessing and above a control trained on less; a task at chance would always pass.",
+        text=f"An arm passes when its whole interval lies right of \u2212{margin}: that it is clearly no worse has to "
+        "be shown; the absence of a significant difference shows nothing. A task counts only where the reference "
+        "itself is clearly above guessing and above a control trained on less, since a task at chance always passes.",
     )
     panels: list[Panel] = []
     if judged:
@@ -54,8 +54,8 @@ def section(study: Study) -> Section:
     panels.extend(_tasks(study, scale) for scale in study.design.scales if study.of("evaluate", scale=scale))
     figure = Figure(
         id="accuracy-plot",
-        caption=f"Left: difference to the reference, {level_words(study)} intervals over items and seeds, with the margin. "
-        "Right: accuracy by task; the tick is what guessing scores."
+        caption=f"Left: difference to the reference, {level_words(study)} intervals over items and seeds, and "
+        "the margin. Right: accuracy by task; the tick is what guessing scores."
         if judged
         else "Accuracy by task; the tick is what guessing scores.",
         panels=tuple(panels),
@@ -75,7 +75,7 @@ def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield family, mapping(families[family])
 
 
-def _differences(study: Study, judged: list[tuple[str, str]]) -> Forest:
+def _differences(study: RunFolder, judged: list[tuple[str, str]]) -> Forest:
     rows: list[Estimate] = []
     for arm, scale in judged:
         found = accuracy(study, arm, scale)
@@ -100,7 +100,7 @@ def _differences(study: Study, judged: list[tuple[str, str]]) -> Forest:
     )  # fmt: skip
 
 
-def _estimate(study: Study, arm: str, name: str, raw: dict[str, Any], why: str) -> Estimate:
+def _estimate(study: RunFolder, arm: str, name: str, raw: dict[str, Any], why: str) -> Estimate:
     value, bounds = number(raw.get("difference")), pair(raw.get("bounds"))
     if value is None:
         return Estimate(name=name, text="", style=study.style(arm), value=None, low=None, high=None, reason=why)
@@ -112,7 +112,7 @@ def _estimate(study: Study, arm: str, name: str, raw: dict[str, Any], why: str) 
     )  # fmt: skip
 
 
-def _verdicts(study: Study, judged: list[tuple[str, str]]) -> Table:
+def _verdicts(study: RunFolder, judged: list[tuple[str, str]]) -> Table:
     rows: list[Row] = []
     for arm, scale in judged:
         found = accuracy(study, arm, scale)
@@ -146,8 +146,8 @@ def _verdicts(study: Study, judged: list[tuple[str, str]]) -> Table:
     )
 
 
-def _groups(study: Study, scale: str) -> list[tuple[str, int, list[Record]]]:
-    """(label, style, records) for each arm and horizon that was evaluated; the horizon is named where it is not full."""
+def _groups(study: RunFolder, scale: str) -> list[tuple[str, int, list[Record]]]:
+    """(label, style, records) for each arm and horizon that was evaluated; a horizon short of the full one is named."""
     groups: list[tuple[str, int, list[Record]]] = []
     full = study.full_horizon()
     for arm in study.arms:
@@ -168,7 +168,7 @@ def _fact(records: list[Record], task: str, key: str) -> Any:
     return next((value for value in found if value is not None), None)
 
 
-def _tasks(study: Study, scale: str) -> Dots:
+def _tasks(study: RunFolder, scale: str) -> Dots:
     groups = [group for group in _groups(study, scale) if _is_compared(study, group)]
     records = study.of("evaluate", scale=scale)
     rows: list[tuple[str, float | None, tuple[tuple[str, int, float], ...]]] = []
@@ -191,13 +191,13 @@ def _tasks(study: Study, scale: str) -> Dots:
     )  # fmt: skip
 
 
-def _is_compared(study: Study, group: tuple[str, int, list[Record]]) -> bool:
+def _is_compared(study: RunFolder, group: tuple[str, int, list[Record]]) -> bool:
     """The reference at full horizon, and of each arm what was evaluated: a control's dots would only clutter."""
     label, style, _ = group
     return style != 0 or label == study.design.baseline
 
 
-def _table(study: Study, scale: str) -> Table:
+def _table(study: RunFolder, scale: str) -> Table:
     groups = _groups(study, scale)
     records = study.of("evaluate", scale=scale)
     rows: list[Row] = []
@@ -220,7 +220,7 @@ def _table(study: Study, scale: str) -> Table:
     suffix = f" at scale {scale}" if len(study.design.scales) > 1 else ""
     return Table(
         id=f"accuracy-tasks-table-{scale}",
-        caption=f"Accuracy by task{suffix}, mean and standard deviation over seeds (ties among m best choices score 1/m).",
+        caption=f"Accuracy by task{suffix}, mean and standard deviation over seeds (a tie among m choices scores 1/m).",
         columns=(
             Column(key="task", label="Task", numeric=False),
             Column(key="family", label="Family", numeric=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.record import Record
 from bench.report import numbers
-from bench.report.study import Study
+from bench.report.runfolder import RunFolder
 from bench.report.tree import Cell, Column, Folded, Paragraph, Row, Section, Table, absent, words
 
 STATUS_TONES = {"ok": "good", "diverged": "bad", "failed": "bad"}
@@ -18,9 +18,9 @@ SHOWN = {
 """The metrics that stand for a record of each kind; all of them are in tables/readings.csv."""
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """The table of records, folded away on a screen."""
-    kinds = [kind for kind in ("prepare", "train", "finetune", "evaluate", "generate", "timing")]
+    kinds = ("prepare", "train", "finetune", "evaluate", "generate", "timing")
     ordered = sorted(
         study.records,
         key=lambda one: (
@@ -87,7 +87,7 @@ def _readings(record: Record) -> Cell:
     return words("; ".join(parts) or f"{numbers.count(len(record.metrics), 'reading')}")
 
 
-def readings(study: Study) -> Table:
+def readings(study: RunFolder) -> Table:
     """Every single reading of every record: a file, not a part of the page."""
     names = ("case_id", "kind", "arm", "scale", "seed", "horizon", "status", "metric", "value", "unit", "grade",
              "scope", "reason")  # fmt: skip

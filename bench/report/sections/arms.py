@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.report import numbers
 from bench.report.cells import loss_cell, mean_cell, outcome_cell, share_cell
 from bench.report.outcomes import arm_outcome, endpoint
-from bench.report.study import Mean, Study, number, over_seeds
+from bench.report.runfolder import Mean, RunFolder, number, over_seeds
 from bench.report.tree import Cell, Column, Paragraph, Row, Section, Table, absent, words
 
 COLUMNS = (
@@ -33,7 +33,7 @@ COLUMNS = (
 )
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """The table of arms, one row an arm and scale."""
     several = len(study.design.scales) > 1
     scale_column = (Column(key="scale", label="Scale", numeric=False),) if several else ()
@@ -41,7 +41,7 @@ def section(study: Study) -> Section:
     horizon = study.full_horizon()
     table = Table(
         id="arms",
-        caption=f"Every arm at horizon {horizon:g}; means over seeds, spread or interval beneath.",
+        caption=f"Every arm at horizon {horizon:.1f}; means over seeds, spread or interval beneath.",
         columns=COLUMNS[:1] + scale_column + COLUMNS[1:],
         rows=rows,
         sortable=True,
@@ -78,7 +78,7 @@ def section(study: Study) -> Section:
     return Section(id="arms", title="The arms side by side", blocks=(table, told))
 
 
-def _row(study: Study, arm: str, scale: str, several: bool) -> Row:
+def _row(study: RunFolder, arm: str, scale: str, several: bool) -> Row:
     train = study.of("train", arm, scale, study.full_horizon())
     only_timed = study.role(arm) == "timing"
     untrained = "a timing arm is not trained" if only_timed else None
@@ -106,7 +106,7 @@ def _known(reason: str | None) -> Cell | None:
     return absent(reason) if reason else None
 
 
-def _outcome(study: Study, arm: str, scale: str) -> Cell:
+def _outcome(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words("reference")
     if study.role(arm) in ("timing", "control"):
@@ -115,7 +115,7 @@ def _outcome(study: Study, arm: str, scale: str) -> Cell:
     return outcome_cell(outcome) if outcome else absent("the study has not been judged")
 
 
-def _both(study: Study, arm: str, scale: str, metric: str) -> Mean:
+def _both(study: RunFolder, arm: str, scale: str, metric: str) -> Mean:
     """A metric from the arm's records, or where it has none from its plan (which counted it exactly)."""
     records = study.of("train", arm, scale, study.full_horizon()) or study.of("timing", arm, scale)
     found = over_seeds(records, metric)
@@ -125,7 +125,7 @@ def _both(study: Study, arm: str, scale: str, metric: str) -> Mean:
     return found
 
 
-def _parameters(study: Study, arm: str, scale: str) -> Cell:
+def _parameters(study: RunFolder, arm: str, scale: str) -> Cell:
     total, active = _both(study, arm, scale, "params_total"), _both(study, arm, scale, "params_active")
     if total.value is None:
         return absent(total.reason or "not recorded")
@@ -133,7 +133,7 @@ def _parameters(study: Study, arm: str, scale: str) -> Cell:
     return Cell(text=numbers.si(total.value), value=total.value, small=small, sources=total.sources)
 
 
-def _planned(study: Study, arm: str, scale: str, metric: str) -> Cell:
+def _planned(study: RunFolder, arm: str, scale: str, metric: str) -> Cell:
     found = _both(study, arm, scale, metric)
     if found.value is None:
         return absent(found.reason or "not recorded")
@@ -142,7 +142,7 @@ def _planned(study: Study, arm: str, scale: str, metric: str) -> Cell:
     return Cell(text=numbers.si(found.value), value=found.value, small=small, sources=found.sources)
 
 
-def _tokens(study: Study, arm: str, scale: str, untrained: str | None) -> Cell:
+def _tokens(study: RunFolder, arm: str, scale: str, untrained: str | None) -> Cell:
     records = study.of("train", arm, scale, study.full_horizon())
     counts = [(record, number(record.detail.get("tokens"))) for record in records]
     known = [(record, count) for record, count in counts if count is not None]
@@ -151,7 +151,7 @@ def _tokens(study: Study, arm: str, scale: str, untrained: str | None) -> Cell:
     return Cell(text=numbers.si(known[0][1]), value=known[0][1], sources=tuple(record.case.id for record, _ in known))
 
 
-def _per_token(study: Study, arm: str, scale: str) -> Cell:
+def _per_token(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
     own = _both(study, arm, scale, "train_flops_per_token")
@@ -165,7 +165,7 @@ def _per_token(study: Study, arm: str, scale: str) -> Cell:
     return Cell(text=numbers.percent(saving), value=saving, small=small, sources=own.sources[:1] + theirs.sources[:1])
 
 
-def _equal_loss(study: Study, arm: str, scale: str) -> Cell:
+def _equal_loss(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
     if study.role(arm) == "timing":
@@ -174,7 +174,7 @@ def _equal_loss(study: Study, arm: str, scale: str) -> Cell:
     return share_cell(found.value, found.bounds, found.why)
 
 
-def _step_ratio(study: Study, arm: str, scale: str) -> Cell:
+def _step_ratio(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
     ratio = over_seeds(study.of("timing", arm, scale), "step_time_ratio")

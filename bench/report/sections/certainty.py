@@ -5,12 +5,12 @@ from __future__ import annotations
 from bench.report import numbers
 from bench.report.cells import loss_cell
 from bench.report.outcomes import endpoint
+from bench.report.runfolder import RunFolder, number, over_seeds
 from bench.report.sections.savings import level_words
-from bench.report.study import Study, number, over_seeds
 from bench.report.tree import Block, Cell, Column, Facts, Paragraph, Row, Section, Table, absent, words
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """Facts of the design, then the spread of each arm."""
     design = study.design
     hypothesis = design.hypothesis
@@ -25,8 +25,8 @@ def section(study: Study) -> Section:
         ("Tuning", words("the same number of trials for every arm" if design.tuned else
                          "arms were not tuned with equal effort: no claim can be settled")),
         ("Looks at the data", words(str(len(study.looks)) if study.looks else "none recorded")),
-        ("Claimed budget", absent("the suite states none; the largest horizon is used") if hypothesis.budget is None
-         else words(numbers.si(hypothesis.budget) + " tokens")),
+        ("Preparation is charged against", words("the largest horizon" if hypothesis.budget is None else
+                                                 numbers.si(hypothesis.budget) + " tokens")),
     )  # fmt: skip
     blocks: list[Block] = [Facts(id="design-facts", items=items), _spread(study)]
     if len(design.seeds) < 2:
@@ -35,7 +35,7 @@ def section(study: Study) -> Section:
     return Section(id="certainty", title="How sure is this?", blocks=tuple(blocks))
 
 
-def _spread(study: Study) -> Table:
+def _spread(study: RunFolder) -> Table:
     several = len(study.design.scales) > 1
     rows: list[Row] = []
     for scale in study.design.scales:
@@ -61,7 +61,7 @@ def _spread(study: Study) -> Table:
             )
     return Table(
         id="spread",
-        caption=f"Spread over seeds at horizon {study.full_horizon():g}, and the smallest saving this study could have found.",
+        caption=f"Spread over seeds at horizon {study.full_horizon():.1f}, and the smallest saving it can find.",
         columns=(
             Column(key="arm", label="Arm", numeric=False),
             *((Column(key="scale", label="Scale", numeric=False),) if several else ()),
@@ -84,7 +84,7 @@ def _spread_cell(sd: float | None, n: int) -> Cell:
     return Cell(text=numbers.significant(sd, 2), value=sd)
 
 
-def _noise(study: Study, arm: str, scale: str) -> Cell:
+def _noise(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
     found = endpoint(study, arm, scale, _primary(study, arm))
@@ -92,7 +92,7 @@ def _noise(study: Study, arm: str, scale: str) -> Cell:
     return absent(found.why) if sd is None else Cell(text=numbers.significant(sd, 2), value=sd)
 
 
-def _detectable(study: Study, arm: str, scale: str) -> Cell:
+def _detectable(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
     found = endpoint(study, arm, scale, _primary(study, arm))
@@ -100,6 +100,6 @@ def _detectable(study: Study, arm: str, scale: str) -> Cell:
     return absent("the verdict gives none") if share is None else Cell(text=numbers.percent(share), value=share)
 
 
-def _primary(study: Study, arm: str) -> str:
+def _primary(study: RunFolder, arm: str) -> str:
     declared = study.declared(arm)
     return declared.primary if declared else "flops"

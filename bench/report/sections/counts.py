@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.report import numbers
-from bench.report.study import Study, mapping, number
+from bench.report.runfolder import RunFolder, mapping, number
 from bench.report.tree import Cell, Column, Paragraph, Row, Section, Table, absent, words
 
 WAYS = (
@@ -17,7 +17,7 @@ WAYS = (
 )
 
 
-def section(study: Study) -> Section | None:
+def section(study: RunFolder) -> Section | None:
     """One row an arm and scale; None where no record holds counts."""
     rows: list[Row] = []
     reasons: list[str] = []
@@ -38,7 +38,7 @@ def section(study: Study) -> Section | None:
         return None
     table = Table(
         id="counts",
-        caption="FLOPs counted independently (1 multiply-add = 2 FLOPs), as recorded with the first training of each arm.",
+        caption="FLOPs counted independently (1 multiply-add = 2 FLOPs), from the first training of each arm.",
         columns=(
             Column(key="arm", label="Arm", numeric=False),
             *((Column(key="scale", label="Scale", numeric=False),) if several else ()),
@@ -49,13 +49,14 @@ def section(study: Study) -> Section | None:
     )
     warnings = tuple(Paragraph(text=reason, kind="warning") for reason in reasons)
     lead = Paragraph(
-        text="A count is only as good as its blind spots, so each arm is counted in ways that share none: from the "
-        "description of the model, from the operations that really ran, and by fvcore. They must agree within 0.5\u202f%.",
+        text="A count is only as good as its blind spots, so each arm is counted in ways that share none: from "
+        "the description of the model, from the operations that really ran, and by fvcore. They must agree within "
+        "0.5\u202f%.",
     )
     return Section(id="counts", title="FLOPs, counted more than once", blocks=(lead, *warnings, table))
 
 
-def _counts(study: Study, arm: str, scale: str) -> tuple[str, dict[str, Any]] | None:
+def _counts(study: RunFolder, arm: str, scale: str) -> tuple[str, dict[str, Any]] | None:
     for record in (*study.of("train", arm, scale), *study.of("timing", arm, scale)):
         counts = mapping(record.detail.get("counts"))
         if counts:

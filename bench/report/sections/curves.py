@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bench.record import Record
 from bench.report.numbers import count, listing
-from bench.report.study import Study, mapping, number, over_seeds, sequence
+from bench.report.runfolder import RunFolder, mapping, number, over_seeds, sequence
 from bench.report.tree import Curves, Figure, Paragraph, Section, Series
 
 COSTS = (
@@ -19,7 +19,7 @@ COSTS = (
 """(name, metric of the record, key in a curve's points, axis label, unit)"""
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """Three small multiples a scale."""
     figures = tuple(_figure(study, scale) for scale in study.design.scales)
     lead = Paragraph(
@@ -29,7 +29,7 @@ def section(study: Study) -> Section:
     return Section(id="loss", title="Loss against what it cost", blocks=(lead, *figures))
 
 
-def _figure(study: Study, scale: str) -> Figure:
+def _figure(study: RunFolder, scale: str) -> Figure:
     panels = tuple(_panel(study, scale, *cost) for cost in COSTS)
     suffix = f" at scale {scale}" if len(study.design.scales) > 1 else ""
     drawn = listing([panel.title.lower() for panel in panels if panel.missing is None])
@@ -37,7 +37,7 @@ def _figure(study: Study, scale: str) -> Figure:
     return Figure(id=f"loss-{scale}", caption=caption, panels=panels)
 
 
-def _panel(study: Study, scale: str, name: str, metric: str, key: str, label: str, unit: str) -> Curves:
+def _panel(study: RunFolder, scale: str, name: str, metric: str, key: str, label: str, unit: str) -> Curves:
     series = tuple(one for arm in study.arms if (one := _series(study, arm, scale, metric, key)) is not None)
     title = {"flops": "Compute", "seconds": "Time", "joules": "Energy"}[name]
     ends = [f"{one.name} {min(y for _, y in one.ends):.3f}" for one in series]
@@ -52,7 +52,7 @@ def _panel(study: Study, scale: str, name: str, metric: str, key: str, label: st
     )  # fmt: skip
 
 
-def _series(study: Study, arm: str, scale: str, metric: str, key: str) -> Series | None:
+def _series(study: RunFolder, arm: str, scale: str, metric: str, key: str) -> Series | None:
     by_horizon: dict[float, list[tuple[float, float]]] = defaultdict(list)
     curves: list[tuple[tuple[float, float], ...]] = []
     for record in study.of("train", arm, scale):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bench.report.cells import loss_cell
-from bench.report.study import Study, over_seeds
+from bench.report.runfolder import RunFolder, over_seeds
 from bench.report.tree import Column, Paragraph, Row, Section, Table, words
 
 PREFIX = "bits_per_byte/"
 
 
-def section(study: Study) -> Section | None:
+def section(study: RunFolder) -> Section | None:
     """One column a domain; None where only the total was measured."""
     domains = sorted(
         {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 from bench.report.numbers import DASH, count, listing
-from bench.report.study import Study, mapping, sequence
+from bench.report.runfolder import RunFolder, mapping, sequence
 from bench.report.tree import Block, Cell, Column, Paragraph, Row, Section, Table, words
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """Missing readings grouped by reason; cases that failed, diverged or never ran."""
     blocks: list[Block] = []
     unjudged = [Paragraph(text=text, kind="warning") for text in study.absent if text.startswith("verdict")]
@@ -25,7 +25,7 @@ def section(study: Study) -> Section:
     return Section(id="gaps", title="What was not measured, and why", blocks=tuple(blocks))
 
 
-def _readings(study: Study) -> Table:
+def _readings(study: RunFolder) -> Table:
     groups: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for record in study.records:
         for name, one in record.metrics.items():
@@ -55,7 +55,7 @@ def _readings(study: Study) -> Table:
     )
 
 
-def _cases(study: Study) -> Table:
+def _cases(study: RunFolder) -> Table:
     done = {record.case.id for record in study.records if record.status == "ok"}
     last = {record.case.id: record for record in study.records if record.status != "ok"}
     rows: list[Row] = []
@@ -92,7 +92,7 @@ def _cases(study: Study) -> Table:
                 ("what", "Happened"),
                 ("why", "Why"),
             )
-        ),  # fmt: skip
+        ),
         rows=tuple(rows),
         wide=True,
     )

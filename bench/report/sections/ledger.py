@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bench.report import numbers
 from bench.report.outcomes import endpoint
-from bench.report.study import Study, mapping, number, over_seeds, sequence
+from bench.report.runfolder import RunFolder, mapping, number, over_seeds, sequence
 from bench.report.tree import Cell, Column, Paragraph, Row, Section, Table, absent, words
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """One row an arm and scale that was trained."""
     rows: list[Row] = []
     several = len(study.design.scales) > 1
@@ -19,7 +19,7 @@ def section(study: Study) -> Section:
             rows.append(_row(study, arm, scale, several))
     table = Table(
         id="ledger",
-        caption=f"What one training at horizon {study.full_horizon():g} cost in full, mean over seeds.",
+        caption=f"What one training at horizon {study.full_horizon():.1f} cost in full, mean over seeds.",
         columns=(
             Column(key="arm", label="Arm", numeric=False),
             *((Column(key="scale", label="Scale", numeric=False),) if several else ()),
@@ -42,7 +42,7 @@ def section(study: Study) -> Section:
     return Section(id="ledger", title="The full bill", blocks=(lead, table))
 
 
-def _row(study: Study, arm: str, scale: str, several: bool) -> Row:
+def _row(study: RunFolder, arm: str, scale: str, several: bool) -> Row:
     from bench.report.cells import mean_cell
 
     train = study.of("train", arm, scale, study.full_horizon())
@@ -59,7 +59,7 @@ def _row(study: Study, arm: str, scale: str, several: bool) -> Row:
     return Row(cells=cells, emphasis=arm == study.design.baseline)
 
 
-def _preparation(study: Study, arm: str, scale: str, metric: str) -> Cell:
+def _preparation(study: RunFolder, arm: str, scale: str, metric: str) -> Cell:
     """The sum over the preparing cases that the arm's trainings name as what they needed."""
     train = study.of("train", arm, scale)
     wanted = {str(case) for record in train for case in sequence(record.detail.get("prepare_parents"))}
@@ -75,7 +75,7 @@ def _preparation(study: Study, arm: str, scale: str, metric: str) -> Cell:
     return Cell(text=numbers.quantity(total, unit), value=total, sources=tuple(record.case.id for record in known))
 
 
-def _parents(study: Study, case_id: str) -> list[str]:
+def _parents(study: RunFolder, case_id: str) -> list[str]:
     for planned in sequence(study.plan.get("cases")):
         case = mapping(planned)
         if case.get("id") == case_id:
@@ -83,7 +83,7 @@ def _parents(study: Study, case_id: str) -> list[str]:
     return []
 
 
-def _break_even(study: Study, arm: str, scale: str) -> Cell:
+def _break_even(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
     declared = study.declared(arm)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bench.report import numbers
-from bench.report.study import Study, mapping, number
+from bench.report.runfolder import RunFolder, mapping, number
 from bench.report.tree import Block, Cell, Code, Column, Facts, Folded, Paragraph, Row, Section, Table, absent, words
 
 MAX_FACT_CHARACTERS = 160
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """Machine, versions, sensors, the suite and the command."""
     blocks: list[Block] = []
     machine = mapping(study.environment.get("machine"))
@@ -38,7 +38,7 @@ def _known(value: Any, why: str) -> Cell:
     return absent(why) if value in (None, "") else words(str(value), code=True)
 
 
-def _commits(study: Study) -> Cell:
+def _commits(study: RunFolder) -> Cell:
     commits = sorted({record.commit for record in study.records if record.commit})
     if not commits:
         return absent("no record names one")
@@ -107,7 +107,7 @@ def _sensors(sensors: dict[str, Any]) -> Table:
     )
 
 
-def _reproduce(study: Study) -> Code:
+def _reproduce(study: RunFolder) -> Code:
     commits = sorted({record.commit for record in study.records if record.commit})
     lines = [f"git checkout {commits[0].removesuffix('-dirty')}"] if len(commits) == 1 else []
     lines += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.report import numbers
 from bench.report.cells import outcome_cell, share_cell
 from bench.report.outcomes import ENDPOINTS, UNJUDGED, endpoint
-from bench.report.study import Study, over_seeds
+from bench.report.runfolder import RunFolder, over_seeds
 from bench.report.tree import (
     Block,
     Cell,
@@ -23,7 +23,7 @@ from bench.report.tree import (
 )
 
 
-def section(study: Study) -> Section:
+def section(study: RunFolder) -> Section:
     """A forest plot a currency, and the same as a table."""
     arms = [arm for arm in study.arms[1:] if study.role(arm) in ("claim", "component", "control")]
     if not arms:
@@ -31,8 +31,8 @@ def section(study: Study) -> Section:
         return Section(id="savings", title="What was saved at equal loss", blocks=(Paragraph(text=text),))
     saving = study.design.hypothesis.saving
     lead = Paragraph(
-        text="The share of the reference's cost that an arm did not need to reach the same loss, preparation of its data "
-        "included. Right of zero it saves, left of zero it costs more. Lines are "
+        text="The share of the reference's cost that an arm did not need to reach the same loss, preparation of its "
+        "data included. Right of zero it saves, left of zero it costs more. Lines are "
         f"{level_words(study)} intervals over seeds"
         + (f"; a claim is held against {numbers.percent(saving.at_least, decimals=0)}." if _claims(study) else "."),
     )
@@ -42,20 +42,20 @@ def section(study: Study) -> Section:
     return Section(id="savings", title="What was saved at equal loss", blocks=tuple(blocks))
 
 
-def _claims(study: Study) -> bool:
+def _claims(study: RunFolder) -> bool:
     return any(arm.role == "claim" for arm in study.design.arms)
 
 
-def level_words(study: Study) -> str:
+def level_words(study: RunFolder) -> str:
     """`95 %`: the two-sided level of printed intervals."""
     return numbers.percent(1 - 2 * study.design.hypothesis.alpha, decimals=0)
 
 
-def _label(study: Study, arm: str, scale: str) -> str:
+def _label(study: RunFolder, arm: str, scale: str) -> str:
     return f"{arm} \u00b7 {scale}" if len(study.design.scales) > 1 else arm
 
 
-def _panel(study: Study, arms: list[str], name: str, title: str, unit: str) -> Forest:
+def _panel(study: RunFolder, arms: list[str], name: str, title: str, unit: str) -> Forest:
     rows: list[Estimate] = []
     for scale in study.design.scales:
         for arm in arms:
@@ -87,7 +87,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _marks(study: Study) -> tuple[Mark, ...]:
+def _marks(study: RunFolder) -> tuple[Mark, ...]:
     zero = Mark(value=0.0, label="0", kind="zero")
     if not _claims(study):
         return (zero,)
@@ -98,7 +98,7 @@ def _marks(study: Study) -> tuple[Mark, ...]:
     return tuple(marks)
 
 
-def _disagreements(study: Study, arms: list[str]) -> list[Paragraph]:
+def _disagreements(study: RunFolder, arms: list[str]) -> list[Paragraph]:
     """A warning for each arm whose saving has another sign in another currency."""
     warnings: list[Paragraph] = []
     for scale in study.design.scales:
@@ -107,12 +107,13 @@ def _disagreements(study: Study, arms: list[str]) -> list[Paragraph]:
             saved = [unit for unit, value in found if value is not None and value > 0]
             lost = [unit for unit, value in found if value is not None and value < 0]
             if saved and lost:
-                text = f"{_label(study, arm, scale)} saves {numbers.listing(saved)} but costs more {numbers.listing(lost)}."
+                gain, price = numbers.listing(saved), numbers.listing(lost)
+                text = f"{_label(study, arm, scale)} saves {gain}, but costs more {price}."
                 warnings.append(Paragraph(text=text, kind="warning"))
     return warnings
 
 
-def _table(study: Study, arms: list[str]) -> Table:
+def _table(study: RunFolder, arms: list[str]) -> Table:
     rows: list[Row] = []
     for scale in study.design.scales:
         for arm in arms:
@@ -151,7 +152,7 @@ def _table(study: Study, arms: list[str]) -> Table:
     )  # fmt: skip
 
 
-def _primary(study: Study, arm: str) -> str | None:
+def _primary(study: RunFolder, arm: str) -> str | None:
     declared = study.declared(arm)
     return declared.primary if declared else None
 
@@ -168,7 +169,7 @@ def _adjusted(value: object, why: str) -> Cell:
     return Cell(text=text, low=low, high=high)
 
 
-def sources(study: Study, arm: str, scale: str) -> tuple[str, ...]:
+def sources(study: RunFolder, arm: str, scale: str) -> tuple[str, ...]:
     """The trainings that a saving is read off: the arm's and its reference's."""
     own = over_seeds(study.of("train", arm, scale), "val_loss").sources
     return own + over_seeds(study.of("train", study.reference(arm), scale), "val_loss").sources

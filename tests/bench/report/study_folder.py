@@ -43,7 +43,7 @@ class Folder:
             scales=self.scales,
             seeds=self.seeds,
             horizons=self.horizons,
-            claim_points={name: {scale: 0.8 for scale in self.scales} for name, role in self.arms if role == "claim"},
+            claim_points={name: dict.fromkeys(self.scales, 0.8) for name, role in self.arms if role == "claim"},
         )  # fmt: skip
 
 

@@ -16,10 +16,7 @@ from typing import Any, cast
 
 from bench.design import ArmDesign, Design
 from bench.record import CaseKind, Record, read
-
-
-class ReportError(ValueError):
-    """A folder that no report can be made of: says what is missing and what to do."""
+from bench.study import StudyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class RunFolder:
     """Everything a report is made of."""
 
     run: Path
@@ -145,24 +142,24 @@ def over_seeds(records: Sequence[Record], metric: str) -> Mean:
     )
 
 
-def load(run: Path) -> Study:
+def load(run: Path) -> RunFolder:
     """Read a run folder.
 
     Raises:
-        ReportError: no plan or no records there, or a file that is not what it should be.
+        StudyError: no plan or no records there, or a file that is not what it should be.
         RecordError: the records cannot be trusted.
     """
     if not run.is_dir():
-        raise ReportError(f"{run}: no such run folder; hint: give the folder that `lmbench run` printed")
+        raise StudyError(f"{run}: no such run folder; hint: give the folder that `lmbench run` printed")
     plan = _json(run / "plan.json")
     if plan is None:
-        raise ReportError(f"{run}: holds no plan.json, so nothing can be reported; hint: is it a run folder?")
+        raise StudyError(f"{run}: holds no plan.json, so nothing can be reported; hint: is it a run folder?")
     if not (run / "records.jsonl").exists():
-        raise ReportError(f"{run}: holds no records.jsonl yet; hint: `lmbench run` writes one as cases finish")
+        raise StudyError(f"{run}: holds no records.jsonl yet; hint: `lmbench run` writes one as cases finish")
     try:
         design = Design.model_validate(plan.get("design"))
     except ValueError as error:
-        raise ReportError(f"{run / 'plan.json'}: its design cannot be read ({error})") from error
+        raise StudyError(f"{run / 'plan.json'}: its design cannot be read ({error})") from error
     verdict, environment = _json(run / "verdict.json"), _json(run / "environment.json")
     suite = run / "suite.yaml"
     absent = [
@@ -174,7 +171,7 @@ def load(run: Path) -> Study:
         )
         if not there
     ]
-    return Study(
+    return RunFolder(
         run=run,
         name=str(plan.get("run") or run.name),
         design=design,
@@ -194,9 +191,9 @@ def _json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: not JSON ({error}); hint: delete it and judge or run again") from error
+        raise StudyError(f"{path}: not JSON ({error}); hint: delete it and judge or run again") from error
     if not isinstance(value, dict):
-        raise ReportError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+        raise StudyError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
     return cast("dict[str, Any]", value)
 
 

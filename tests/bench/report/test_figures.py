@@ -1,0 +1,107 @@
+"""Plots: labels apart, ids of their own, text harmless, equal bytes for equal input."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.report import figures, painters
+from bench.report.tree import Curves, Dots, Estimate, Forest, Mark, Panel, Series
+
+EVIL = '<script>1</script> "$x_1$" &'
+
+
+def curves(names: tuple[str, ...] = ("dense", "moe")) -> Curves:
+    series = tuple(
+        Series(name=name, style=k, ends=((1e13 * (1 + k), 4.0 + 0.001 * k), (2e13, 3.9)),
+               means=((1e13, 4.0), (2e13, 3.9)), curves=(((1e12, 6.0), (1e13, 4.0)),))
+        for k, name in enumerate(names)
+    )  # fmt: skip
+    return Curves(id="c", title="t", x_label="x", y_label="y", unit="FLOP", series=series, alt="described")
+
+
+def forest(name: str = "all") -> Forest:
+    rows = (
+        Estimate(name=name, text="18 %", style=1, value=18.0, low=10.0, high=25.0),
+        Estimate(name="open", text="5 %", style=2, value=5.0, low=None, high=None),
+        Estimate(name="none", text="", style=3, value=None, low=None, high=None, reason="no sensor"),
+    )
+    marks = (Mark(value=0.0, label="0", kind="zero"), Mark(value=20.0, label="claim 20", kind="limit"))
+    return Forest(id="f", title="t", x_label="x", rows=rows, marks=marks, alt="described")
+
+
+def dots() -> Dots:
+    rows = (("quartz", 50.0, (("dense", 0, 52.0), ("all", 1, 53.0))), ("unknown chance", None, (("dense", 0, 40.0),)))
+    return Dots(id="d", title="t", x_label="x", rows=rows, alt="described")
+
+
+@pytest.mark.parametrize("panel", [curves(), forest(), dots()], ids=lambda panel: type(panel).__name__)
+@pytest.mark.parametrize("themed", [True, False])
+def test_panels_are_well_formed_described_and_equal_for_equal_input(panel: Panel, themed: bool) -> None:
+    drawing = figures.draw(panel, themed=themed, text=themed)
+    assert drawing == figures.draw(panel, themed=themed, text=themed)
+    root = ElementTree.fromstring(drawing)
+    assert root.attrib["role"] == "img"
+    assert root[0].tag.endswith("title")
+    assert root[0].text == "described"
+    assert "<style" not in drawing
+    assert "DejaVu" not in drawing or not themed
+
+
+@pytest.mark.parametrize("panel", [curves(), forest(), dots()], ids=lambda panel: type(panel).__name__)
+def test_every_id_and_reference_is_the_panels_own(panel: Panel) -> None:
+    drawing = figures.draw(panel, themed=True, text=True)
+    ids = re.findall(r'\bid="([^"]+)"', drawing)
+    assert len(ids) == len(set(ids))
+    assert all(one.startswith(panel.id + "-") for one in ids)
+    references = re.findall(r'(?:url\(#|href="#)([^")]+)', drawing)
+    assert set(references) <= set(ids)
+
+
+def test_only_themed_drawings_follow_the_colour_scheme() -> None:
+    assert "var(--ink)" in figures.draw(forest(), themed=True, text=True)
+    assert not re.search(r"#[0-9a-f]{6}", figures.draw(forest(), themed=True, text=True))
+    assert "var(" not in figures.draw(forest(), themed=False, text=False)
+
+
+def test_names_are_text_and_never_markup_or_mathematics() -> None:
+    drawing = figures.draw(forest(EVIL), themed=True, text=True)
+    assert "<script" not in drawing
+    assert "$x" in "".join(ElementTree.fromstring(drawing).itertext())
+
+
+def test_twenty_labels_do_not_overlap() -> None:
+    drawing = figures.draw(curves(tuple(f"arm-{k:02}" for k in range(20))), themed=True, text=True)
+    places = sorted(float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>arm-', drawing))
+    assert len(places) == 20
+    assert min(b - a for a, b in pairwise(places)) > 9.5
+
+
+def test_spread_keeps_the_order_and_the_gap_and_stays_near() -> None:
+    assert painters.spread([5.0, 50.0], 10, 0, 100) == [5.0, 50.0]
+    assert painters.spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]
+    assert painters.spread([52.0, 50.0], 10, 0, 100) == [56.0, 46.0]
+    assert painters.spread([99.0, 98.0], 10, 0, 100) == [100.0, 90.0]
+    assert painters.spread([], 10, 0, 100) == []
+
+
+def test_long_names_keep_both_ends() -> None:
+    assert painters.shorten("clean", 13) == "clean"
+    short = painters.shorten("clean-and-moe-and-bf16-v2", 13)
+    assert len(short) == 13
+    assert short.startswith("clean-")
+    assert short.endswith("6-v2")
+
+
+def test_the_same_arm_number_gives_the_same_mark_and_neighbours_differ() -> None:
+    looks = [(painters.colour(k), painters.marker(k)) for k in range(20)]
+    assert len(set(looks)) == 20
+
+
+def test_one_point_one_curve_and_equal_costs_are_drawn() -> None:
+    alone = Series(name="dense", style=0, ends=((1e13, 4.0),), means=((1e13, 4.0),))
+    panel = Curves(id="c", title="t", x_label="x", y_label="y", unit="J", series=(alone,), alt="a")
+    ElementTree.fromstring(figures.draw(panel, themed=False, text=False))

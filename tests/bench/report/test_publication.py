@@ -1,0 +1,78 @@
+"""Publishing a study: what goes along, what stays behind, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.report import publication, publish
+from bench.report.publication import PublishError
+from tests.bench.report.study_folder import write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a report, and with things that must stay behind."""
+    folder = write(tmp_path / "run")
+    (folder / "tables").mkdir()
+    for name in ("report.html", "report.md", "tables/arms.csv"):
+        (folder / name).write_text(f"this is {name}")
+    case = folder / "cases" / "0123456789abcdef"
+    case.mkdir(parents=True)
+    (case / "items.parquet").write_bytes(b"items")
+    (case / "log").write_text("chatter")
+    (case / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_study_and_its_report_are_copied_without_anything_large(run: Path, tmp_path: Path) -> None:
+    copies = publish(run, "first", tmp_path / "root")
+    names = {str(copy.relative_to(tmp_path / "root")) for copy in copies}
+    study, shown = "results/reference/first", "reports/first"
+    assert {f"{study}/records.jsonl", f"{study}/plan.json", f"{study}/suite.yaml", f"{study}/verdict.json",
+            f"{study}/environment.json", f"{study}/cases/0123456789abcdef/items.parquet",
+            f"{shown}/report.html", f"{shown}/report.md", f"{shown}/tables/arms.csv"} <= names  # fmt: skip
+    assert not any("log" in name.rsplit("/", 1)[-1] or name.endswith(".safetensors") for name in names)
+    assert all(copy.read_bytes() for copy in copies)
+
+
+def test_publishing_again_replaces_what_was_there(run: Path, tmp_path: Path) -> None:
+    publish(run, "first", tmp_path / "root")
+    stale = tmp_path / "root" / "reports" / "first" / "tables" / "stale.csv"
+    stale.write_text("old")
+    publish(run, "first", tmp_path / "root")
+    assert not stale.exists()
+
+
+def test_too_much_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, "MAX_TOTAL_BYTES", 1000)
+    with pytest.raises(PublishError, match=r"in all.*hint:"):
+        publish(run, "first", tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+def test_other_published_studies_count_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = sum(copy.stat().st_size for copy in publish(run, "first", tmp_path / "root"))
+    monkeypatch.setattr(publication, "MAX_TOTAL_BYTES", int(1.5 * total))
+    publish(run, "first", tmp_path / "root")  # replaces itself
+    with pytest.raises(PublishError, match="are there already"):
+        publish(run, "second", tmp_path / "root")
+
+
+def test_large_item_tables_stay_behind(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication, "MAX_ITEMS_BYTES", 2)
+    assert not any(copy.suffix == ".parquet" for copy in publish(run, "first", tmp_path / "root"))
+
+
+@pytest.mark.parametrize("name", ["", "../escape", "a/b", "Upper", ".hidden", "x" * 65])
+def test_only_plain_names_are_taken(run: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(PublishError, match="is no name"):
+        publish(run, name, tmp_path / "root")
+
+
+def test_a_run_without_a_report_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match=r"report\.html"):
+        publish(write(tmp_path / "run"), "first", tmp_path / "root")
