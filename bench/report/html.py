@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.report import figures, painters
 from bench.report.numbers import count
-from bench.report.tree import Cell, Column, Curves, Dots, Forest, Page, Panel, Row, Table
+from bench.report.tree import Cell, Column, Curves, Dots, Figure, Forest, Page, Panel, Row, Table
 
 MAX_TRAIL = 6
 """Case ids named in a tooltip; the rest are counted."""
@@ -35,8 +35,9 @@ def render(page: Page, *, paper: bool = False) -> str:
     def plot(panel: Panel) -> Markup:
         return Markup(figures.draw(panel, themed=not paper, text=not paper))
 
-    def keys(panel: Panel) -> list[tuple[str, Markup]]:
-        return [(name, Markup(_swatch(style, not paper))) for name, style in _keys(panel)]
+    def keys(figure: Figure) -> list[tuple[str, Markup]]:
+        found = dict.fromkeys(key for panel in figure.panels for key in _keys(panel))
+        return [(name, Markup(_swatch(style, not paper))) for name, style in found]
 
     helpers: dict[str, Any] = {
         "trail": trail,

@@ -10,9 +10,9 @@ from bench.report.numbers import plain
 from bench.report.tree import Cell, Page, Table
 
 WIDTH = 100
-COLUMNS = ("arm", "scale", "outcome", "val_loss", "bits_per_byte", "train_flops_per_token", "saving_at_equal_loss",
-           "step_time_ratio", "energy_j")  # fmt: skip
-"""The columns of the table of arms that fit a terminal, by key."""
+COLUMNS = ("arm", "scale", "outcome", "saving_at_equal_loss", "val_loss", "step_time_ratio",
+           "bits_per_byte", "train_flops_per_token", "energy_j")  # fmt: skip
+"""Columns of the table of arms by key, the most telling first: what does not fit is left off from the end."""
 MAX_WORD = 22
 
 
