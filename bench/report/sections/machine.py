@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.report import numbers
-from bench.report.runfolder import RunFolder, mapping, number
+from bench.report.runfolder import RunFolder, mapping, number, sequence
 from bench.report.tree import Block, Cell, Code, Column, Facts, Folded, Paragraph, Row, Section, Table, absent, words
 
 MAX_FACT_CHARACTERS = 160
@@ -20,9 +20,12 @@ def section(study: RunFolder) -> Section:
         ("Environment", _known(study.environment.get("env"), "environment.json was not kept")),
         ("Commit", _commits(study)),
         ("Machine class", _known(study.plan.get("machine_class"), "the plan does not say")),
-        *_flat(machine),
+        *(_chosen(machine) if machine else ()),
     ]
     blocks.append(Facts(id="machine-facts", items=tuple(items)))
+    if machine:
+        known = Facts(id="machine-all", items=tuple(_flat(machine)))
+        blocks.append(Folded(id="machine-more", summary="Everything that was noted of the machine", blocks=(known,)))
     sensors = mapping(study.environment.get("sensors"))
     if sensors:
         blocks.append(_sensors(sensors))
@@ -32,6 +35,23 @@ def section(study: RunFolder) -> Section:
         blocks.append(Folded(id="suite", summary="The suite", blocks=(suite,)))
     blocks.extend(Paragraph(text=text, kind="note") for text in study.absent)
     return Section(id="machine", title="Machine, versions, and how to repeat it", blocks=tuple(blocks))
+
+
+def _chosen(machine: dict[str, Any]) -> list[tuple[str, Cell]]:
+    """What a reader asks first: processor, memory, accelerators, versions."""
+    memory = number(machine.get("memory_bytes"))
+    processor, cores = mapping(machine.get("cpu")), mapping(machine.get("cores"))
+    gpus = [str(mapping(gpu).get("name") or gpu) for gpu in sequence(machine.get("gpus"))]
+    packages = mapping(machine.get("packages"))
+    return [
+        ("Processor", _known(processor.get("model") or machine.get("cpu"), "the machine does not say")),
+        ("Cores", _known(cores.get("usable") or machine.get("cores"), "the machine does not say")),
+        ("Memory", absent("the machine does not say") if memory is None else
+                   Cell(text=numbers.size(memory), value=memory)),
+        ("Accelerators", words(", ".join(gpus) or "none")),
+        ("Python", _known(machine.get("python"), "it was not noted")),
+        ("PyTorch", _known(packages.get("torch"), "it was not noted")),
+    ]  # fmt: skip
 
 
 def _known(value: Any, why: str) -> Cell:
