@@ -80,7 +80,7 @@ def _readings(record: Record) -> Cell:
         return absent(record.reason or "the case failed")
     chosen = SHOWN.get(record.case.kind) or tuple(name for name in record.metrics if name.startswith("accuracy/"))
     parts = [
-        f"{name} {numbers.quantity(float(one.value), one.unit)}"
+        f"{name} {numbers.quantity(float(one.value), one.unit, 4)}"
         for name in chosen
         if (one := record.metrics.get(name)) is not None and one.value is not None
     ]

@@ -197,7 +197,7 @@ def test_no_text_of_a_suite_or_record_becomes_markup(hostile: Path) -> None:
 
 def test_no_text_becomes_markdown_or_html_in_it(hostile: Path) -> None:
     text = re.sub(r"```.*?```", "", (hostile / "report.md").read_text(), flags=re.S)
-    text = re.sub(r"`[^`\n]*`", "", text)
+    text = re.sub(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", text)
     assert "<script" not in text
     assert "<img" not in text
     assert "[x](javascript" not in text
