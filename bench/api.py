@@ -57,9 +57,13 @@ def _loaded(suite: Suite | Path | str) -> Suite:
 
 
 def _cut(suite: Suite, machine: Machine, budget: str | None) -> tuple[Suite, list[str]]:
-    from bench.budget import fit, parse_budget
+    from bench.budget import fit, parse_budget, stated
 
-    return fit(suite, machine, parse_budget(budget)) if budget else (suite, [])
+    notes: list[str] = []
+    for bound in [parse_budget(budget)] if budget else stated(suite.budget):
+        suite, cuts = fit(suite, machine, bound)
+        notes += cuts
+    return suite, notes
 
 
 def this_machine(*, calibrate: bool) -> Machine:
@@ -110,7 +114,7 @@ def run(
 
     machine = this_machine(calibrate=True)
     whole = _loaded(suite)
-    loaded, cuts = _cut(whole, machine, budget or whole.budget)
+    loaded, cuts = _cut(whole, machine, budget)
     planned = make_plan(loaded, machine)
     folder = Path(out) if out else Path("results") / loaded.suite / planned.run
     shown = display or open_display()

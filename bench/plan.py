@@ -195,7 +195,7 @@ def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Rec
     for (horizon, purpose), seed in product(_horizons(suite, design, arm, scale).items(), suite.over.seed):
         train = _identify(
             Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
-                 parents=(data.id,), purpose=purpose, recipe=recipe)
+                 parents=(data.id, *data.parents), purpose=purpose, recipe=recipe)
         )  # fmt: skip
         yield train
         if suite.evaluate.tasks and _is_evaluated(suite, purpose, horizon):
