@@ -34,7 +34,7 @@ _SPACED = re.compile(r"\S+")
 
 
 def generate(documents: Iterable[tuple[str, str]], *, seed: int, items: int) -> list[Item]:
-    """At most `items` questions from (id, text) pairs, spread over all documents; the same for the same seed.
+    """At most `items` questions from (id, text) pairs, passage by passage in a shuffled order that the seed fixes.
 
     Returns fewer, down to none, where the text is small.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tokenizers.pre_tokenizers import ByteLevel
 
 from bench.evaluate.scoring import Forward, Request, Score, score
 from lmopt.arch.transformer import Transformer
@@ -33,6 +34,8 @@ class DecoderLM(TemplateLM):
         self.tokenizer = tokenizer
         self._truncated: set[tuple[str, str]] = set()
         self._end = end_of_text(tokenizer)
+        cutter = tokenizer.pre_tokenizer
+        self._cuts_at_spaces = isinstance(cutter, ByteLevel) and cutter.use_regex and tokenizer.normalizer is None
         self._forward = forward
         self._batch_tokens = batch_tokens
         self._device = model.embedding.weight.device
@@ -71,17 +74,25 @@ class DecoderLM(TemplateLM):
         tokenised together and split after as many tokens as the context alone has.
         """
         stripped = [(context.rstrip(), context[len(context.rstrip()) :] + text) for context, text in pairs]
-        contexts = {context: index for index, context in enumerate(dict.fromkeys(c for c, _ in stripped))}
-        counts = [
-            len(encoding) for encoding in self.tokenizer.encode_batch_fast(list(contexts), add_special_tokens=False)
-        ]
-        whole = self.tokenizer.encode_batch_fast(
-            [context + text for context, text in stripped], add_special_tokens=False
+        apart = [self._tokenised_apart(context, text) for context, text in stripped]
+        texts = dict.fromkeys(context for context, _ in stripped)
+        texts |= dict.fromkeys(
+            text if split else context + text for split, (context, text) in zip(apart, stripped, strict=True)
         )
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = dict(zip(texts, (encoding.ids for encoding in encodings), strict=True))
         return [
-            self._request(encoding.ids, counts[contexts[context]], text)
-            for encoding, (context, text) in zip(whole, stripped, strict=True)
+            self._request(ids[context] + ids[text] if split else ids[context + text], len(ids[context]), text)
+            for split, (context, text) in zip(apart, stripped, strict=True)
         ]
+
+    def _tokenised_apart(self, context: str, text: str) -> bool:
+        """Whether context and continuation give the same tokens apart as together.
+
+        Byte-level BPE cuts text into words before it merges (Radford et al. 2019), and a single space before a word
+        always begins a new one. Then a context is tokenised once for all its choices.
+        """
+        return self._cuts_at_spaces and context != "" and text[:1] == " " and text[1:2].strip() != ""
 
     def _request(self, ids: list[int], before: int, text: str) -> Request:
         if not ids or not text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import nullcontext
 
 import pytest
@@ -29,6 +30,42 @@ def test_requests_follow_the_harness(lm, tokenizer):
         context, rest = lm._encode_pair(*pair) if pair[0] else ([lm.eot_token_id], tokenizer.encode(pair[1]).ids)
         assert list(request.tokens) == [*context, *rest]
         assert request.scored == len(rest)
+
+
+def test_tokenising_apart_equals_tokenising_together(lm, tokenizer):
+    """Random pairs out of everything that words, numbers, marks and spaces of several scripts can do at a boundary."""
+    rng = random.Random(0)
+    parts = [
+        "the",
+        " sea",
+        "'s",
+        "'",
+        " ",
+        "  ",
+        "\n",
+        "1",
+        "23",
+        ".",
+        "...",
+        "é",
+        "漢字",
+        "🙂",
+        "\t",
+        "\u00a0",
+        "_",
+        "x'd",
+    ]
+    pairs = []
+    while len(pairs) < 3_000:
+        pair = tuple("".join(rng.choices(parts, k=rng.randrange(1, 5))) for _ in range(2))
+        if pair[0].strip():
+            pairs.append(pair)
+    apart = 0
+    for (context, text), request in zip(pairs, lm.requests(pairs), strict=True):
+        assert list(request.tokens) == tokenizer.encode(context + text).ids
+        assert request.scored == max(1, len(request.tokens) - len(tokenizer.encode(context.rstrip()).ids))
+        apart += lm._tokenised_apart(context.rstrip(), context[len(context.rstrip()) :] + text)
+    assert apart > 200
 
 
 def test_an_empty_context_is_the_end_of_text(lm, model, tokenizer):
