@@ -8,7 +8,6 @@ Beside the harness's accuracy each item gets a score in which a tie among m best
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import io
 import logging
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.tasks import TaskManager
 
+from bench.evaluate import hub
 from bench.evaluate.index import HUB_PREFIX, Family, family_of, find
 from bench.evaluate.items import ItemRow
 from bench.evaluate.language_model import DecoderLM
@@ -184,33 +184,13 @@ def _load(name: str, metadata: Mapping[str, Any], limit: int | None) -> list[Tas
     """The tasks that a name stands for (several for a group of the harness), with their requests built."""
     with _quiet():
         if name.startswith(HUB_PREFIX):
-            tasks = _load_from_hub(name.removeprefix(HUB_PREFIX))
+            tasks = hub.load(name.removeprefix(HUB_PREFIX))
         else:
             manager = TaskManager(include_defaults=False, metadata=dict(metadata))
             tasks = list(manager.load(str(TASK_FILES / f"{name}.yaml"))["tasks"].values())
         for task in tasks:
             task.build_all_requests(limit=limit)
     return tasks
-
-
-def _load_from_hub(name: str) -> list[Task]:
-    """A task or group by the harness's own name.
-
-    Raises:
-        NotAvailable: the harness knows no such task, or its data set is neither on this machine nor to be had.
-    """
-    manager = TaskManager()
-    if name not in manager.all_tasks:
-        close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"\nhint: did you mean {HUB_PREFIX}{close[0]}?" if close else ""
-        raise NotAvailable(f"lm-evaluation-harness has no task {name!r}{hint}")
-    try:
-        return list(manager.load(name)["tasks"].values())
-    except Exception as error:  # whatever a foreign task's loader raises, the reason goes on record
-        raise NotAvailable(
-            f"{HUB_PREFIX}{name}: its data set cannot be loaded ({type(error).__name__}: {error})\n"
-            "hint: such a task needs a network, or a Hugging Face cache that was filled with one"
-        ) from error
 
 
 @contextlib.contextmanager
