@@ -1,6 +1,6 @@
 """Paired differences with items and seeds both drawn at random and crossed: every model answers every item.
 
-D[s, i] = mu + seed_s + item_i + residual_si. The variance of the grand mean is (MS_seed + MS_item - MS_residual) / (n I),
+D[s, i] = mu + seed_s + item_i + residual_si. The grand mean has variance (MS_seed + MS_item - MS_residual) / (n I),
 the quasi-F of Clark (1973) and Cornfield & Tukey (1956), with degrees of freedom after Satterthwaite (1946). Works on
 fractional scores. Items of one passage are one cluster: sums over clusters take the place of items (Cameron & Miller
 2015, equation 6), and a task whose items all stand alone gives the same as without.

@@ -204,6 +204,10 @@ def draw(world: World) -> Synthetic:
     random = np.random.default_rng(world.draw)
     design = _design(world)
     cases = list(_cases(world, design))
+    for case in cases:
+        if case["kind"] == "train":
+            ratio = _arms_by_name(world)[case["arm"]].flops_ratio
+            case["estimate"]["train_flops"] = case["horizon"] * TOKENS * FLOPS_PER_TOKEN * ratio
     noise = {
         (scale, seed): world.seed_noise * random.standard_normal() for scale in world.scales for seed in world.seeds
     }
@@ -478,7 +482,8 @@ def _timing(world: World, arm: Planted, random: np.random.Generator) -> tuple[di
         "step_time_ratio": reading(ratio, "1", "timed"),
         "energy_j": _energy(world, 20 * sum(block["arm_j"] or 0.0 for block in blocks)),
     }
-    return metrics, {"against": arm.against or "dense", "blocks": blocks}
+    steps = {"tokens_per_step": TOKENS_PER_STEP, "reference_tokens_per_step": TOKENS_PER_STEP}
+    return metrics, {"against": arm.against or "dense", "blocks": blocks} | steps
 
 
 # --- evaluation ----------------------------------------------------------------------------------
