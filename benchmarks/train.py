@@ -1,0 +1,403 @@
+"""Our training step against peers' at equal parameters, batch and sequence, in bf16: tokens/s and ratios.
+
+    python benchmarks/train.py --sizes 3M,10M,30M --nanogpt PATH
+
+Each contender lives in a process of its own, as it ships: its own allocator, its own compiled code. One works at a
+time, in palindromic rounds (A B C C B A), so that a drift of the machine's speed falls on all alike; a ratio compares
+blocks of the same round. Peers: Hugging Face GPT-2 and Llama from `transformers`, and nanoGPT's `model.py` from a
+checkout given by `--nanogpt` with the training step of its `train.py`. Suffixes: `+compiled` (torch.compile), `+heap`
+(our allocator thresholds given to the peer too).
+
+The table goes to standard output, progress to standard error; `--json FILE` keeps every block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+VOCAB = 8192
+SEQUENCES = 8
+LENGTH = 256
+WARMUP_STEPS = 3
+SPREAD_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Size:
+    """A decoder with 64-wide heads and a tied head; 12 x width^2 parameters a layer."""
+
+    name: str
+    layers: int
+    width: int
+
+    @property
+    def heads(self) -> int:
+        return self.width // 64
+
+
+SIZES = {s.name: s for s in (Size("3M", 3, 192), Size("10M", 6, 320), Size("30M", 8, 512))}
+
+
+@dataclass
+class Contender:
+    """One process and what it said."""
+
+    name: str
+    process: Any
+    pipe: Connection
+    parameters: int
+    compile_time_s: float
+    blocks_s: list[float] = field(default_factory=list)
+    """Mean seconds a step, one entry a block, in the order they ran."""
+    loss: float = math.nan
+
+    def ask(self, what: Any) -> Any:
+        self.pipe.send(what)
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+# --- contenders: each makes (parameters, step function) ----------------------------------------------
+
+
+def ours(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:
+    """The recipe's defaults, through the same loop that every training uses."""
+    from lmopt.recipe import Recipe
+    from lmopt.train import loop
+
+    recipe = Recipe.model_validate(
+        {
+            "model": {
+                "layers": size.layers,
+                "width": size.width,
+                "heads": size.heads,
+                "vocab": VOCAB,
+                "context": LENGTH,
+            },
+            "ffn": {"kind": options.ffn},
+            "batching": {"sequences": SEQUENCES, "length": LENGTH},
+            "optimizer": {"lr": 1e-3},
+            "compile": compiled,
+            "tokens": 10**12,
+        }
+    )
+    state = loop.start(recipe, seed=0)
+    steps = loop.train(state, tokens())
+    return sum(p.numel() for p in state.model.parameters()), lambda: next(steps).loss
+
+
+def nanogpt(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:
+    """nanoGPT's model and the step of its `train.py`: autocast, clipping at 1, its own choice of optimizer."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(options.nanogpt) / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(LENGTH, VOCAB, size.layers, size.heads, size.width, 0.0, False)
+    model = module.GPT(config)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    return _count(model), _autocast_step(model, optimizer, compiled, lambda m, x, y: m(x, y)[1])
+
+
+def hf_gpt2(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:  # noqa: ARG001
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=LENGTH,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+    return _hugging_face(GPT2LMHeadModel(config), compiled)
+
+
+def hf_llama(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:  # noqa: ARG001
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=LENGTH,
+        hidden_size=size.width,
+        intermediate_size=math.ceil(8 * size.width / 3 / 32) * 32,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return _hugging_face(LlamaForCausalLM(config), compiled)
+
+
+def _hugging_face(model: Any, compiled: bool) -> tuple[int, Callable[[], float]]:
+    """`transformers`' model with the fused AdamW that its Trainer uses."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    return _count(model), _autocast_step(model, optimizer, compiled, lambda m, x, _: m(input_ids=x, labels=x).loss)
+
+
+def _autocast_step(model: Any, optimizer: Any, compiled: bool, loss_of: Callable[..., Any]) -> Callable[[], float]:
+    import torch
+
+    model.train()
+    run = torch.compile(model) if compiled else model
+    batches = tokens()
+
+    def step() -> float:
+        batch = next(batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(run, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def _count(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def tokens() -> Iterator[Any]:
+    """The same batches for everybody: noisy counting, so that the loss can be seen to fall."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        first = torch.randint(0, VOCAB, (SEQUENCES, 1), generator=generator)
+        yield (first + torch.arange(LENGTH + 1) * 7) % VOCAB
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CONTENDERS = {"ours": ours, "nanogpt": nanogpt, "hf-gpt2": hf_gpt2, "hf-llama": hf_llama}
+DEFAULT = "ours,ours+compiled,nanogpt,nanogpt+heap,nanogpt+compiled,hf-gpt2,hf-llama"
+
+
+# --- a contender's process -----------------------------------------------------------------------
+
+
+def child(pipe: Connection, name: str, size: Size, options: argparse.Namespace) -> None:
+    """Build the contender, warm it up, then answer: a number of steps -> (seconds, loss); "peak" -> FLOP/s."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    sys.stdout = sys.stderr  # some peers talk; standard output is the table's
+    torch.set_num_threads(options.threads)
+    clock = CLOCKS[options.clock]
+    base, *extras = name.split("+")
+    try:
+        if "heap" in extras:
+            from lmopt.compute.memory import tune_allocator
+
+            tune_allocator()
+        parameters, step = CONTENDERS[base](size, "compiled" in extras, options)
+        begin = time.perf_counter()
+        step()
+        first_s = time.perf_counter() - begin
+        for _ in range(WARMUP_STEPS):
+            step()
+        pipe.send((parameters, first_s))
+        while (what := pipe.recv()) is not None:
+            pipe.send(matmul_peak_flops_per_s(clock) if what == "peak" else timed(step, what, clock))
+    except Exception as error:  # noqa: BLE001 - whatever breaks a contender is the parent's to report
+        pipe.send(RuntimeError(f"{name}: {type(error).__name__}: {error}"))
+
+
+def timed(step: Callable[[], float], steps: int, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds a step by `clock`, and the last loss."""
+    begin = clock()
+    for _ in range(steps):
+        loss = step()
+    return (clock() - begin) / steps, loss
+
+
+def matmul_peak_flops_per_s(clock: Callable[[], float], size: int = 2048, repeats: int = 8) -> float:
+    """Best rate of a square bf16 product: what this machine could do at most."""
+    import torch
+
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    best_s = math.inf
+    for _ in range(repeats):
+        begin = clock()
+        torch.mm(a, b, out=out)
+        best_s = min(best_s, clock() - begin)
+    return 2 * size**3 / best_s
+
+
+def open_contender(name: str, size: Size, options: argparse.Namespace) -> Contender:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=child, args=(there, name, size, options), daemon=True)
+    process.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError:
+        answer = RuntimeError(f"{name}: its process died")
+    if isinstance(answer, Exception):
+        raise answer
+    return Contender(name, process, here, *answer)
+
+
+# --- rounds and ratios -----------------------------------------------------------------------------
+
+
+def measure(size: Size, names: list[str], options: argparse.Namespace) -> tuple[list[Contender], float]:
+    """Run the rounds of one size; returns the contenders with their blocks, and the machine's bf16 peak."""
+    contenders: list[Contender] = []
+    try:
+        for name in names:
+            print(f"{size.name}: starting {name}", file=sys.stderr)
+            contenders.append(open_contender(name, size, options))
+        peak = 0.0
+        for index in range(options.rounds):
+            print(f"{size.name}: round {index + 1} of {options.rounds}", file=sys.stderr)
+            peak = max(peak, contenders[0].ask("peak"))
+            for contender in [*contenders, *reversed(contenders)]:
+                step_s, contender.loss = contender.ask(options.steps)
+                contender.blocks_s.append(step_s)
+        return contenders, peak
+    finally:
+        for contender in contenders:
+            contender.pipe.send(None)
+            contender.process.join(10)
+
+
+def round_means_s(contender: Contender) -> list[float]:
+    pairs = zip(contender.blocks_s[::2], contender.blocks_s[1::2], strict=True)
+    return [(first + second) / 2 for first, second in pairs]
+
+
+def ratio(reference: Contender, other: Contender) -> tuple[float, float, float]:
+    """How many times faster `reference` is: geometric mean over rounds and its t interval on the log scale."""
+    logs = [math.log(b / a) for a, b in zip(round_means_s(reference), round_means_s(other), strict=True)]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), math.nan, math.nan
+    from scipy.stats import t
+
+    half = t.ppf((1 + SPREAD_LEVEL) / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def report(size: Size, contenders: list[Contender], peak: float, flops_per_token: float) -> dict[str, Any]:
+    """Print one size's table; return the same as data."""
+    reference = contenders[0]
+    batch_tokens = SEQUENCES * LENGTH
+    print(f"\n{size.name}: {batch_tokens} tokens a step ({SEQUENCES} x {LENGTH}), vocabulary {VOCAB}, bf16")
+    print(f"{'contender':<20}{'parameters':>12}{'tokens/s':>10}{'ms/step':>9}   {reference.name} is faster by")
+    rows = []
+    for contender in contenders:
+        step_s = statistics.median(contender.blocks_s)
+        mean, low, high = ratio(reference, contender)
+        spread = "" if contender is reference else f"{mean:.2f}x  [{low:.2f}, {high:.2f}]"
+        print(
+            f"{contender.name:<20}{contender.parameters:>12,}"
+            f"{batch_tokens / step_s:>10,.0f}{step_s * 1e3:>9.1f}   {spread}"
+        )
+        rows.append(
+            {
+                "contender": contender.name,
+                "parameters": contender.parameters,
+                "tokens_per_s": batch_tokens / step_s,
+                "first_step_s": contender.compile_time_s,
+                "blocks_s": contender.blocks_s,
+                "loss": contender.loss,
+                "ratio": mean,
+                "ratio_low": low,
+                "ratio_high": high,
+            }
+        )
+    for row in rows[: 1 + (len(contenders) > 1 and contenders[1].name.startswith("ours"))]:
+        share = row["tokens_per_s"] * flops_per_token / peak
+        print(
+            f"{row['contender']}: {share:.0%} of the {peak / 1e9:,.0f} GFLOP/s that a 2048^3 bf16 product reaches here"
+        )
+    return {"size": asdict(size), "peak_flops_per_s": peak, "flops_per_token": flops_per_token, "contenders": rows}
+
+
+def flops_per_token(size: Size, ffn: str) -> float:
+    """Executed training FLOPs a token of our step, from the closed form."""
+    from lmopt import cost
+    from lmopt.recipe import Recipe
+
+    model = {"layers": size.layers, "width": size.width, "heads": size.heads, "vocab": VOCAB, "context": LENGTH}
+    recipe = Recipe.model_validate(
+        {"model": model, "ffn": {"kind": ffn}, "batching": {"sequences": SEQUENCES, "length": LENGTH}, "tokens": 10**6}
+    )
+    return cost.train_flops_per_token(recipe).executed
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="3M,10M,30M", help=f"of {', '.join(SIZES)} (default: all)")
+    parser.add_argument("--contenders", default=DEFAULT, help="the first is the reference (default: %(default)s)")
+    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT; without it that peer is left out")
+    parser.add_argument("--ffn", choices=("swiglu", "relu2"), default="swiglu", help="our feed-forward")
+    parser.add_argument("--rounds", type=int, default=6, help="palindromic rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="steps a block (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="cpu: processor time, for a machine that others use too; only with --threads 1 (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every block there")
+    options = parser.parse_args()
+    wrong = [s for s in options.sizes.split(",") if s not in SIZES]
+    wrong += [c for c in options.contenders.split(",") if c.partition("+")[0] not in CONTENDERS]
+    if wrong:
+        parser.error(f"unknown: {', '.join(wrong)}")
+    if options.nanogpt and not (Path(options.nanogpt) / "model.py").is_file():
+        parser.error(f"--nanogpt {options.nanogpt}: no model.py there")
+    if options.clock == "cpu" and options.threads != 1:
+        parser.error("--clock cpu needs --threads 1: waiting threads spin, and spinning counts as processor time")
+    return options
+
+
+def main() -> None:
+    """Measure every size and print its table."""
+    options = arguments()
+    names = [n for n in options.contenders.split(",") if options.nanogpt or not n.startswith("nanogpt")]
+    sizes = []
+    for name in options.sizes.split(","):
+        size = SIZES[name]
+        contenders, peak = measure(size, names, options)
+        sizes.append(report(size, contenders, peak, flops_per_token(size, options.ffn)))
+    if options.json:
+        import torch
+
+        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        settings = {"threads": options.threads, "rounds": options.rounds, "steps": options.steps}
+        settings |= {"clock": options.clock, "ffn": options.ffn}
+        text = json.dumps({"machine": machine, "settings": settings, "sizes": sizes}, indent=1)
+        options.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
