@@ -1,0 +1,228 @@
+"""Rules that hold between the parts of a suite: names, references, axes, recipes, tasks, metrics, files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.draft import Draft, Variant, recipe_findings, value_of
+from bench.evaluate import index as tasks
+from bench.findings import Finding, has, split_hint, validate
+from bench.merge import SCALE_PATHS, VOCAB_PATH
+from bench.problems import suggest
+from bench.source import DataPath
+from bench.stanzas import Scale
+from lmopt.recipe import Recipe
+
+
+def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[Finding]:
+    """Everything that is wrong between the parts. Parts that are wrong by themselves are passed over.
+
+    Args:
+        data: the suite as plain data.
+        look_at_files: also whether `file:` sources are there.
+    """
+    draft = Draft.of(data)
+    found = [
+        *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
+        *_differences(draft), *_controls(draft), *_gate(draft), *_tasks(draft), *_budget(draft),
+    ]  # fmt: skip
+    return found + (list(_files(draft)) if look_at_files else [])
+
+
+def _repeated(entries: Iterator[tuple[DataPath, Any]], what: str) -> Iterator[Finding]:
+    seen: set[Any] = set()
+    for path, value in entries:
+        if isinstance(value, str | int | float):
+            if value in seen:
+                yield Finding(path, f"{what} {value!r} is given twice", "give each its own")
+            seen.add(value)
+
+
+def _items(data: Any, *path: str) -> Iterator[tuple[DataPath, Any]]:
+    """(path, value) of each item of a list in the suite."""
+    value = value_of(data, *path)
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield (*path, index), item
+
+
+# --- names and references ------------------------------------------------------------------------
+
+
+def _names(draft: Draft) -> Iterator[Finding]:
+    named = (((*variant.path, "name"), variant.name) for variant in draft.variants)
+    yield from _repeated(named, "name")
+    scales = _items(draft.data, "over", "scale")
+    yield from _repeated((((*path, "name"), value_of(item, "name")) for path, item in scales), "scale")
+
+
+def _references(draft: Draft) -> Iterator[Finding]:
+    known = {variant.name: variant for variant in draft.variants}
+    for arm in draft.arms:
+        against = arm.raw.get("against")
+        path = (*arm.path, "against")
+        if not isinstance(against, str):
+            continue
+        if against not in known:
+            yield Finding(path, f"no arm is named {against!r}", suggest(against, [n for n in known if n != arm.name]))
+        elif against == arm.name:
+            yield Finding(path, f"arm `{arm.name}` is compared with itself", "leave `against` out for the baseline")
+        elif (circle := _circle(arm, known)) is not None:
+            yield Finding(path, f"`against` goes in a circle: {' -> '.join(circle)}", "let one of them be the baseline")
+        elif known[against].raw.get("role") == "timing" and arm.raw.get("role") != "timing":
+            hint = f"only a timing arm can be compared with `{against}`"
+            yield Finding(path, f"`{against}` is a timing arm: it is never trained to the end", hint)
+
+
+def _circle(arm: Variant, known: Mapping[str, Variant]) -> list[str] | None:
+    """The names on the way from an arm back to itself."""
+    way = [arm.name]
+    while True:
+        following = known[way[-1]].raw.get("against")
+        if not isinstance(following, str) or following not in known:
+            return None
+        if following in way:
+            return [*way, following] if following == arm.name else None
+        way.append(following)
+
+
+def _controls(draft: Draft) -> Iterator[Finding]:
+    controls = {arm.name: arm for arm in draft.arms if arm.raw.get("role") == "control"}
+    for kind in ("smaller", "aa"):
+        name = value_of(draft.data, "controls", kind)
+        path = ("controls", kind)
+        if not isinstance(name, str):
+            continue
+        if name not in controls:
+            hint = suggest(name, controls) or "give an arm `role: control`"
+            yield Finding(path, f"no arm of role control is named {name!r}", hint)
+        elif kind == "aa" and _leaves(controls[name].change) != [("model", "init_stream")]:
+            yield Finding(
+                path,
+                f"arm `{name}` is no A/A control: it must change `model.init_stream` and nothing else",
+                "`change: {model: {init_stream: 1}}`",
+            )
+
+
+def _leaves(change: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for key, value in change.items():
+        found += _leaves(value, (*prefix, key)) if isinstance(value, Mapping) else [(*prefix, key)]
+    return found
+
+
+# --- axes ----------------------------------------------------------------------------------------
+
+
+def _axes(draft: Draft) -> Iterator[Finding]:
+    yield from _repeated(_items(draft.data, "over", "seed"), "seed")
+    yield from _repeated(_items(draft.data, "over", "horizon"), "horizon")
+    horizons = value_of(draft.data, "over", "horizon")
+    if isinstance(horizons, list | tuple) and horizons and 1.0 not in horizons:
+        yield Finding(("over", "horizon"), "horizon 1.0 is missing: it is where quality is compared", "add 1.0")
+    if len(draft.scales) > 1:
+        yield from _uneven_scales(draft.scales)
+
+
+def _uneven_scales(scales: Mapping[int, Scale]) -> Iterator[Finding]:
+    for name in SCALE_PATHS:
+        given = [scale.name for scale in scales.values() if name in scale.values()]
+        for index, scale in scales.items():
+            if given and scale.name not in given:
+                message = f"scale `{scale.name}` leaves out `{name}`, which scale `{given[0]}` gives"
+                yield Finding(("over", "scale", index, "name"), message, "give it for every scale or for none")
+
+
+def _numbers_in_one_place(draft: Draft) -> Iterator[Finding]:
+    """What a scale or the tokenizer sets may not be set by the baseline too: one would silently win."""
+    by_scales = {name for scale in draft.scales.values() for name in scale.values()}
+    for name, place in SCALE_PATHS.items():
+        if name in by_scales and has(draft.recipe, place):
+            message = f"`{'.'.join(place)}` is set by over.scale (`{name}`)"
+            yield Finding(("baseline", "recipe", *place), message, "remove it here", at_key=True)
+    for variant in draft.variants:
+        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        if has(holder, VOCAB_PATH) and not _is_filled_in(draft, holder):
+            message = "`model.vocab` is set by data.tokenizer.vocab"
+            yield Finding((*variant.path, inside, *VOCAB_PATH), message, "remove it here", at_key=True)
+
+
+def _is_filled_in(draft: Draft, holder: Mapping[str, Any]) -> bool:
+    return value_of(holder, *VOCAB_PATH) in (None, draft.vocab)
+
+
+def _differences(draft: Draft) -> Iterator[Finding]:
+    """Every arm must be another run than the baseline and than every other arm."""
+    seen: dict[tuple[str, ...], Variant] = {}
+    for variant in draft.variants:
+        recipes = [validate(Recipe, draft.expanded(variant, scale))[0] for scale in draft.scales.values()]
+        if not recipes or None in recipes:
+            continue
+        same = tuple(recipe.model_dump_json() for recipe in recipes if recipe is not None)
+        other = seen.setdefault(same, variant)
+        if other is variant:
+            continue
+        path = (*variant.path, "change" if variant.change else "name")
+        if other.index is None:
+            message = f"arm `{variant.name}` changes nothing: its recipe is the baseline's"
+            hint = "a placebo draws another initialisation: `change: {model: {init_stream: 1}}`"
+            yield Finding(path, message, hint, at_key=True)
+        else:
+            message = f"arm `{variant.name}` is the same as arm `{other.name}`"
+            yield Finding(path, message, "remove one of them", at_key=True)
+
+
+# --- things outside the suite --------------------------------------------------------------------
+
+
+def _tasks(draft: Draft) -> Iterator[Finding]:
+    for path, name in _items(draft.data, "evaluate", "tasks"):
+        if isinstance(name, str):
+            try:
+                tasks.find(name)
+            except tasks.UnknownTask as error:
+                yield Finding(path, *split_hint(str(error)))
+    yield from _repeated(_items(draft.data, "evaluate", "tasks"), "task")
+
+
+def _gate(draft: Draft) -> Iterator[Finding]:
+    from bench import metrics
+
+    names = [variant.name for variant in draft.variants]
+    for path, rule in _items(draft.data, "gate"):
+        if not isinstance(rule, Mapping):
+            continue
+        metric, arm = rule.get("metric"), rule.get("arm")
+        if isinstance(metric, str):
+            try:
+                metrics.find(metric)
+            except metrics.UnknownMetric as error:
+                yield Finding((*path, "metric"), *split_hint(str(error)))
+        if isinstance(arm, str) and arm not in names:
+            yield Finding((*path, "arm"), f"no arm is named {arm!r}", suggest(arm, names))
+
+
+def _budget(draft: Draft) -> Iterator[Finding]:
+    from bench.budget import BudgetError, parse_budget
+
+    budget = draft.data.get("budget")
+    if isinstance(budget, str):
+        try:
+            parse_budget(budget)
+        except BudgetError as error:
+            yield Finding(("budget",), *split_hint(str(error)))
+
+
+def _files(draft: Draft) -> Iterator[Finding]:
+    for stanza in ("corpus", "validation"):
+        for path, item in _items(draft.data, "data", stanza):
+            text = item.get("source") if isinstance(item, Mapping) else item
+            if not isinstance(text, str) or not text.startswith("file:"):
+                continue
+            place = (*path, "source") if isinstance(item, Mapping) else path
+            file = Path(text.removeprefix("file:")).expanduser()
+            if not file.is_file() and not file.is_dir():
+                hint = f"a relative path starts at the folder that you are in, {Path.cwd()}"
+                yield Finding(place, f"no such file: {str(file)!r}", hint)

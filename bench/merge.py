@@ -1,0 +1,148 @@
+"""Differences between recipes as plain data: merging one in, spelling it out in full, saying it in words.
+
+A recipe mapping is built up in this order, the later winning: the technique that each seam has by default, the
+baseline's `recipe`, the values of a scale, an arm's `change`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lmopt.quantities import human_count
+from lmopt.recipe import Recipe
+
+SCALE_PATHS: dict[str, tuple[str, ...]] = {
+    "layers": ("model", "layers"),
+    "width": ("model", "width"),
+    "heads": ("model", "heads"),
+    "kv_heads": ("model", "kv_heads"),
+    "context": ("model", "context"),
+    "hidden": ("ffn", "hidden"),
+    "tokens": ("tokens",),
+    "lr": ("optimizer", "lr"),
+    "sequences": ("batching", "sequences"),
+    "micro_sequences": ("batching", "micro_sequences"),
+    "length": ("batching", "length"),
+}
+"""What a scale may set -> where it stands in a recipe."""
+VOCAB_PATH = ("model", "vocab")
+"""Set by the suite's tokenizer."""
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` merged in; neither is altered.
+
+    Mappings merge key by key, but one that names another `kind` than the base's replaces it whole: the knobs of a
+    technique mean nothing to another. Anything else, lists included, replaces.
+    """
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not is_other_kind(old, value):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def is_other_kind(base: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+    """Whether the change names a technique, and another one."""
+    return "kind" in change and change["kind"] != base.get("kind")
+
+
+def expand(
+    baseline: Mapping[str, Any], scale: Mapping[str, Any], vocab: int, change: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The recipe mapping of an arm at a scale, not validated yet."""
+    merged = merge(default_kinds(), baseline)
+    merged = merge(merged, nested({SCALE_PATHS[name]: scale[name] for name in SCALE_PATHS if name in scale}))
+    merged = merge(merged, nested({VOCAB_PATH: vocab}))
+    return merge(merged, change)
+
+
+def default_kinds() -> dict[str, Any]:
+    """seam -> `{kind: ...}` of the technique that it has by default."""
+    found: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        kind = getattr(field.default, "kind", None)
+        if kind is not None:
+            found[name] = {"kind": kind}
+    return found
+
+
+def nested(values: Mapping[Sequence[str], Any]) -> dict[str, Any]:
+    """`{("model", "width"): 64}` -> `{"model": {"width": 64}}`."""
+    root: dict[str, Any] = {}
+    for path, value in values.items():
+        here = root
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+        here[path[-1]] = value
+    return root
+
+
+def without(data: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The mapping without the values at these paths, and without mappings that this leaves empty."""
+    kept: dict[str, Any] = {}
+    for key, value in data.items():
+        below = [path[1:] for path in paths if path[0] == key]
+        if () in map(tuple, below):
+            continue
+        if below and isinstance(value, Mapping):
+            value = without(value, below)
+            if not value:
+                continue
+        kept[key] = value
+    return kept
+
+
+def spelled_out(change: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A change with its values as typed ones, and with every knob of a technique that it brings in.
+
+    Args:
+        change: as written.
+        base: what it was merged into.
+        result: the validated recipe, dumped.
+    """
+    spelled: dict[str, Any] = {}
+    for key, value in change.items():
+        old, new = base.get(key), result[key]
+        merges = isinstance(value, Mapping) and isinstance(old, Mapping) and isinstance(new, Mapping)
+        spelled[key] = spelled_out(value, old, new) if merges and not is_other_kind(old, value) else new
+    return spelled
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+
+def in_words(reference: Recipe, recipe: Recipe) -> str:
+    """How a recipe differs from its reference: `ffn: swiglu -> moe (experts 8, top_k 2, ...); tokens: 1M -> 2M`."""
+    before, after = reference.model_dump(mode="json"), recipe.model_dump(mode="json")
+    return "; ".join(_differences(before, after)) or "no change"
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, new in after.items():
+        old, name = before.get(key), f"{prefix}{key}"
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and not is_other_kind(old, new):
+            yield from _differences(old, new, f"{name}.")
+        else:
+            yield f"{name}: {_words(old)} -> {_words(new)}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        knobs = [f"{key} {_words(knob)}" for key, knob in value.items() if key != "kind" and knob is not None]
+        return f"{value.get('kind', 'none')} ({', '.join(knobs)})" if knobs else str(value.get("kind", "none"))
+    if isinstance(value, list | tuple):
+        return " + ".join(_words(item) for item in value) or "none"
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int) and value >= 100_000:
+        return human_count(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,425 @@
+"""YAML text -> plain data and positions.
+
+One parser for both: ruamel.yaml's events (YAML 1.2) are built into nodes that remember where they stand. Only plain
+data comes out: strings, numbers, true, false, null, lists and mappings with string keys. Tags, duplicate keys, merge
+keys, alias bombs and anything beyond the limits below are reported, never followed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    DocumentStartEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceStartEvent,
+)
+
+from bench.problems import Problem, quoted, suggest
+
+MAX_BYTES = 128 * 1024
+"""A suite is a page or two of text."""
+MAX_PROBLEMS = 100
+"""Mistakes of the text itself after which reading stops."""
+MAX_DEPTH = 32
+"""Nesting of lists and mappings."""
+MAX_NODES = 20_000
+"""Values after aliases are followed: more is a YAML bomb."""
+MAX_DIGITS = 40
+"""Digits of a number."""
+
+DataPath = tuple[str | int, ...]
+"""Keys and positions from the root to a value."""
+
+# YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#1032-tag-resolution), with underscores between digits allowed.
+_NULL = re.compile(r"~|null|Null|NULL|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9](_?[0-9])*")
+_BASED_INT = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9](_?[0-9])*|[0-9](_?[0-9])*(\.([0-9](_?[0-9])*)?)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]|[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the text: line and column from 0, and how many characters belong to it."""
+
+    line: int
+    column: int
+    width: int = 1
+
+
+@dataclass(slots=True)
+class Node:
+    """A value with its place. `value` is a scalar, a list of nodes, or a dict of nodes by key."""
+
+    value: Any
+    mark: Mark
+    keys: dict[str, Mark] = field(default_factory=dict[str, Mark])
+    """Places of a mapping's keys."""
+    size: int = 1
+    """Values in it, itself included, with aliases followed."""
+    depth: int = 1
+    """Levels in it, itself included, with aliases followed."""
+    is_block: bool = False
+    """A list or mapping written on lines of its own."""
+
+    def plain(self) -> Any:
+        """The value without positions."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file as it was read: what could be made of it, and what is wrong with it."""
+
+    file: str
+    lines: tuple[str, ...]
+    root: Node | None
+    problems: tuple[Problem, ...]
+
+    def data(self) -> dict[str, Any]:
+        """The plain content; empty where there is none."""
+        return {} if self.root is None else self.root.plain()
+
+    def problem(self, path: DataPath, message: str, hint: str | None = None, *, at_key: bool = False) -> Problem:
+        """A problem at a path of the data; where the path does not exist, at the deepest part of it that does."""
+        return _problem(self.file, self.lines, self._mark(path, at_key), message, hint)
+
+    def _mark(self, path: DataPath, at_key: bool) -> Mark:
+        node = self.root
+        if node is None:
+            return Mark(0, 0)
+        mark = node.mark
+        for depth, part in enumerate(path):
+            child = _child(node, part)
+            if child is None:
+                break
+            wants_key = child.is_block or (at_key and depth == len(path) - 1)
+            mark = node.keys[part] if isinstance(part, str) and wants_key else child.mark
+            node = child
+        return mark
+
+
+def _child(node: Node, part: str | int) -> Node | None:
+    if isinstance(node.value, dict):
+        return node.value.get(part)
+    if isinstance(node.value, list) and isinstance(part, int) and 0 <= part < len(node.value):
+        return node.value[part]
+    return None
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Source:
+    """Read a suite's file. Never raises for what the file holds: every mistake is in `problems`."""
+    file = str(path)
+    try:
+        if path.is_dir():
+            return _unreadable(file, "is a folder, not a suite")
+        with path.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return _unreadable(file, "no such file", _hint_nearby(path))
+    except (OSError, ValueError) as error:
+        return _unreadable(file, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    return parse_bytes(content, file)
+
+
+def _unreadable(file: str, message: str, hint: str | None = None) -> Source:
+    return Source(file, (), None, (Problem(file, 0, 0, message, hint),))
+
+
+def _hint_nearby(path: Path) -> str | None:
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    except OSError:
+        siblings = []
+    return suggest(path.name, siblings) if siblings else "`lmbench init` writes a new suite"
+
+
+def parse_bytes(content: bytes, file: str) -> Source:
+    """UTF-8 text of a suite -> nodes and problems."""
+    if len(content) > MAX_BYTES:
+        return _unreadable(file, f"larger than {MAX_BYTES // 1024} KiB; a suite is a page or two of text")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8")
+        lines = content.decode("utf-8", "replace").splitlines()
+        mark = Mark(before.count("\n"), len(before) - (before.rfind("\n") + 1))
+        message = f"not UTF-8: byte 0x{content[error.start]:02x}"
+        return Source(file, (), None, (_problem(file, lines, mark, message, "save the file as UTF-8"),))
+    return parse_text(text.removeprefix("\ufeff"), file)
+
+
+def parse_text(text: str, file: str) -> Source:
+    """Text of a suite -> nodes and problems."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = tuple(text.split("\n"))
+    control = _CONTROL.search(text)
+    if control is not None:
+        line = text.count("\n", 0, control.start())
+        mark = Mark(line, control.start() - (text.rfind("\n", 0, control.start()) + 1))
+        message = f"control character U+{ord(control[0]):04X}"
+        return Source(file, lines, None, (_problem(file, lines, mark, message, "remove it"),))
+    builder = _Builder(file, lines)
+    root = builder.build(text)
+    if root is not None and not builder.problems and not isinstance(root.value, dict):
+        builder.report(root.mark, f"a suite is a mapping, got {quoted(root.plain())}", "start with `suite: NAME`")
+        root = None
+    return Source(file, lines, root, tuple(builder.problems))
+
+
+def _problem(file: str, lines: tuple[str, ...] | list[str], mark: Mark, message: str, hint: str | None) -> Problem:
+    line = min(mark.line, max(0, len(lines) - 1))
+    text = lines[line] if lines else ""
+    column = min(mark.column, len(text)) if line == mark.line else len(text)
+    return Problem(file, line + 1, column + 1, message, hint, text, mark.width)
+
+
+# --- building nodes from events ------------------------------------------------------------------
+
+
+class _Stop(Exception):
+    """Reading further would be wrong or unsafe; the problem is already reported."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping whose end was not seen yet."""
+
+    node: Node
+    anchor: str | None
+    key: tuple[str, Mark] | None = None
+    """Of a mapping: the key that waits for its value."""
+    skips: bool = False
+    """The value that follows belongs to a key that was refused."""
+
+
+class _Builder:
+    """Builds nodes without recursion, so that no nesting exhausts the stack."""
+
+    def __init__(self, file: str, lines: tuple[str, ...]) -> None:
+        self.file = file
+        self.lines = lines
+        self.problems: list[Problem] = []
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+        self._root: Node | None = None
+        self._documents = 0
+
+    def report(self, mark: Mark, message: str, hint: str | None = None) -> None:
+        self.problems.append(_problem(self.file, self.lines, mark, message, hint))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _Stop
+
+    def build(self, text: str) -> Node | None:
+        """The document's node; None when there is none or it cannot be trusted."""
+        try:
+            for event in _events(text):
+                self._take(event)
+        except _Stop:
+            return None
+        except MarkedYAMLError as error:
+            self._report_syntax(error)
+            return None
+        except (
+            YAMLError,
+            ArithmeticError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+        ) as error:
+            # The scanner meets some malformed texts (a cut-off escape, a bad directive) with plain exceptions.
+            self.report(Mark(0, 0), f"not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return None
+        if self._root is None or (self._root.value is None and not self.problems):
+            hint = "`lmbench init` writes a commented suite to start from"
+            self.problems.append(Problem(self.file, 1, 1, "the file is empty", hint))
+            return None
+        return self._root
+
+    def _report_syntax(self, error: MarkedYAMLError) -> None:
+        place = error.problem_mark or error.context_mark
+        mark = Mark(0, 0) if place is None else Mark(place.line, place.column)
+        message = " ".join(str(error.problem or error.context or "malformed").split())
+        if error.context and error.problem:
+            message += f" {' '.join(str(error.context).split())}"
+            start = error.context_mark
+            if start is not None and start.line != mark.line:
+                message += f" that starts at line {start.line + 1}"
+        line = self.lines[mark.line] if mark.line < len(self.lines) else ""
+        self.report(mark, f"not YAML: {message}", _syntax_hint(message, line))
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, DocumentStartEvent):
+            self._documents += 1
+            if self._documents > 1:
+                self.report(_mark(event), "a second document; a suite is one document", "remove the `---` line")
+                raise _Stop
+        elif isinstance(event, MappingStartEvent | SequenceStartEvent):
+            self._start(event)
+        elif isinstance(event, CollectionEndEvent):
+            self._end()
+        elif isinstance(event, ScalarEvent):
+            mark = _mark(event)
+            self._refuse_tag(event, mark)
+            self._finish(Node(self._scalar(event, mark), mark), event.anchor)
+        elif isinstance(event, AliasEvent):
+            self._alias(event)
+
+    def _start(self, event: Any) -> None:
+        mark = _mark(event)
+        self._refuse_tag(event, mark)
+        if len(self._open) >= MAX_DEPTH:
+            self.report(mark, f"nested deeper than {MAX_DEPTH} levels")
+            raise _Stop
+        value: Any = {} if isinstance(event, MappingStartEvent) else []
+        self._open.append(_Open(Node(value, mark, is_block=not event.flow_style), event.anchor))
+
+    def _end(self) -> None:
+        opened = self._open.pop()
+        self._finish(opened.node, opened.anchor)
+
+    def _alias(self, event: Any) -> None:
+        mark = _mark(event)
+        node = self._anchors.get(event.anchor)
+        if node is None:
+            is_open = any(opened.anchor == event.anchor for opened in self._open)
+            message = "contains itself" if is_open else "has no anchor before it"
+            self.report(mark, f"alias *{event.anchor} {message}", suggest(event.anchor, self._anchors))
+            raise _Stop
+        self._finish(replace(node, mark=mark, is_block=False), None)
+
+    def _finish(self, node: Node, anchor: str | None) -> None:
+        """A node is complete: keep its anchor and hand it to what it belongs to."""
+        if anchor is not None:
+            self._anchors[anchor] = node
+        if not self._open:
+            self._root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent.node.value, list):
+            parent.node.value.append(node)
+            self._grow(parent.node, node)
+        elif parent.skips:
+            parent.skips = False
+        elif parent.key is None:
+            self._take_key(parent, node)
+        else:
+            key, mark = parent.key
+            parent.key = None
+            parent.node.value[key] = node
+            parent.node.keys[key] = mark
+            self._grow(parent.node, node)
+
+    def _grow(self, parent: Node, child: Node) -> None:
+        parent.size += child.size
+        parent.depth = max(parent.depth, child.depth + 1)
+        if parent.depth > MAX_DEPTH:
+            self.report(child.mark, f"nested deeper than {MAX_DEPTH} levels once aliases are followed")
+            raise _Stop
+        if parent.size > MAX_NODES:
+            self.report(child.mark, f"more than {MAX_NODES:,} values once aliases are followed", "write the values out")
+            raise _Stop
+
+    def _take_key(self, parent: _Open, node: Node) -> None:
+        if isinstance(node.value, str) and node.value == "<<":
+            self.report(node.mark, "merge keys (`<<`) are not part of YAML 1.2", "an arm's `change` already merges")
+        elif not isinstance(node.value, str):
+            self.report(node.mark, f"keys are text, got {quoted(node.plain())}", "put it in quotes")
+        elif node.value in parent.node.value:
+            first = parent.node.keys[node.value]
+            self.report(node.mark, f"duplicate key `{node.value}`", f"it is first given at line {first.line + 1}")
+        else:
+            parent.key = (node.value, node.mark)
+            return
+        parent.skips = True
+
+    def _refuse_tag(self, event: Any, mark: Mark) -> None:
+        if event.tag is not None:
+            name = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+            self.report(mark, f"tag `{name}` is refused", "a suite is plain data: write the value without a tag")
+
+    def _scalar(self, event: Any, mark: Mark) -> Any:
+        text: str = event.value
+        if event.style is not None or event.tag is not None:
+            bad = _CONTROL.search(text)
+            if bad is not None:
+                self.report(mark, f"text holds the control character U+{ord(bad[0]):04X}", "remove the escape")
+                return ""
+            return text
+        if _NULL.fullmatch(text):
+            return None
+        if _BOOL.fullmatch(text):
+            return text.lower() == "true"
+        if _NOT_FINITE.fullmatch(text):
+            self.report(mark, f"{text} is not a finite number")
+            return 1
+        return self._number(text, mark)
+
+    def _number(self, text: str, mark: Mark) -> Any:
+        """A number, or the text itself where it is none."""
+        is_int = _INT.fullmatch(text) is not None
+        is_based = _BASED_INT.fullmatch(text) is not None
+        if not is_int and not is_based and not _FLOAT.fullmatch(text):
+            return text
+        digits = text.replace("_", "")
+        if len(digits) > MAX_DIGITS:
+            self.report(mark, f"a number of {len(digits)} characters; at most {MAX_DIGITS} are read")
+            return 1
+        if is_int:
+            return int(digits)
+        if is_based:
+            return int(digits, 0)
+        number = float(digits)
+        if number in (float("inf"), float("-inf")):
+            self.report(mark, f"{text} is too large for a number")
+            return 1
+        return number
+
+
+def _events(text: str) -> Iterator[Any]:
+    return YAML(typ="safe", pure=True).parse(text)
+
+
+def _mark(event: Any) -> Mark:
+    start, end = event.start_mark, event.end_mark
+    width = end.column - start.column if end.line == start.line else 1
+    return Mark(start.line, start.column, max(1, width))
+
+
+def _syntax_hint(message: str, line: str) -> str | None:
+    if "\\t" in message or "\t" in line[: len(line) - len(line.lstrip())]:
+        return "indent with spaces; YAML does not allow tabs"
+    if "mapping values are not allowed" in message:
+        return "put text that holds `: ` in quotes, and check the indentation"
+    if "quoted scalar" in message:
+        return "close the quote"
+    if "flow sequence" in message:
+        return "close the `[` with `]`, with commas between"
+    if "flow mapping" in message:
+        return "close the `{` with `}`, with commas between"
+    if "block end" in message or "block mapping" in message or "block collection" in message:
+        return "check the indentation of this line and the one before"
+    if "cannot start any token" in message:
+        return "put the value in quotes"
+    return None

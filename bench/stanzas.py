@@ -1,0 +1,156 @@
+"""The parts of a suite, typed: what may be written under each of its keys, with bounds and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bench import design
+from bench.design import Endpoint, Frozen, Name, Role
+from bench.merge import SCALE_PATHS
+from lmopt.quantities import Bytes, Count, Seconds
+from lmopt.recipe import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Positive
+
+MAX_ARMS = 100
+MAX_SCALES = 20
+MAX_SEEDS = 1000
+MAX_HORIZONS = 20
+MIN_BLOCKS = 8
+"""Interleaved blocks of a timing case: fewer give no usable interval (a t interval with 7 degrees of freedom)."""
+MIN_BLOCK_STEPS = 20
+"""Steps of an arm in a block: shorter blocks measure the clock and the cache, not the step."""
+DAY_S = 86_400
+
+RecipeMapping = dict[str, Any]
+"""Part of a recipe, as written; checked after it is merged. The JSON Schema gives it the type of a recipe."""
+
+
+class Baseline(Frozen):
+    """What every arm is a difference from: dense, bf16, tuned."""
+
+    name: Name = "dense"
+    """Name of the baseline."""
+    recipe: RecipeMapping = Field(default_factory=dict[str, Any])
+    """The recipe, without what `over.scale` sets (layers, width, heads, tokens, ...); the rest has defaults."""
+
+
+class Arm(Frozen):
+    """A variant: a name, a role, and what it changes."""
+
+    name: Name
+    """Name of the arm."""
+    role: Role = "component"
+    """`claim`: tested against `hypothesis`. `component`: its saving is estimated. `control`: a placebo or a smaller
+    model. `timing`: only its step time is compared."""
+    primary: Endpoint = "flops"
+    """The endpoint that decides for this arm: `flops`, `time` or `energy`."""
+    against: Name | None = None
+    """The arm that it is compared with; default: the baseline. `change` is from the baseline in any case."""
+    parallel: bool = False
+    """Same parameters and batches as its reference: almost no noise of its own, and none lent to other arms."""
+    change: RecipeMapping = Field(default_factory=dict[str, Any])
+    """What differs from the baseline's recipe, and nothing else: mappings merge, another `kind` replaces the whole
+    technique, lists replace."""
+
+
+class Scale(Frozen):
+    """A size of model with its training budget, applied to every arm before the arm's own change."""
+
+    name: Name
+    """Name of the scale."""
+    layers: Annotated[Positive, Field(le=MAX_LAYERS)]
+    """Number of Transformer blocks."""
+    width: Annotated[Positive, Field(le=MAX_WIDTH)]
+    """Size of the residual stream (d_model)."""
+    heads: Annotated[Positive, Field(le=MAX_WIDTH)]
+    """Query heads; must divide `width`, and width / heads must be even."""
+    kv_heads: Annotated[Positive, Field(le=MAX_WIDTH)] | None = None
+    """Key and value heads; must divide `heads`."""
+    context: Annotated[Positive, Field(le=MAX_CONTEXT)] | None = None
+    """Longest sequence in tokens."""
+    hidden: Annotated[Positive, Field(le=4 * MAX_WIDTH)] | None = None
+    """Inner width of the baseline's feed-forward."""
+    tokens: Positive
+    """Training tokens at horizon 1.0."""
+    lr: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Peak learning rate."""
+    sequences: Annotated[Positive, Field(le=2**24)] | None = None
+    """Sequences a step."""
+    micro_sequences: Annotated[Positive, Field(le=2**24)] | None = None
+    """Sequences a forward pass; must divide `sequences`."""
+    length: Annotated[Positive, Field(le=MAX_CONTEXT)] | None = None
+    """Tokens a sequence."""
+
+    def values(self) -> Mapping[str, Any]:
+        """What it sets, by name."""
+        return {name: value for name in SCALE_PATHS if (value := getattr(self, name)) is not None}
+
+
+class Over(Frozen):
+    """The axes that the study is expanded over."""
+
+    scale: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=MAX_SCALES)]
+    """Sizes of model."""
+    seed: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=MAX_SEEDS)] = (
+        0,
+        1,
+        2,
+    )
+    """Seeds: each fixes the order of the data and, with a parameter's name, its initial values."""
+    horizon: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=10)], ...], Field(min_length=1, max_length=MAX_HORIZONS)
+    ] = (1.0,)
+    """Training lengths as shares of a scale's `tokens`, each fully annealed; must hold 1.0."""
+
+
+class Controls(Frozen):
+    """Controls: the first two are run by themselves for every study with a claim, the others name an arm."""
+
+    truncated: bool = True
+    """The reference at the claim's compute: what stopping early costs."""
+    half: bool = True
+    """The reference at half its tokens: a task that cannot tell it from the full one does not count."""
+    smaller: Name | None = None
+    """The control arm that is a smaller dense model at the claim's FLOPs a token."""
+    aa: Name | None = None
+    """The control arm that differs from the baseline in `model.init_stream` only: the false alarm rate."""
+
+
+class Timing(Frozen):
+    """How step times are compared: interleaved blocks A B B A in one process."""
+
+    blocks: Annotated[Count, Field(ge=MIN_BLOCKS, le=10_000)] = MIN_BLOCKS
+    """Number of blocks."""
+    steps: Annotated[Count, Field(ge=MIN_BLOCK_STEPS, le=100_000)] = MIN_BLOCK_STEPS
+    """Steps of each arm in a block."""
+    warmup: Annotated[Count, Field(ge=1, le=10_000)] = 3
+    """Steps of each arm before the first block, not measured."""
+
+
+class Evaluate(Frozen):
+    """Downstream tasks."""
+
+    tasks: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Names of tasks, or `hub:NAME` for a task of lm-evaluation-harness from the Hugging Face hub."""
+    limit: Annotated[Count, Field(gt=0)] | None = None
+    """At most this many items of each task; null takes all."""
+    when: Literal["ends", "every"] = "ends"
+    """`ends`: the reference at horizon 1.0, the controls and the claim points. `every`: every trained model."""
+
+
+class Limits(Frozen):
+    """What one case may use before it is stopped and counted as failed."""
+
+    case_time: Seconds = DAY_S
+    """Time."""
+    case_memory: Bytes | None = None
+    """Memory of the process; null is the machine's."""
+
+
+class Hypothesis(design.Hypothesis):
+    """What is tested."""
+
+    budget: Positive | None = None
+    """Training tokens that preparation is charged against; default: the largest horizon's."""

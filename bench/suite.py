@@ -1,0 +1,199 @@
+"""The typed suite: an experiment as it is declared, every case of it checked before anything runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+
+from bench import design, source
+from bench.crosscheck import crosscheck
+from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
+from bench.draft import canonical
+from bench.findings import Finding, validate
+from bench.merge import expand, in_words
+from bench.problems import Problem, SuiteError, format_problem, suggest
+from bench.stanzas import MAX_ARMS, Arm, Baseline, Controls, Evaluate, Hypothesis, Limits, Over, Scale, Timing
+from lmopt.data.spec import Data
+from lmopt.recipe import Recipe
+
+__all__ = ["Arm", "Scale", "Suite", "SuiteError", "check", "format_problem", "load_suite"]
+
+SCHEMA_COMMENT = "# yaml-language-server: $schema=./suite.schema.json\n"
+
+
+class Suite(Frozen):
+    """A declared experiment: a dense baseline, variants of it, and the hypothesis about them."""
+
+    suite: Name
+    """Name of the suite; its run folders lie in results/<suite>."""
+    about: Annotated[str, Field(max_length=2000)] = ""
+    """The question that it answers, in a sentence."""
+    purpose: Purpose = "explore"
+    """`confirm`: pre-registered. `explore`: looking around. `selftest`: a planted effect."""
+    data: Data
+    """Training text, validation sets, tokenizer."""
+    baseline: Baseline
+    """What every arm is compared with."""
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=MAX_ARMS)]
+    """The variants."""
+    over: Over
+    """Scales, seeds and horizons."""
+    layout: Layout = "economical"
+    """`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons."""
+    controls: Controls = Controls()
+    """Controls."""
+    timing: Timing = Timing()
+    """How step times are compared."""
+    evaluate: Evaluate = Evaluate()
+    """Downstream tasks."""
+    hypothesis: Hypothesis = Hypothesis()
+    """What is claimed."""
+    gate: Annotated[tuple[GateRule, ...], Field(max_length=1000)] = ()
+    """What must not get worse from one version to the next."""
+    limits: Limits = Limits()
+    """What one case may use."""
+    budget: Annotated[str, Field(max_length=60)] | None = None
+    """What the whole study may cost: `30min`, `5M tokens` or `1e15 FLOP`; it is cut to what fits."""
+    tuned: bool = False
+    """Every arm had the same number of learning-rate trials. Without it, no claim is SUPPORTED or REFUTED."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, data: Any) -> Any:
+        return canonical(data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        found = crosscheck(self.model_dump(mode="json"))
+        if found:
+            raise ValueError("; ".join(f"{_dotted(finding.path)}: {finding.message}" for finding in found))
+        return self
+
+    def all_arms(self) -> tuple[Arm, ...]:
+        """The baseline as an arm that changes nothing, then the arms."""
+        return (Arm(name=self.baseline.name, role="control"), *self.arms)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name, the baseline included.
+
+        Raises:
+            SuiteError: there is none.
+        """
+        return _named(name, {arm.name: arm for arm in self.all_arms()}, "arm", self.suite)
+
+    def scale(self, name: str) -> Scale:
+        """The scale of a name.
+
+        Raises:
+            SuiteError: there is none.
+        """
+        return _named(name, {scale.name: scale for scale in self.over.scale}, "scale", self.suite)
+
+    def resolve(self, arm: str, scale: str) -> Recipe:
+        """The full recipe of an arm (or the baseline) at a scale.
+
+        Raises:
+            SuiteError: no such arm or scale.
+        """
+        change, values = self.arm(arm).change, self.scale(scale).values()
+        return Recipe.model_validate(expand(self.baseline.recipe, values, self.data.tokenizer.vocab, change))
+
+    def describe_change(self, arm: str) -> str:
+        """In words, how an arm differs from what it is compared with, at the first scale."""
+        first = self.over.scale[0].name
+        reference = self.arm(arm).against or self.baseline.name
+        return in_words(self.resolve(reference, first), self.resolve(arm, first))
+
+    def design(self) -> Design:
+        """The part that judging needs; the plan adds the claim points."""
+        return Design(
+            suite=self.suite,
+            purpose=self.purpose,
+            layout=self.layout,
+            baseline=self.baseline.name,
+            arms=tuple(ArmDesign(**arm.model_dump(exclude={"change"})) for arm in self.arms),
+            scales=tuple(scale.name for scale in self.over.scale),
+            seeds=self.over.seed,
+            horizons=self.over.horizon,
+            hypothesis=design.Hypothesis(**self.hypothesis.model_dump()),
+            gate=self.gate,
+            tuned=self.tuned,
+            controls=self._control_arms(),
+        )
+
+    def _control_arms(self) -> dict[str, str]:
+        carried = {"smaller": self.controls.smaller, "aa": self.controls.aa}
+        if any(arm.role == "claim" for arm in self.arms):
+            carried["truncated"] = self.baseline.name if self.controls.truncated else None
+            carried["half"] = self.baseline.name if self.controls.half else None
+        return {control: arm for control, arm in carried.items() if arm is not None}
+
+    def with_over(self, **axes: Any) -> Suite:
+        """The same study over other scales, seeds or horizons."""
+        return self.model_copy(update={"over": self.over.model_copy(update=axes)})
+
+    def resolved_yaml(self) -> str:
+        """The suite with every default filled in; it loads back to an equal suite."""
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+        yaml.width = 120
+        text = io.StringIO()
+        yaml.dump(self.model_dump(mode="json"), text)
+        return text.getvalue()
+
+
+def _named(name: str, known: Mapping[str, Any], what: str, suite: str) -> Any:
+    if name not in known:
+        raise SuiteError([Problem(suite, 0, 0, f"no {what} is named {name!r}", suggest(name, known))])
+    return known[name]
+
+
+def _dotted(path: source.DataPath) -> str:
+    return ".".join(map(str, path)) or "suite"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def load_suite(path: Path | str) -> Suite:
+    """Read a suite.
+
+    Raises:
+        SuiteError: the file cannot be read or the suite is invalid; it holds every problem.
+    """
+    suite, problems = _read(Path(path))
+    if suite is None or problems:
+        raise SuiteError(problems)
+    return suite
+
+
+def check(path: Path | str) -> list[Problem]:
+    """Every problem of a suite, in the order of its lines; empty when it is valid."""
+    return _read(Path(path))[1]
+
+
+def _read(path: Path) -> tuple[Suite | None, list[Problem]]:
+    text = source.read(path)
+    if text.root is None or not isinstance(text.root.value, dict):
+        return None, list(text.problems)
+    data = text.data()
+    suite, found = validate(Suite, data)
+    found = [finding for finding in found if finding.path] + crosscheck(data, look_at_files=True)
+    return suite, _in_order(text.problems, [_problem(text, finding) for finding in found])
+
+
+def _problem(text: source.Source, finding: Finding) -> Problem:
+    return text.problem(finding.path, finding.message, finding.hint, at_key=finding.at_key)
+
+
+def _in_order(unreadable: Sequence[Problem], wrong: Sequence[Problem]) -> list[Problem]:
+    """By line, each once; where the text itself could not be read, what would follow from that is left out."""
+    places = {(problem.line, problem.column) for problem in unreadable}
+    kept = [*unreadable, *(problem for problem in wrong if (problem.line, problem.column) not in places)]
+    return sorted(dict.fromkeys(kept), key=lambda problem: (problem.line, problem.column))
