@@ -7,9 +7,11 @@ nothing else; the metered one is the very loop of `bench.measure`, with this mac
 clock, the log, the display's file and the wrapper that times the wait for data. Blocks alternate (bare, metered,
 metered, bare, ...), so that a drift of the machine falls on both alike; each pair gives one ratio.
 
-Two medians over the pairs are printed with their 95 % intervals: of wall time, which is what matters and which
-neighbours disturb, and of the process's CPU time, threads of the sensors included, which they disturb less. Exit code
-1 when even the lower bound of the wall-time ratio lies above the target.
+Three medians over the pairs are printed with their 95 % intervals: metered over bare in wall time, which is what
+matters and which neighbours disturb; the same in the process's CPU time, threads of the sensors included; and, as a
+share of the work, the time that a metered block spends outside the steps' own work beyond what a bare one does. The
+last is sharp on a busy machine too, but blind to threads that slow the work itself. Exit code 1 when even the lower
+bound of the wall-time ratio lies above the target.
 """
 
 from __future__ import annotations
@@ -42,23 +44,33 @@ TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Metered over bare, with its interval."""
+class Block:
+    """Seconds of one block."""
+
+    wall_s: float
+    cpu_s: float
+    work_s: float
+    """Of the wall time, what the steps' own work took."""
+
+
+@dataclass(frozen=True)
+class Middle:
+    """A median with its interval."""
 
     median: float
     low: float
     high: float
 
 
-def ratio(bare_s: list[float], metered_s: list[float]) -> Ratio:
-    """Median of the pairs' ratios and its two-sided interval of at least 95 %.
+def middle(values: list[float]) -> Middle:
+    """Median and its two-sided interval of at least 95 %.
 
     The interval lies between two order statistics (Conover, Practical Nonparametric Statistics, 3.2): a neighbour that
     takes the machine for some seconds makes outliers, which would own a mean.
     """
-    ratios = sorted(metered / bare for bare, metered in zip(bare_s, metered_s, strict=True))
-    below = int(binom.ppf(0.025, len(ratios), 0.5))  # the k-th value from either end, counted from 1
-    return Ratio(statistics.median(ratios), ratios[max(below, 1) - 1], ratios[-max(below, 1)])
+    rank = max(1, int(binom.ppf(0.025, len(values), 0.5)))  # from either end, counted from 1
+    ordered = sorted(values)
+    return Middle(statistics.median(ordered), ordered[rank - 1], ordered[-rank])
 
 
 def products_for(step_s: float, matrix: torch.Tensor) -> int:
@@ -73,15 +85,6 @@ def products_for(step_s: float, matrix: torch.Tensor) -> int:
     return max(1, round(count * step_s / took_s))
 
 
-def steps(count: int, products: int, matrix: torch.Tensor, batches: Iterator[int]) -> Iterator[Step]:
-    """Steps as a training yields them: a batch is fetched, work is done, a small value comes back."""
-    for index in range(1, count + 1):
-        next(batches)
-        for _ in range(products):
-            torch.mm(matrix, matrix)
-        yield Step(index=index, tokens=TOKENS, loss=5.0, notes={"lr": 1e-3, "grad_norm": 1.0})
-
-
 class Loops:
     """The two loops over the same work."""
 
@@ -90,11 +93,12 @@ class Loops:
         self._folder = folder
         self._matrix = torch.randn(WIDTH, WIDTH)
         self._products = products_for(step_s, self._matrix)
+        self._work_s = 0.0
         self._window = Window(open_sensors("cpu"), idle_power_w=None)
 
     def bare(self) -> None:
         """Nothing but the steps."""
-        for _ in steps(self._count, self._products, self._matrix, iter(range(self._count))):
+        for _ in self._steps(iter(range(self._count))):
             pass
 
     def metered(self) -> None:
@@ -103,31 +107,42 @@ class Loops:
         log.begin(total_tokens=self._count * TOKENS, flops_per_token=1.0)
         state: Any = SimpleNamespace(total_steps=self._count)
         batches = Stall(range(self._count))
-        _pull(steps(self._count, self._products, self._matrix, batches), state, log, self._window, self._folder)
+        _pull(self._steps(batches), state, log, self._window, self._folder)
 
-    def time(self, loop: Callable[[], None]) -> tuple[float, float]:
-        """Wall and CPU seconds of one block. Sensors are open around a metered one; opening them is not in the loop."""
+    def _steps(self, batches: Iterator[int]) -> Iterator[Step]:
+        """Steps as a training yields them: a batch is fetched, work is done, a small value comes back."""
+        for index in range(1, self._count + 1):
+            next(batches)
+            start = time.perf_counter()
+            for _ in range(self._products):
+                torch.mm(self._matrix, self._matrix)
+            self._work_s += time.perf_counter() - start
+            yield Step(index=index, tokens=TOKENS, loss=5.0, notes={"lr": 1e-3, "grad_norm": 1.0})
+
+    def time(self, loop: Callable[[], None]) -> Block:
+        """One block. Sensors are open around a metered one; opening them is not in the loop."""
         metered = loop == self.metered
         if metered:
             self._window.start()
+        self._work_s = 0.0
         wall, cpu = time.perf_counter(), time.process_time()
         loop()
-        took = time.perf_counter() - wall, time.process_time() - cpu
+        took = Block(time.perf_counter() - wall, time.process_time() - cpu, self._work_s)
         if metered:
             self._window.stop()
         return took
 
 
-def measure(loops: Loops, pairs: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every block by clock and loop; a pair of each comes before, to warm up."""
-    found: dict[str, dict[str, list[float]]] = {"wall": {}, "cpu": {}}
+def measure(loops: Loops, pairs: int) -> list[tuple[Block, Block]]:
+    """(bare, metered) of every pair; one pair comes before, to warm up."""
+    found: list[tuple[Block, Block]] = []
     for pair in range(-1, pairs):
-        order = (loops.bare, loops.metered) if pair % 2 else (loops.metered, loops.bare)
-        for loop in order:
-            wall_s, cpu_s = loops.time(loop)
-            if pair >= 0:
-                found["wall"].setdefault(loop.__name__, []).append(wall_s)
-                found["cpu"].setdefault(loop.__name__, []).append(cpu_s)
+        if pair % 2:
+            bare, metered = loops.time(loops.bare), loops.time(loops.metered)
+        else:
+            metered, bare = loops.time(loops.metered), loops.time(loops.bare)
+        if pair >= 0:
+            found.append((bare, metered))
         print(f"\rpair {pair + 1}/{pairs}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return found
@@ -145,12 +160,14 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Loops(arguments.steps, arguments.step_ms / 1e3, Path(folder)), arguments.pairs)
-    bare_ms = 1e3 * statistics.median(found["wall"]["bare"]) / arguments.steps
+    bare_ms = 1e3 * statistics.median(bare.wall_s for bare, _ in found) / arguments.steps
     print(f"bare step {bare_ms:.2f} ms, {arguments.pairs} pairs of {arguments.steps} steps")
-    ratios = {clock: ratio(blocks["bare"], blocks["metered"]) for clock, blocks in found.items()}
-    for clock, seen in ratios.items():
-        print(f"metered / bare, {clock:>4} time: {seen.median:.4f} [{seen.low:.4f}, {seen.high:.4f}]")
-    wall = ratios["wall"]
+    wall = middle([metered.wall_s / bare.wall_s for bare, metered in found])
+    cpu = middle([metered.cpu_s / bare.cpu_s for bare, metered in found])
+    outside = middle([((m.wall_s - m.work_s) - (b.wall_s - b.work_s)) / b.work_s for b, m in found])
+    print(f"metered / bare, wall time: {wall.median:.4f} [{wall.low:.4f}, {wall.high:.4f}]")
+    print(f"metered / bare,  CPU time: {cpu.median:.4f} [{cpu.low:.4f}, {cpu.high:.4f}]")
+    print(f"added outside the work:    {outside.median:.2%} [{outside.low:.2%}, {outside.high:.2%}] of the work")
     answer = "yes" if wall.high < 1 + TARGET else "no" if wall.low > 1 + TARGET else "cannot tell: add --pairs"
     print(f"below {TARGET:.1%} of a step: {answer}")
     return 1 if answer == "no" else 0
