@@ -6,26 +6,28 @@ Shazeer et al. (arXiv 1701.06538) for the layer, MegaBlocks (2211.15841) for doi
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lmopt.arch.activation import relu2, swiglu
+from lmopt.arch.experts import experts_grouped, experts_loop
 from lmopt.arch.numbers import compute_dtype
 from lmopt.recipe import Model, Moe
 
 
 class MoeFfn(nn.Module):
-    """Router and experts in the place of one feed-forward. Expert matrices are stored outputs x inputs, stacked."""
+    """Router and experts in the place of one feed-forward. Expert matrices are stored outputs x inputs, stacked.
+
+    The kernel `auto` is the grouped one, which was the faster at every shape measured (docs/techniques/moe.md).
+    """
 
     def __init__(self, config: Moe, width: int) -> None:
         super().__init__()
         hidden = config.hidden_for(width)
         inner = 2 * hidden if config.activation == "swiglu" else hidden
         self.config = config
-        self.kernel = fastest_kernel() if config.kernel == "auto" else config.kernel
+        self.experts = experts_loop if config.kernel == "loop" else experts_grouped
         self.router = nn.Linear(width, config.experts, bias=False)
         self.up = nn.Parameter(torch.empty(config.experts, inner, width))
         self.down = nn.Parameter(torch.empty(config.experts, width, hidden))
@@ -37,9 +39,7 @@ class MoeFfn(nn.Module):
         logits_NE = self.route(x_ND)
         gate_NK, expert_NK = choose(logits_NE, self.config.top_k)
         activation = swiglu if self.config.activation == "swiglu" else relu2
-        dtype = compute_dtype(x_ND)
-        experts = experts_grouped if self.kernel == "grouped" else experts_loop
-        y_ND = experts(x_ND.to(dtype), gate_NK, expert_NK, self.up, self.down, activation)
+        y_ND = self.experts(x_ND.to(compute_dtype(x_ND)), gate_NK, expert_NK, self.up, self.down, activation)
         self.latest = (logits_NE.detach(), expert_NK)
         return y_ND.view_as(x_BTD), self.auxiliary(logits_NE, expert_NK)
 
@@ -75,11 +75,6 @@ def build(config: Moe, model: Model) -> nn.Module:
     return MoeFfn(config, model.width)
 
 
-def fastest_kernel() -> str:
-    """`grouped` where torch has the grouped product, else `loop`."""
-    return "grouped" if hasattr(functional, "grouped_mm") else "loop"
-
-
 def choose(logits_NE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Gates and experts of each token, N x k.
 
@@ -102,101 +97,3 @@ def balance_loss(p_NE: Tensor, expert_NK: Tensor) -> Tensor:
     experts, top_k = p_NE.shape[1], expert_NK.shape[1]
     share_E = slots_per_expert(expert_NK, experts) / len(p_NE)
     return experts / top_k * (share_E * p_NE.mean(0)).sum()
-
-
-# --- the plain kernel ----------------------------------------------------------------------------
-
-
-def experts_loop(x_ND, gate_NK, expert_NK, up_EFD, down_EDF, activation):
-    """One expert after the other, on the tokens that chose it: the reference that the grouped kernel must equal."""
-    y_ND = torch.zeros_like(x_ND)
-    for expert in range(len(up_EFD)):
-        token, choice = torch.where(expert_NK == expert)
-        h = activation(functional.linear(x_ND[token], up_EFD[expert].to(x_ND.dtype)))
-        y = functional.linear(h, down_EDF[expert].to(x_ND.dtype))
-        y_ND = y_ND.index_add(0, token, y * gate_NK[token, choice, None].to(y.dtype))
-    return y_ND
-
-
-# --- the grouped kernel --------------------------------------------------------------------------
-
-
-def experts_grouped(x_ND, gate_NK, expert_NK, up_EFD, down_EDF, activation):
-    """All experts in one grouped product a layer, over slots sorted by expert."""
-    token_S, slot_NK, ends_E = sort_slots(expert_NK, len(up_EFD))
-    x_SD = _Dispatch.apply(x_ND, token_S, slot_NK)
-    h_SF = activation(_GroupedLinear.apply(x_SD, up_EFD, ends_E))
-    y_SD = _GroupedLinear.apply(h_SF, down_EDF, ends_E)
-    return _Combine.apply(y_SD, gate_NK.to(y_SD.dtype), token_S, slot_NK)
-
-
-def sort_slots(expert_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Slots in the order of their experts: each sorted slot's token (S), where each token's slots went (N x k), and
-    where each expert's slots end (E, int32)."""
-    expert_S, order_S = expert_NK.flatten().sort(stable=True)
-    slot_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
-    expert_E = torch.arange(experts, device=expert_S.device)
-    ends_E = torch.searchsorted(expert_S, expert_E, right=True, out_int32=True)
-    return order_S // expert_NK.shape[1], slot_S.view_as(expert_NK), ends_E
-
-
-class _Dispatch(torch.autograd.Function):
-    """Rows of x in slot order. Backward sums a token's slots in one pass, where index_add would scatter them."""
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, token_S: Tensor, slot_NK: Tensor) -> Tensor:
-        ctx.save_for_backward(slot_NK)
-        return x_ND.index_select(0, token_S)
-
-    @staticmethod
-    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None, None]:
-        (slot_NK,) = ctx.saved_tensors
-        return functional.embedding_bag(slot_NK, grad_SD, mode="sum"), None, None
-
-
-class _Combine(torch.autograd.Function):
-    """Each token's sum of its slots' rows, weighted by their gates."""
-
-    @staticmethod
-    def forward(ctx: Any, y_SD: Tensor, gate_NK: Tensor, token_S: Tensor, slot_NK: Tensor) -> Tensor:
-        ctx.save_for_backward(y_SD, gate_NK, token_S, slot_NK)
-        return functional.embedding_bag(slot_NK, y_SD, mode="sum", per_sample_weights=gate_NK)
-
-    @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        y_SD, gate_NK, token_S, slot_NK = ctx.saved_tensors
-        grad_SD = grad_ND.index_select(0, token_S)
-        grad_gate_S = torch.linalg.vecdot(grad_SD, y_SD)
-        gate_S = torch.empty_like(gate_NK.flatten()).scatter_(0, slot_NK.flatten(), gate_NK.flatten())
-        return grad_SD.mul_(gate_S[:, None]), grad_gate_S[slot_NK], None, None
-
-
-class _GroupedLinear(torch.autograd.Function):
-    """x W_e^T for the rows of each expert e. Weights are cast here, so that their gradient is made in one piece."""
-
-    @staticmethod
-    def forward(ctx: Any, x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
-        weight = weight_EFD.to(x_SD.dtype)
-        ctx.save_for_backward(x_SD, weight, ends_E)
-        ctx.weight_dtype = weight_EFD.dtype
-        return grouped_product(x_SD, weight.transpose(1, 2), ends_E)
-
-    @staticmethod
-    def backward(ctx: Any, grad_SF: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_SD, weight_EFD, ends_E = ctx.saved_tensors
-        grad_SF = grad_SF.contiguous()  # the gradient of a sum arrives expanded, which the product refuses
-        grad_x_SD = grouped_product(grad_SF, weight_EFD, ends_E)
-        grad_weight_EFD = grouped_product(grad_SF.t(), x_SD, ends_E)
-        return grad_x_SD, grad_weight_EFD.to(ctx.weight_dtype), None
-
-
-def grouped_product(a: Tensor, b: Tensor, ends_E: Tensor) -> Tensor:
-    """Products of groups in one call: rows of `a` (S x D) with one matrix each of `b` (E x D x F) give S x F; columns of
-    `a` (F x S) with rows of `b` (S x D) give one matrix a group, E x F x D. Groups end at `ends_E`."""
-    if a.dtype is not torch.float64:
-        return functional.grouped_mm(a, b, offs=ends_E)
-    bounds = [0, *ends_E.tolist()]  # torch's product has no float64; tests of gradients need it
-    groups = [slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
-    if b.dim() == 3:
-        return torch.cat([a[rows] @ b[group] for group, rows in enumerate(groups)])
-    return torch.stack([a[:, columns] @ b[columns] for columns in groups])

@@ -1,0 +1,159 @@
+"""What the chosen experts compute: a plain loop, and grouped products over slots sorted by expert.
+
+A slot is one token at one of its k experts; S = N x k of them (other letters: see transformer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROW_BLOCK = 32
+"""Rows of an expert are multiplied as a multiple of this, and the rest apart. oneDNN compiles a bfloat16 product anew
+for each number of rows, and an expert has another number at every step: without this, products take five times as long
+(docs/techniques/moe.md)."""
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def experts_loop(
+    x_ND: Tensor, gate_NK: Tensor, expert_NK: Tensor, up_EFD: Tensor, down_EDF: Tensor, activation: Activation
+) -> Tensor:
+    """One expert after the other, on the tokens that chose it: the reference that the grouped kernel must equal."""
+    y_ND = torch.zeros_like(x_ND)
+    for expert in range(len(up_EFD)):
+        token, choice = torch.where(expert_NK == expert)
+        h = activation(functional.linear(x_ND[token], up_EFD[expert].to(x_ND.dtype)))
+        y = functional.linear(h, down_EDF[expert].to(x_ND.dtype))
+        y_ND = y_ND.index_add(0, token, y * gate_NK[token, choice, None].to(y.dtype))
+    return y_ND
+
+
+def experts_grouped(
+    x_ND: Tensor, gate_NK: Tensor, expert_NK: Tensor, up_EFD: Tensor, down_EDF: Tensor, activation: Activation
+) -> Tensor:
+    """All experts over slots sorted by expert: gather, two grouped products, one weighted sum a token."""
+    token_S, slot_NK, ends_E = sort_slots(expert_NK, len(up_EFD))
+    x_SD = _Dispatch.apply(x_ND, token_S, slot_NK)
+    h_SF = activation(_GroupedLinear.apply(x_SD, up_EFD, ends_E))
+    y_SD = _GroupedLinear.apply(h_SF, down_EDF, ends_E)
+    return _Combine.apply(y_SD, gate_NK.to(y_SD.dtype), token_S, slot_NK)
+
+
+def sort_slots(expert_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of slots by expert.
+
+    Returns each sorted slot's token (S), where each token's slots went (N x k), and where each expert's end (E, int32).
+    """
+    expert_S, order_S = expert_NK.flatten().sort(stable=True)
+    slot_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+    expert_E = torch.arange(experts, device=expert_S.device)
+    ends_E = torch.searchsorted(expert_S, expert_E, right=True, out_int32=True)
+    return order_S // expert_NK.shape[1], slot_S.view_as(expert_NK), ends_E
+
+
+class _Dispatch(torch.autograd.Function):
+    """Rows of x in slot order. Backward sums a token's slots in one pass, where index_add would scatter them."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, token_S: Tensor, slot_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_NK)
+        return x_ND.index_select(0, token_S)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None, None]:
+        (slot_NK,) = ctx.saved_tensors
+        return functional.embedding_bag(slot_NK, grad_SD, mode="sum"), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Each token's sum of its slots' rows, weighted by their gates."""
+
+    @staticmethod
+    def forward(ctx: Any, y_SD: Tensor, gate_NK: Tensor, token_S: Tensor, slot_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(y_SD, gate_NK, token_S, slot_NK)
+        return functional.embedding_bag(slot_NK, y_SD, mode="sum", per_sample_weights=gate_NK)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_SD, gate_NK, token_S, slot_NK = ctx.saved_tensors
+        grad_SD = grad_ND.index_select(0, token_S)
+        grad_gate_S = torch.linalg.vecdot(grad_SD, y_SD)
+        slot_S = slot_NK.flatten()
+        gate_S = torch.empty_like(gate_NK).flatten().scatter_(0, slot_S, gate_NK.flatten())
+        grad_gate_NK = grad_gate_S.index_select(0, slot_S).view_as(gate_NK)
+        return grad_SD.mul_(gate_S[:, None]), grad_gate_NK, None, None
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """x W_e^T for the rows of each expert e. Weights are cast here, so that their gradient is made in one piece."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
+        weight = weight_EFD.to(x_SD.dtype)
+        ctx.save_for_backward(x_SD, weight, ends_E)
+        ctx.weight_dtype = weight_EFD.dtype
+        return grouped_linear(x_SD, weight, ends_E)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SF: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_SD, weight_EFD, ends_E = ctx.saved_tensors
+        grad_SF = grad_SF.contiguous()  # the gradient of a sum arrives expanded, which a grouped product refuses
+        grad_x_SD = grouped_linear(grad_SF, weight_EFD.transpose(1, 2), ends_E)
+        return grad_x_SD, grouped_outer(grad_SF, x_SD, ends_E, ctx.weight_dtype), None
+
+
+# --- operators: opaque to tracing, so that rows an expert (data) never become shapes -------------
+
+
+@torch.library.custom_op("lmopt::grouped_linear", mutates_args=())
+def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows of each group times its matrix, transposed: S x F. Groups are consecutive and end at `ends_E`."""
+    if x_SD.is_cuda:
+        return functional.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=ends_E)
+    out_SF = x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
+    for group, rows in _pieces(ends_E):
+        torch.mm(x_SD[rows], weight_EFD[group].t(), out=out_SF[rows])
+    return out_SF
+
+
+@grouped_linear.register_fake
+def _(x_SD: Tensor, weight_EFD: Tensor, _ends: Tensor) -> Tensor:
+    return x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
+
+
+@torch.library.custom_op("lmopt::grouped_outer", mutates_args=())
+def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad^T x over the rows of each group: E x F x D, summed and returned in `dtype`; zero for an empty group."""
+    if grad_SF.is_cuda:
+        return functional.grouped_mm(grad_SF.t(), x_SD, offs=ends_E).to(dtype)
+    out_EFD = grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1], dtype=dtype)
+    written: set[int] = set()
+    for group, rows in _pieces(ends_E):
+        product = torch.mm(grad_SF[rows].t(), x_SD[rows])
+        out_EFD[group].add_(product) if group in written else out_EFD[group].copy_(product)
+        written.add(group)
+    for group in set(range(len(ends_E))) - written:
+        out_EFD[group].zero_()
+    return out_EFD
+
+
+@grouped_outer.register_fake
+def _(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1], dtype=dtype)
+
+
+def _pieces(ends_E: Tensor) -> Iterator[tuple[int, slice]]:
+    """(group, rows) to multiply at once: the whole blocks of each group, then its rest; nothing for an empty one."""
+    start = 0
+    for group, end in enumerate(ends_E.tolist()):
+        whole = end - (end - start) % ROW_BLOCK
+        if whole > start:
+            yield group, slice(start, whole)
+        if end > whole:
+            yield group, slice(whole, end)
+        start = end
