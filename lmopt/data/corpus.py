@@ -18,6 +18,7 @@ from typing import Any
 from lmopt.data import reading, sources, tokenizer
 from lmopt.data.cache import Fetched
 from lmopt.data.documents import Document, Dropped, fingerprint
+from lmopt.data.encoding import Encoder
 from lmopt.data.heldout import HeldOut, is_held_out
 from lmopt.data.spec import Bpe, Data, Holdout, SourceOptions
 from lmopt.data.storage import (
@@ -72,8 +73,9 @@ def build(data: Data, out: Path, *, cache: Path | None = None) -> Iterator[Step]
     yield Step(count + 1, 0, notes=tally.notes())
     trained = tokenizer.train(_sample(out, data.tokenizer, tally.out("bytes")), data.tokenizer)
     trained.save(str(out / TOKENIZER))
+    encoder = Encoder(trained)
     for name, facts in sets.items():
-        facts["tokens"] = sum(map(len, tokenizer.encode(trained, [d.text for d in documents(_set_path(out, name))])))
+        facts["tokens"] = sum(map(len, encoder.encode(d.text for d in documents(_set_path(out, name)))))
     write_manifest(out, _facts(identity, fetched, tally, sets, kept, out))
     yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(trained.get_vocab_size())})
 

@@ -16,12 +16,12 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from lmopt.data import corpus as corpora
 from lmopt.data import tokenizer
 from lmopt.data.dedup import batched
 from lmopt.data.documents import Document, Dropped
+from lmopt.data.encoding import Encoder
 from lmopt.data.storage import (
     DROPPED_COLUMNS,
     DataError,
@@ -72,12 +72,13 @@ def build(corpus: Path, steps: tuple[DataStep, ...], out: Path) -> Iterator[Step
         return
     clear(out, (TOKENS, DROPPED))
     words = tokenizer.load(corpus / corpora.TOKENIZER)
-    tally, digest, count = Tally(), hashlib.sha256(), 0
+    encoder, tally, digest, count = Encoder(words), Tally(), hashlib.sha256(), 0
+    end = np.array([tokenizer.end_of_text(words)], tokenizer.token_type(words))
     part = out / (TOKENS + ".part")
     with DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped, part.open("wb") as file:
         kept = _through(corpus, steps, tally, dropped)
         for count, batch in enumerate(batched(kept, ENCODE_DOCUMENTS), start=1):
-            yield Step(count, _append(batch, words, file, digest, tally), notes=tally.notes())
+            yield Step(count, _append(batch, encoder, end, file, digest, tally), notes=tally.notes())
         file.flush()
         os.fsync(file.fileno())
     if not count:
@@ -115,18 +116,24 @@ def _kept(items: Iterable[Document | Dropped], tally: Tally, dropped: DocumentWr
             yield item
 
 
-def _append(batch: list[Document], words: Tokenizer, file: IO[bytes], digest: Any, tally: Tally) -> int:
+def _append(
+    batch: list[Document],
+    encoder: Encoder,
+    end: NDArray[np.unsignedinteger],
+    file: IO[bytes],
+    digest: Any,
+    tally: Tally,
+) -> int:
     """Tokenise and write a batch; the number of tokens, end-of-text ones included."""
-    end = np.array([tokenizer.end_of_text(words)], tokenizer.token_type(words))
-    written = 0
-    for document, ids in zip(batch, tokenizer.encode(words, [d.text for d in batch]), strict=True):
+    pieces = []
+    for document, ids in zip(batch, encoder.encode(document.text for document in batch), strict=True):
         tally.keep(document, len(ids) + 1)
-        written += len(ids) + 1
-        for piece in (ids, end):
-            data = piece.astype(piece.dtype.newbyteorder("<")).tobytes()
-            digest.update(data)
-            file.write(data)
-    return written
+        pieces += (ids, end)
+    tokens = np.concatenate(pieces)
+    data = tokens.astype(tokens.dtype.newbyteorder("<")).tobytes()
+    digest.update(data)
+    file.write(data)
+    return len(tokens)
 
 
 def open_shards(folder: Path) -> Shards:

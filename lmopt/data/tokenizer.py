@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import tokenizers
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lmopt.data.spec import Bpe
@@ -54,12 +52,3 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 def token_type(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
     """The smallest type that holds every id."""
     return np.dtype(np.uint16 if tokenizer.get_vocab_size() <= UINT16_VOCAB else np.uint32)
-
-
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger]]:
-    """Token ids of each text, without end-of-text; on all cores that this process may use."""
-    kind = token_type(tokenizer)
-    return [np.array(encoding.ids, kind) for encoding in tokenizer.encode_batch_fast(list(texts))]
-
-
-VERSION = tokenizers.__version__

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lmopt.data import corpus as corpora
 from lmopt.data import storage, tokenizer
 from lmopt.data.documents import Document
+from lmopt.data.encoding import Encoder
 from lmopt.data.storage import DataError
 
 
@@ -72,7 +73,7 @@ def load(corpus: Path, name: str) -> ValidationSet:
     """
     words = tokenizer.load(corpus / corpora.TOKENIZER)
     texts = list(documents(corpus, name))
-    ids = tokenizer.encode(words, [document.text for document in texts])
+    ids = Encoder(words).encode(document.text for document in texts)
     found = (
         ValidationDocument(document.id, document.domain, len(document.text.encode()), tokens)
         for document, tokens in zip(texts, ids, strict=True)
