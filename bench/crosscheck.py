@@ -157,10 +157,7 @@ def _differences(draft: Draft) -> Iterator[Finding]:
     """Every arm must be another run than the baseline and than every other arm."""
     seen: dict[tuple[str, ...], Variant] = {}
     for variant in draft.variants:
-        recipes = [validate(Recipe, draft.expanded(variant, scale))[0] for scale in draft.scales.values()]
-        if not recipes or None in recipes:
-            continue
-        same = tuple(recipe.model_dump_json() for recipe in recipes if recipe is not None)
+        same = tuple(_identity(draft.expanded(variant, scale)) for scale in draft.sizes().values())
         other = seen.setdefault(same, variant)
         if other is variant:
             continue
@@ -172,6 +169,12 @@ def _differences(draft: Draft) -> Iterator[Finding]:
         else:
             message = f"arm `{variant.name}` is the same as arm `{other.name}`"
             yield Finding(path, message, "remove one of them", at_key=True)
+
+
+def _identity(merged: Mapping[str, Any]) -> str:
+    """Equal for equal runs: the recipe with its defaults, or the mapping as it is where it makes no recipe."""
+    recipe = validate(Recipe, merged)[0]
+    return repr(merged) if recipe is None else recipe.model_dump_json()
 
 
 # --- things outside the suite --------------------------------------------------------------------

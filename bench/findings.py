@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -59,12 +59,12 @@ def value_at(data: Any, path: Sequence[str | int]) -> Any:
     Raises:
         LookupError: there is none.
     """
+    here: Any = data
     for part in path:
-        if isinstance(data, Mapping) or (isinstance(data, list | tuple) and isinstance(part, int)):
-            data = data[part]
-        else:
+        if not isinstance(here, Mapping) and not (isinstance(here, list | tuple) and isinstance(part, int)):
             raise LookupError(path)
-    return data
+        here = cast(Any, here)[part]
+    return here
 
 
 def has(data: Any, path: Sequence[str | int]) -> bool:

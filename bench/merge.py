@@ -108,8 +108,10 @@ def spelled_out(change: Mapping[str, Any], base: Mapping[str, Any], result: Mapp
     spelled: dict[str, Any] = {}
     for key, value in change.items():
         old, new = base.get(key), result[key]
-        merges = isinstance(value, Mapping) and isinstance(old, Mapping) and isinstance(new, Mapping)
-        spelled[key] = spelled_out(value, old, new) if merges and not is_other_kind(old, value) else new
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not is_other_kind(old, value):
+            spelled[key] = spelled_out(value, old, new)
+        else:
+            spelled[key] = new
     return spelled
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
 from bench import design, source
@@ -65,7 +66,7 @@ class Suite(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _spell_out(cls, data: Any) -> Any:
-        return canonical(data) if isinstance(data, Mapping) else data
+        return canonical(to_jsonable_python(data, fallback=lambda value: value)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
