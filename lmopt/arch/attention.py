@@ -71,7 +71,7 @@ def attend(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
     if keeps_probabilities(q_BHTC.device.type, q_BHTC.shape[2]):
         keep = torch.is_grad_enabled() and (q_BHTC.requires_grad or k_BKTC.requires_grad or v_BKTC.requires_grad)
         return causal_attention(q_BHTC, k_BKTC, v_BKTC, keep)[0]
-    grouped = k_BKTC.shape[1] != q_BHTC.shape[1]
+    grouped = bool(k_BKTC.shape[1] != q_BHTC.shape[1])  # a tensor under a tracer
     return nn.functional.scaled_dot_product_attention(
         q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=grouped
     ).transpose(1, 2)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lmopt.arch.activation import relu2, swiglu
 from lmopt.arch.experts import experts_grouped, experts_loop
-from lmopt.arch.numbers import compute_dtype
+from lmopt.arch.numbers import compute_dtype, without_autocast
 from lmopt.recipe import Model, Moe
 
 
@@ -45,7 +45,7 @@ class MoeFfn(nn.Module):
 
     def route(self, x_ND: Tensor) -> Tensor:
         """Router logits N x E, at least in float32 whatever the rest runs in (Switch, section 2.4)."""
-        with torch.autocast(x_ND.device.type, enabled=False):
+        with without_autocast(x_ND):
             return functional.linear(x_ND.to(self.router.weight.dtype), self.router.weight)
 
     def auxiliary(self, logits_NE: Tensor, expert_NK: Tensor) -> Tensor:

@@ -1,0 +1,333 @@
+"""FLOPs of a model, counted in ways that know nothing of each other, and compared.
+
+Forward three ways: closed form (`lmopt.cost`), dispatched operations (torch's FlopCounterMode with formulas for what
+it misses), twice fvcore's multiply-adds plus what fvcore cannot see. Forward and backward two ways: closed, dispatched.
+One multiply-add is 2 FLOPs; attention counts full, length x length; an embedding lookup counts nothing, by convention.
+
+Nothing is computed: the operations of one full-length sequence run on tensors without storage (fake tensors that name
+the model's own device, so that the kernels it would take are the ones counted; `meta` tensors under fvcore's tracer).
+A model whose shapes depend on data (the plain expert loop) runs for real, once, on one sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmopt import cost
+from lmopt.recipe import Recipe
+
+TOLERANCE = 0.005
+"""Largest relative difference between two counts of the same thing that is still agreement."""
+
+NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError)
+"""What tensors without storage raise when a shape depends on values."""
+
+
+class LanguageModel(Protocol):
+    """What is asked of a model: logits when called, and losses that carry gradients."""
+
+    def __call__(self, tokens_BT: Tensor) -> Tensor: ...
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """FLOPs of one sequence, by each method; None where a method could not count."""
+
+    closed: float
+    dispatched: float | None
+    fvcore: float | None = None
+
+    def spread(self) -> float:
+        """Largest relative difference between two of the counts."""
+        known = [value for value in (self.closed, self.dispatched, self.fvcore) if value is not None]
+        return (max(known) - min(known)) / max(known)
+
+
+@dataclass(frozen=True, slots=True)
+class FlopCounts:
+    """What one sequence of a recipe's batches costs, and whether the counts agree."""
+
+    length: int
+    """Tokens of the sequence counted."""
+    forward: Counts
+    train: Counts
+    """Forward and backward as executed."""
+    train_model: float
+    """Forward and backward as the mathematics needs it (backward = 2 x forward)."""
+    forward_causal: float
+    """Forward with only the causal half of attention, for comparison with papers that count so."""
+    params_total: int
+    params_active: int
+    disagreement: str | None
+    """Which counts differ by more than 0.5 %, with their values; None when all agree."""
+
+    @property
+    def agree(self) -> bool:
+        return self.disagreement is None
+
+    @property
+    def train_flops_per_token(self) -> float:
+        return self.train.closed / self.length
+
+    @property
+    def train_model_flops_per_token(self) -> float:
+        return self.train_model / self.length
+
+    @property
+    def infer_flops_per_token(self) -> float:
+        return self.forward.closed / self.length
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a record's detail: plain numbers."""
+        return {
+            "length": self.length,
+            "forward": {
+                "closed": self.forward.closed,
+                "dispatched": self.forward.dispatched,
+                "fvcore": self.forward.fvcore,
+                "causal": self.forward_causal,
+            },
+            "train": {"closed": self.train.closed, "dispatched": self.train.dispatched, "model": self.train_model},
+            "agree": self.agree,
+            "disagreement": self.disagreement,
+        }
+
+
+def count(model: nn.Module, recipe: Recipe) -> FlopCounts:
+    """Count one sequence of the recipe's length, on the model as built. The model is left as it was.
+
+    Raises:
+        LookupError: the feed-forward is a foreign technique that does not say what it costs.
+    """
+    length = recipe.batching.length
+    device = next(model.parameters()).device
+    closed = cost.forward_flops(recipe, length)
+    closed_train = cost.train_flops(recipe, length, device.type)
+    held = cost.parameters(recipe)
+    autocast = recipe.precision.kind == "bf16"
+    forward = Counts(
+        closed=closed.total,
+        dispatched=dispatched(model, length, backward=False, autocast=autocast),
+        fvcore=traced(model, length),
+    )
+    train = Counts(closed_train.executed, dispatched(model, length, backward=True, autocast=autocast))
+    params_total = sum(parameter.numel() for parameter in model.parameters())
+    return FlopCounts(
+        length=length,
+        forward=forward,
+        train=train,
+        train_model=closed_train.model,
+        forward_causal=closed.causal,
+        params_total=params_total,
+        params_active=held.active - held.total + params_total,
+        disagreement=_disagreement(forward, train, held.total, params_total),
+    )
+
+
+def _disagreement(forward: Counts, train: Counts, params_closed: int, params_total: int) -> str | None:
+    found = [
+        f"{name}: closed {counts.closed:.6g}, dispatched {_text(counts.dispatched)}, fvcore {_text(counts.fvcore)} "
+        f"FLOPs a sequence differ by {counts.spread():.1%}"
+        for name, counts in (("forward", forward), ("forward and backward", train))
+        if counts.spread() > TOLERANCE
+    ]
+    if params_closed != params_total:
+        found.append(f"parameters: closed {params_closed}, built {params_total}")
+    return "; ".join(found) or None
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+# --- dispatched operations -----------------------------------------------------------------------
+
+
+def dispatched(model: nn.Module, length: int, *, backward: bool, autocast: bool = False) -> float:
+    """FLOPs of the operations that torch dispatches for one sequence: forward, or forward and backward of the loss."""
+    try:
+        with FakeTensorMode() as mode:
+            return _dispatched(_twin(model, mode.from_tensor), length, backward, autocast)
+    except NEEDS_DATA:
+        return _dispatched(_twin(model, lambda tensor: tensor), length, backward, autocast)
+
+
+def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool) -> float:
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    tokens_BT = torch.zeros(1, length, dtype=torch.int64, device=device)
+    counter = FlopCounterMode(display=False, custom_mapping=_known_operators(FORMULAS))
+    with counter, torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        language_model = cast(LanguageModel, model)
+        if backward:
+            total = language_model.loss(tokens_BT, tokens_BT).total
+            torch.autograd.grad(total, parameters, allow_unused=True)
+        else:
+            language_model(tokens_BT)
+    return counter.get_total_flops()
+
+
+def _twin(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the module tree that shares no state with the model and holds `replace(tensor)` for each tensor."""
+    memo: dict[int, Any] = {id(tensor): replace(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+Shape = tuple[int, ...]
+Formula = Callable[..., int]
+
+
+def attention_flops(query: Shape, key: Shape, *_: Any, products: int = 2, **__: Any) -> int:
+    """`products` matrix products of (queries x keys x head width) a head; grouped key heads cost as if repeated."""
+    batch, heads, queries, width = query
+    return products * 2 * batch * heads * queries * key[2] * width
+
+
+def attention_backward_fused(_grad: Shape, query: Shape, key: Shape, *_: Any, **__: Any) -> int:
+    """Five products: the scores again, then two for each product of the forward pass (FlashAttention, algorithm 4)."""
+    return attention_flops(query, key, products=5)
+
+
+def attention_backward_kept(_grad: Shape, query: Shape, key: Shape, *_: Any, **__: Any) -> int:
+    """Four products: the probabilities were kept."""
+    return attention_flops(query, key, products=4)
+
+
+def product_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """a (M x K) times b (K x N)."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+def product_transposed_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """a (M x K) times the transpose of b (N x K)."""
+    return 2 * a[0] * a[1] * b[0]
+
+
+def grouped_product_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """Groups of rows (a flat, b stacked), of columns (a stacked, b flat), of the inner dimension (both flat), or none.
+
+    The groups divide one dimension between them, so their sizes do not matter to the total.
+    """
+    rows, inner, columns = a[-2], a[-1], b[-1]
+    stacked = a[0] if len(a) == 3 and len(b) == 3 else 1
+    return 2 * stacked * rows * inner * columns
+
+
+def grouped_outer_flops(grad: Shape, x: Shape, *_: Any, **__: Any) -> int:
+    """Slots' gradients (S x F) and inputs (S x D): one outer product a slot."""
+    return 2 * grad[0] * grad[1] * x[1]
+
+
+def grouped_linear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """Slots (S x D), each times one expert's matrix (E x F x D)."""
+    return 2 * x[0] * x[1] * weight[1]
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": attention_flops,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": attention_backward_fused,
+    "aten::_scaled_dot_product_flash_attention": attention_flops,
+    "aten::_scaled_dot_product_flash_attention_backward": attention_backward_fused,
+    "aten::_scaled_dot_product_efficient_attention": attention_flops,
+    "aten::_scaled_dot_product_efficient_attention_backward": attention_backward_fused,
+    "aten::_scaled_dot_product_cudnn_attention": attention_flops,
+    "aten::_scaled_dot_product_cudnn_attention_backward": attention_backward_fused,
+    "aten::_int_mm": product_flops,
+    "aten::_weight_int8pack_mm": product_transposed_flops,
+    "aten::_grouped_mm": grouped_product_flops,
+    "aten::_scaled_grouped_mm": grouped_product_flops,
+    "lmopt::causal_attention": attention_flops,
+    "lmopt::causal_attention_backward": attention_backward_kept,
+    "lmopt::grouped_linear": grouped_linear_flops,
+    "lmopt::grouped_outer": grouped_outer_flops,
+}
+"""Operators that torch 2.13's counter takes for free on a CPU, our own, and CUDA's attention kernels (which some
+versions of torch refuse to count when key heads are grouped)."""
+
+
+def _known_operators(formulas: Mapping[str, Formula]) -> dict[Any, Formula]:
+    """The formulas whose operator this version of torch has, by operator."""
+    found: dict[Any, Formula] = {}
+    for name, formula in formulas.items():
+        namespace, _, operator = name.partition("::")
+        packet = getattr(getattr(torch.ops, namespace), operator, None)
+        if packet is not None:
+            found[packet] = formula
+    return found
+
+
+# --- fvcore --------------------------------------------------------------------------------------
+
+
+def traced(model: nn.Module, length: int) -> float:
+    """Twice the multiply-adds that fvcore finds in the traced forward pass of one sequence."""
+    try:
+        return _traced(_twin(model, _on_meta), torch.zeros(1, length, dtype=torch.int64, device="meta"))
+    except NEEDS_DATA:
+        device = next(model.parameters()).device
+        return _traced(_twin(model, lambda tensor: tensor), torch.zeros(1, length, dtype=torch.int64, device=device))
+
+
+def _traced(model: nn.Module, tokens_BT: Tensor) -> float:
+    with _quiet(), torch.no_grad():
+        analysis = FlopCountAnalysis(model, (tokens_BT,))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        # fvcore counts a few elementwise operations too; here only products count
+        for operator in ("aten::layer_norm", "aten::batch_norm", "aten::group_norm"):
+            analysis.set_op_handle(operator, None)
+        for operator, handle in HANDLES.items():
+            analysis.set_op_handle(operator, handle)
+        return 2.0 * analysis.total()
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without the tracer's remarks on shapes: they are constants here, one sequence of one length is what is asked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _shape(value: Any) -> Shape:
+    """Shape of a value of the traced graph."""
+    return tuple(value.type().sizes())
+
+
+def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    (batch, heads, queries, width), keys = _shape(inputs[0]), _shape(inputs[1])[2]
+    return 2 * batch * heads * queries * keys * width
+
+
+def _grouped_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    (slots, width), (_, features, _) = _shape(inputs[0]), _shape(inputs[1])
+    return slots * width * features
+
+
+HANDLES: Mapping[str, Any] = {
+    "aten::scaled_dot_product_attention": _attention_macs,
+    "lmopt::causal_attention": _attention_macs,
+    "prim::PythonOp._GroupedLinear": _grouped_macs,
+}
+"""What fvcore cannot see: fused attention, and products inside an autograd function, which it calls by its name."""
