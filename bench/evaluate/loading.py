@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,5 +112,6 @@ def dataset(
     import datasets
 
     folders = {"cache": Path(cache) if cache else None, "corpus": Path(corpus) if corpus else None}
-    rows = [asdict(item) for item in items(name, **folders, seed=seed)]
-    return {"test": datasets.Dataset.from_list(rows)}
+    found = items(name, **folders, seed=seed)
+    columns = {field.name: [getattr(item, field.name) for item in found] for field in fields(Item)}
+    return {"test": datasets.Dataset.from_dict(columns)}
