@@ -1,15 +1,16 @@
 """A short measurement of this machine, so that `plan` can say how long a study takes before it is started.
 
-Matrix products of a few widths at each precision, and the bandwidth of memory: under three seconds, kept in the user's
-cache folder by machine and version of torch. An estimate, never evidence.
+Matrix products of a few widths and a small model's training step at each precision, and the bandwidth of memory: some
+three seconds on an idle machine, kept in the user's cache folder by machine and software. What was measured on a busy
+machine is measured again the next time, and the better figure kept. An estimate, never evidence.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +29,18 @@ ROWS = 2048
 WIDTHS = (128, 256, 512, 1024)
 """Widths of the square weights that are multiplied."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
-REPEATS = 5
-SLICE_S = 0.25
-"""Longest time spent on one width at one precision."""
+SLICE_S = 0.1
+"""Time spent on one width at one precision."""
 COPY_BYTES = 256 * 2**20
-TRAINING_SHARE = 0.4
-"""Share of the rate of bare matrix products that a whole training step of a small decoder keeps (attention, norms,
-optimizer and the shares of small products come on top); measured with this package's own step, between 0.3 and 0.5."""
-SCHEMA = 1
+TRAIN_SHAPE = {"layers": 4, "width": 256, "heads": 4, "vocab": 4096}
+"""About 4M parameters: between the smallest suites and those that need an accelerator."""
+TRAIN_SEQUENCES = 4
+TRAIN_LENGTH = 256
+TRAIN_S = 0.6
+"""Time spent on training steps at one precision (a step that takes longer is the only one)."""
+BUSY_LOAD = 0.75
+"""Load average a core above which a measurement is taken to be disturbed."""
+SCHEMA = 2
 
 
 class Calibration(BaseModel):
@@ -52,35 +57,34 @@ class Calibration(BaseModel):
     """Threads of torch when it was measured."""
     matmul_flops_per_s: dict[str, dict[int, float]]
     """Precision -> width -> FLOP/s of (2048, width) x (width, width)."""
+    train_flops_per_s: dict[str, float]
+    """Precision -> FLOP/s of the training step of a small dense decoder, executed FLOPs."""
     bytes_per_s: float
     """Memory bandwidth: bytes read plus bytes written, of a copy that fits no cache."""
+    busy: bool
+    """Others kept the machine busy meanwhile, so that it may be faster than this."""
 
     @property
     def peak_flops_per_s(self) -> dict[str, float]:
         """Precision -> best measured rate of a matrix product: what MFU is a share of."""
         return {precision: max(rates.values()) for precision, rates in self.matmul_flops_per_s.items()}
 
-    @property
-    def train_flops_per_s(self) -> dict[str, float]:
-        """Precision -> FLOP/s that a training step may be expected to keep: a share of the median width's rate."""
-        return {
-            precision: TRAINING_SHARE * statistics.median(rates.values())
-            for precision, rates in self.matmul_flops_per_s.items()
-        }
-
 
 def calibrate(*, folder: Path | None = None, facts: machine.Facts | None = None) -> Calibration:
-    """The kept calibration of this machine, or a new one (under three seconds beside the import of torch).
+    """The kept calibration of this machine, or a new one (some three seconds beside the import of torch).
 
     Args:
         folder: where it is kept; default the user's cache folder.
         facts: this machine's fingerprint, if it is known already.
     """
+    facts = facts or machine.fingerprint()
     env = machine.env_id(facts)
     kept = cached(folder=folder, env=env)
-    if kept is not None:
+    if kept is not None and not kept.busy:
         return kept
-    measured = measure(env)
+    measured = measure(env, busy=machine.is_busy(facts, BUSY_LOAD))
+    if kept is not None:
+        measured = better(kept, measured)
     path = _path(folder, env)
     with suppress(OSError):  # a cache that cannot be written costs three seconds each time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,24 @@ def cached(*, folder: Path | None = None, env: str | None = None) -> Calibration
     return kept if kept.env == env and kept.schema_version == SCHEMA else None
 
 
-def measure(env: str, *, clock: Clock = now_ns, widths: tuple[int, ...] = WIDTHS) -> Calibration:
+def better(one: Calibration, other: Calibration) -> Calibration:
+    """The higher figure of two calibrations of one machine: neighbours only ever make it look slower."""
+    return other.model_copy(
+        update={
+            "matmul_flops_per_s": {
+                precision: {width: max(rate, one.matmul_flops_per_s[precision][width]) for width, rate in rates.items()}
+                for precision, rates in other.matmul_flops_per_s.items()
+            },
+            "train_flops_per_s": {
+                precision: max(rate, one.train_flops_per_s[precision])
+                for precision, rate in other.train_flops_per_s.items()
+            },
+            "bytes_per_s": max(one.bytes_per_s, other.bytes_per_s),
+        }
+    )
+
+
+def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, ...] = WIDTHS) -> Calibration:
     """Measure the machine now."""
     import torch
 
@@ -114,7 +135,9 @@ def measure(env: str, *, clock: Clock = now_ns, widths: tuple[int, ...] = WIDTHS
         device=device,
         threads=torch.get_num_threads(),
         matmul_flops_per_s=rates,
+        train_flops_per_s={precision: _train_rate(precision, device, clock) for precision in PRECISIONS},
         bytes_per_s=_bandwidth(device, clock),
+        busy=busy,
     )
 
 
@@ -128,8 +151,34 @@ def _matmul_rate(dtype: torch.dtype, width: int, device: str, clock: Clock) -> f
 
     left = torch.ones(ROWS, width, dtype=dtype, device=device)
     right = torch.ones(width, width, dtype=dtype, device=device)
-    best_s = _best_s(lambda: torch.mm(left, right), device, clock)
-    return 2 * ROWS * width * width / best_s
+    return 2 * ROWS * width * width / _best_s(lambda: torch.mm(left, right), SLICE_S, device, clock)
+
+
+def _train_rate(precision: str, device: str, clock: Clock) -> float:
+    """Executed FLOP/s of the training step of a small dense decoder on random tokens."""
+    import torch
+
+    from lmopt import cost
+    from lmopt.recipe import Recipe
+    from lmopt.train import loop
+
+    tokens = TRAIN_SEQUENCES * TRAIN_LENGTH
+    recipe = Recipe.model_validate(
+        {
+            "model": TRAIN_SHAPE,
+            "precision": {"kind": precision},
+            "batching": {"sequences": TRAIN_SEQUENCES, "length": TRAIN_LENGTH},
+            "tokens": 1000 * tokens,
+        }
+    )
+    batch = torch.randint(TRAIN_SHAPE["vocab"], (TRAIN_SEQUENCES, TRAIN_LENGTH + 1), device=device)
+    steps = loop.train(loop.start(recipe, seed=0, horizon=1.0, device=device), _forever(batch))
+    return cost.train_flops_per_token(recipe).executed * tokens / _best_s(lambda: next(steps), TRAIN_S, device, clock)
+
+
+def _forever(batch: torch.Tensor) -> Iterator[torch.Tensor]:
+    while True:
+        yield batch
 
 
 def _bandwidth(device: str, clock: Clock) -> float:
@@ -138,20 +187,17 @@ def _bandwidth(device: str, clock: Clock) -> float:
 
     source = torch.ones(COPY_BYTES // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / _best_s(lambda: target.copy_(source), device, clock)
+    return 2 * COPY_BYTES / _best_s(lambda: target.copy_(source), SLICE_S, device, clock)
 
 
-def _best_s(work: Callable[[], object], device: str, clock: Clock) -> float:
-    """Shortest of up to REPEATS runs after one to warm up, within SLICE_S."""
+def _best_s(work: Callable[[], object], within_s: float, device: str, clock: Clock) -> float:
+    """Shortest of as many runs as fit into `within_s` (at least one), after one to warm up."""
     work()
     synchronise(device)
-    best_ns, deadline = 0, clock() + int(SLICE_S * NS_PER_S)
-    for _ in range(REPEATS):
+    best_ns, deadline = math.inf, clock() + int(within_s * NS_PER_S)
+    while best_ns == math.inf or clock() < deadline:
         start = clock()
         work()
         synchronise(device)
-        took = clock() - start
-        best_ns = min(best_ns or took, took)
-        if clock() > deadline:
-            break
-    return max(best_ns, 1) / NS_PER_S
+        best_ns = min(best_ns, max(1, clock() - start))
+    return best_ns / NS_PER_S

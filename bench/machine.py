@@ -88,6 +88,12 @@ def environment(facts: Facts, sensors: Sequence[Sensor]) -> dict[str, Any]:
     return {"schema": 1, "env": env_id(facts), "machine": dict(facts), "sensors": describe(sensors)}
 
 
+def is_busy(facts: Facts, load_per_core: float) -> bool:
+    """Whether the load average of the last minute was above `load_per_core` for each usable core."""
+    load: list[float] = facts.get("load") or [0.0]
+    return load[0] > load_per_core * facts["cores"]["usable"]
+
+
 def available_memory_bytes(root: Path = ROOT) -> int | None:
     """What a new process may take: MemAvailable, or less where a cgroup allows less; None where neither says."""
     free = _meminfo_bytes(root, "MemAvailable")

@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 
 from bench import calibrate
-from bench.calibrate import TRAINING_SHARE, Calibration
+from bench.calibrate import Calibration, better
+
+FACTS = {"kernel": "1", "load": [0.5, 0.0, 0.0], "cores": {"usable": 2}}
+BUSY = {**FACTS, "load": [4.0, 0.0, 0.0]}
 
 
-def example(env: str) -> Calibration:
+def example(env: str, *, busy: bool = False) -> Calibration:
     return Calibration(
         env=env,
         device="cpu",
         threads=2,
         matmul_flops_per_s={"fp32": {128: 1e9, 256: 3e9, 512: 9e9}, "bf16": {128: 2e9, 256: 8e9, 512: 4e9}},
+        train_flops_per_s={"fp32": 2e9, "bf16": 3e9},
         bytes_per_s=1e10,
+        busy=busy,
     )
 
 
@@ -25,56 +30,84 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Environments that were measured, in order; nothing is really measured."""
     asked: list[str] = []
 
-    def measure(env: str) -> Calibration:
+    def measure(env: str, *, busy: bool) -> Calibration:
         asked.append(env)
-        return example(env)
+        return example(env, busy=busy)
 
     monkeypatch.setattr(calibrate, "measure", measure)
     return asked
 
 
-def test_rates_are_flops_over_the_shortest_time() -> None:
+def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_train_rate", lambda _precision, _device, _clock: 7.0)
+    monkeypatch.setattr(calibrate, "SLICE_S", 1e-5)
     ticks = iter(range(0, 10**9, 1000))
-    found = calibrate.measure("0123456789", clock=lambda: next(ticks), widths=(8,))
+    found = calibrate.measure("0123456789", busy=False, clock=lambda: next(ticks), widths=(8,))
     flops = 2 * calibrate.ROWS * 8 * 8
     assert found.matmul_flops_per_s["fp32"][8] == pytest.approx(flops / 1e-6)
     assert found.matmul_flops_per_s["bf16"][8] == pytest.approx(flops / 1e-6)
     assert found.bytes_per_s == pytest.approx(2 * calibrate.COPY_BYTES / 1e-6)
+    assert found.train_flops_per_s == {"fp32": 7.0, "bf16": 7.0}
 
 
-def test_training_keeps_a_share_of_the_median_width() -> None:
-    found = example("0123456789")
-    assert found.train_flops_per_s == {"fp32": TRAINING_SHARE * 3e9, "bf16": TRAINING_SHARE * 4e9}
-    assert found.peak_flops_per_s == {"fp32": 9e9, "bf16": 8e9}
+def test_a_training_step_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmopt import cost
+    from lmopt.recipe import Recipe
+
+    monkeypatch.setattr(calibrate, "TRAIN_SHAPE", {"layers": 1, "width": 16, "heads": 2, "vocab": 64})
+    monkeypatch.setattr(calibrate, "TRAIN_LENGTH", 8)
+    ticks = iter(range(0, 10**12, 10**9))  # every look at the clock is a second later
+    model = {**calibrate.TRAIN_SHAPE}
+    recipe = Recipe.model_validate({"model": model, "batching": {"sequences": 4, "length": 8}, "tokens": 32})
+    rate = calibrate._train_rate("fp32", "cpu", lambda: next(ticks))
+    assert rate == pytest.approx(cost.train_flops_per_token(recipe).executed * 4 * 8)
+
+
+def test_the_peak_is_the_best_width() -> None:
+    assert example("0123456789").peak_flops_per_s == {"fp32": 9e9, "bf16": 8e9}
+
+
+def test_a_busy_machine_is_measured_again_and_the_better_kept(tmp_path: Path, measured: list[str]) -> None:
+    assert calibrate.calibrate(folder=tmp_path, facts=BUSY).busy
+    assert not calibrate.calibrate(folder=tmp_path, facts=FACTS).busy
+    calibrate.calibrate(folder=tmp_path, facts=FACTS)
+    assert len(measured) == 2
+    slow = example("0123456789").model_copy(
+        update={"bytes_per_s": 1.0, "train_flops_per_s": {"fp32": 9e9, "bf16": 1.0}}
+    )
+    both = better(slow, example("0123456789"))
+    assert both.bytes_per_s == 1e10
+    assert both.train_flops_per_s == {"fp32": 9e9, "bf16": 3e9}
+    assert both.matmul_flops_per_s == slow.matmul_flops_per_s
 
 
 def test_it_is_measured_once(tmp_path: Path, measured: list[str]) -> None:
-    first = calibrate.calibrate(folder=tmp_path)
-    assert calibrate.calibrate(folder=tmp_path) == first
-    assert calibrate.cached(folder=tmp_path) == first
+    first = calibrate.calibrate(folder=tmp_path, facts=FACTS)
+    assert calibrate.calibrate(folder=tmp_path, facts=FACTS) == first
+    assert calibrate.cached(folder=tmp_path, env=first.env) == first
     assert len(measured) == 1
 
 
 def test_another_environment_is_measured_anew(tmp_path: Path, measured: list[str]) -> None:
-    calibrate.calibrate(folder=tmp_path, facts={"kernel": "1"})
-    calibrate.calibrate(folder=tmp_path, facts={"kernel": "2"})
+    calibrate.calibrate(folder=tmp_path, facts=FACTS)
+    calibrate.calibrate(folder=tmp_path, facts={**FACTS, "kernel": "2"})
     assert len(set(measured)) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"env": 3}', '{"schema_version": 0}'])
 def test_a_damaged_cache_is_measured_anew(tmp_path: Path, measured: list[str], text: str) -> None:
-    calibrate.calibrate(folder=tmp_path)
+    kept = calibrate.calibrate(folder=tmp_path, facts=FACTS)
     next(tmp_path.iterdir()).write_text(text)
-    assert calibrate.cached(folder=tmp_path) is None
-    calibrate.calibrate(folder=tmp_path)
+    assert calibrate.cached(folder=tmp_path, env=kept.env) is None
+    kept = calibrate.calibrate(folder=tmp_path, facts=FACTS)
     assert len(measured) == 2
 
 
 def test_a_calibration_of_another_machine_is_not_used(tmp_path: Path, measured: list[str]) -> None:
-    kept = calibrate.calibrate(folder=tmp_path)
+    kept = calibrate.calibrate(folder=tmp_path, facts=FACTS)
     path = next(tmp_path.iterdir())
     path.write_text(kept.model_copy(update={"env": "ffffffffff"}).model_dump_json())
-    assert calibrate.cached(folder=tmp_path) is None
+    assert calibrate.cached(folder=tmp_path, env=kept.env) is None
     assert measured == [kept.env]
 
 
