@@ -7,7 +7,7 @@ the reference's at horizon 1.0. And it must beat the reference that simply stopp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.design import ArmDesign
@@ -106,24 +106,18 @@ def cost_ratio(study: Study, arm: ArmDesign, scale: str) -> float | None:
     return None
 
 
-CONTROLS: dict[str, Callable[[Study, str, str], bool]] = {
-    "truncated": lambda study, reference, scale: _is_trained(study, reference, scale, truncated_horizon(study)),
-    "half": lambda study, reference, scale: _is_trained(study, reference, scale, HALF),
-    "smaller": lambda study, reference, scale: _arm_is_trained(study, "smaller", scale),
-}
-"""control -> whether its records are there; without one of these a confirming suite decides nothing."""
+def missing_controls(study: Study, arm: ArmDesign, scale: str) -> list[str]:
+    """Controls that the study lacks for an arm; without one of them a confirming suite decides nothing."""
+    reference = study.reference(arm)
+    smaller = study.design.controls.get("smaller")
+    is_there = {
+        "truncated": _is_trained(study, reference, scale, truncated_horizon(study)),
+        "half": _is_trained(study, reference, scale, HALF),
+        "smaller": smaller is not None and _is_trained(study, smaller, scale, 1.0),
+    }
+    return [name for name, there in is_there.items() if not there]
 
 
 def _is_trained(study: Study, arm: str, scale: str, horizon: float) -> bool:
     cases = [case for case in study.planned("train", arm, scale) if same_horizon(case.horizon, horizon)]
     return bool(cases) and all(study.finished(case) is not None for case in cases)
-
-
-def _arm_is_trained(study: Study, control: str, scale: str) -> bool:
-    arm = study.design.controls.get(control)
-    return arm is not None and _is_trained(study, arm, scale, 1.0)
-
-
-def missing_controls(study: Study, arm: ArmDesign, scale: str) -> list[str]:
-    """Controls that the study lacks for an arm."""
-    return [name for name, is_there in CONTROLS.items() if not is_there(study, study.reference(arm), scale)]

@@ -20,7 +20,6 @@ from bench.study import PlannedCase, Study
 EVIDENCE: frozenset[Grade] = frozenset({"counter", "integrated"})
 """Grades of energy that count; a modelled joule is time in disguise."""
 ENDPOINTS: tuple[Endpoint, ...] = ("flops", "time", "energy")
-UNITS: dict[Endpoint, str] = {"flops": "FLOP", "time": "s", "energy": "J"}
 _COSTS: dict[Endpoint, dict[str, str]] = {
     "flops": {"prepare": "prepare_flops", "train": "train_flops", "finetune": "train_flops"},
     "time": {"prepare": "prepare_time_s", "train": "train_time_s", "finetune": "train_time_s"},
@@ -59,9 +58,7 @@ class AllIn:
 
     def saving(self, log_ratio: float) -> float:
         """1 - (ratio x training + arm) / (training + reference); falls as the ratio grows."""
-        if math.isinf(log_ratio) and log_ratio > 0:
-            return -math.inf
-        return 1 - (math.exp(log_ratio) * self.training + self.arm) / (self.training + self.reference)
+        return 1 - (ratio(log_ratio) * self.training + self.arm) / (self.training + self.reference)
 
     def log_ratio(self, saving: float) -> float:
         """The ratio of training costs at which the saving is reached; -inf where none is small enough."""
@@ -70,6 +67,11 @@ class AllIn:
 
 
 TRAINING_ALONE = AllIn(training=1.0, arm=0.0, reference=0.0)
+
+
+def ratio(log_ratio: float) -> float:
+    """exp, infinite where it would overflow."""
+    return math.exp(log_ratio) if log_ratio < 700 else math.inf
 
 
 def charges(study: Study, arm: str, other: str, scale: str) -> list[Charge]:

@@ -1,4 +1,4 @@
-"""Does an arm lose less accuracy than the margin? Paired by item, crossed with seeds, on tasks that could have shown it.
+"""Does an arm lose less accuracy than the margin? Paired by item, crossed with seeds, on tasks that could show it.
 
 The estimand is the macro-mean over the families language modelling, question answering and natural-language inference,
 each the mean of its counted tasks. A task counts only if it is sensitive: the reference is at least 5 points above
@@ -8,16 +8,15 @@ out. A task at chance would always call every arm non-inferior.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.claimpoint import HALF
 from bench.design import AccuracyDrop
+from bench.itemtables import Table, Tables, group, renumbered
 from bench.record import Record
 from bench.stats.crossed import Crossed, Stratum, crossed_mean, items_only
 from bench.stats.effect import Effect, mean_of
@@ -26,22 +25,6 @@ from bench.study import Study, StudyError
 FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "natural-language inference"}
 MIN_ABOVE_CHANCE = 0.05
 """A task counts only if the reference is this far above chance."""
-ASSAY_SHARE = 4
-"""One item in this many tells whether the task is sensitive, and takes no part in the comparison."""
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One task: the scores of one group of models (same arm and horizon), with the items in a fixed order."""
-
-    scores: Floats
-    """[seed, item]"""
-    bits: Floats
-    """Bits a byte of the correct choice, [seed, item]."""
-    clusters: NDArray[np.int64] | None
-    is_assay: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +66,6 @@ class Comparison:
     """How it was computed, where that is not by items."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Evaluations of one arm at one horizon, by seed."""
-
-    records: Mapping[int, Record]
-    missing: Mapping[int, str] = field(default_factory=dict[int, str])
-
-
-def group(study: Study, arm: str, scale: str, horizon: float) -> Group:
-    """The finished evaluations of an arm at a horizon."""
-    found = {seed: study.at("evaluate", arm, scale, seed, horizon) for seed in study.design.seeds}
-    return Group(
-        {seed: record for seed, record in found.items() if record is not None and record.status == "ok"},
-        {seed: f"{arm} x{horizon:g} seed {seed} was not evaluated" for seed, record in found.items() if record is None},
-    )
-
-
 def compare(study: Study, arm: tuple[str, float], reference: tuple[str, float], scale: str, alpha: float) -> Comparison:
     """Compare (arm, horizon) with (reference, horizon).
 
@@ -114,7 +80,7 @@ def compare(study: Study, arm: tuple[str, float], reference: tuple[str, float], 
         why = next(iter((mine.missing or theirs.missing).values()), "no task was evaluated")
         return _nothing(drop, why)
     facts = _facts([theirs.records[seed] for seed in seeds])
-    tables = _Tables(study)
+    tables = Tables(study)
     per_item = [tables.of(one, seeds) for one in (mine, theirs)]
     both_half = tuple(seed for seed in seeds if seed in half.records)
     if all(table is not None for table in per_item):
@@ -158,7 +124,7 @@ def _weights(tasks: Mapping[str, str], facts: Mapping[str, TaskFacts]) -> dict[s
 def _insensitive(reference: Table, half: Table | None, rows: Sequence[int], facts: TaskFacts, alpha: float) -> str:
     """Why a task does not count; empty where it does. For these very models: seeds fixed, items random."""
     assay = reference.is_assay
-    clusters = _renumbered(reference.clusters, assay)
+    clusters = renumbered(reference.clusters, assay)
     above = items_only([Stratum(reference.scores[:, assay] - facts.chance, 1.0, clusters)])
     if above.low < MIN_ABOVE_CHANCE or above.lower(alpha) <= 0:
         return f"the reference scores {100 * above.low:+.1f} points from chance, at least +5 is needed"
@@ -168,12 +134,6 @@ def _insensitive(reference: Table, half: Table | None, rows: Sequence[int], fact
     if gained.lower(alpha) <= 0:
         return f"it cannot tell the reference from its half-compute control ({100 * gained.low:+.1f} points)"
     return ""
-
-
-def _renumbered(clusters: NDArray[np.int64] | None, keep: NDArray[np.bool_]) -> NDArray[np.int64] | None:
-    if clusters is None:
-        return None
-    return np.unique(clusters[keep], return_inverse=True)[1].astype(np.int64)
 
 
 # --- by item -------------------------------------------------------------------------------------
@@ -210,7 +170,7 @@ class _ByItem:
             Stratum(
                 (self.mine[task].scores - of_reference * self.theirs[task].scores)[:, ~self.theirs[task].is_assay],
                 weight,
-                _renumbered(self.theirs[task].clusters, ~self.theirs[task].is_assay),
+                renumbered(self.theirs[task].clusters, ~self.theirs[task].is_assay),
             )
             for task, weight in weights.items()
         ]
@@ -223,60 +183,6 @@ class _ByItem:
         if any(np.isnan(stratum.differences).any() for stratum in strata):
             return None
         return crossed_mean(strata).effect
-
-
-class _Tables:
-    """Reads the item tables of groups of evaluations, checking that all answer the same items."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        self._order: dict[str, list[str]] = {}
-        self._passages: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.bool_]]] = {}
-
-    def of(self, group: Group, seeds: Sequence[int]) -> dict[str, Table] | None:
-        """task -> scores of these seeds; None where an item table was not kept."""
-        rows: dict[str, list[tuple[Floats, Floats]]] = {}
-        for seed in seeds:
-            items = self._study.items(group.records[seed])
-            if items is None:
-                return None
-            names = np.asarray(items.task, dtype=object)
-            scores = np.asarray(items.score, dtype=np.float64)
-            bits = np.asarray(items.choice_bits_per_byte, dtype=np.float64)
-            for task in dict.fromkeys(items.task):
-                where = np.flatnonzero(names == task)
-                order = self._ordered(task, where, items.item, items.passage, group.records[seed])
-                rows.setdefault(task, []).append((scores[order], bits[order]))
-        return {
-            task: Table(np.stack([one for one, _ in found]), np.stack([two for _, two in found]), *self._passages[task])
-            for task, found in rows.items()
-        }
-
-    def _ordered(
-        self, task: str, where: NDArray[np.intp], item: Sequence[str], passage: Sequence[str | None], record: Record
-    ) -> NDArray[np.intp]:
-        ids = [item[n] for n in where]
-        known = self._order.setdefault(task, ids)
-        if task not in self._passages:
-            self._passages[task] = _passages([passage[n] for n in where], ids)
-        if ids == known:
-            return where
-        place = {name: n for n, name in zip(where, ids, strict=True)}
-        if len(place) != len(ids) or place.keys() != set(known):
-            raise StudyError(
-                f"case {record.case.id}: its items of task {task} are not those of the other evaluations; "
-                "hint: evaluate all cases with the same task version and limit"
-            )
-        return np.array([place[name] for name in known])
-
-
-def _passages(passages: Sequence[str | None], ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_]]:
-    """Cluster numbers (None: items stand alone) and which items belong to the assay; a passage is never split."""
-    keys = [passage if passage is not None else f"\0{name}" for passage, name in zip(passages, ids, strict=True)]
-    is_assay = np.array([zlib.crc32(key.encode()) % ASSAY_SHARE == 0 for key in keys])
-    numbers: dict[str, int] = {}
-    clusters = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-    return (clusters if len(numbers) < len(keys) else None), is_assay
 
 
 # --- by seed, where items were not kept ----------------------------------------------------------

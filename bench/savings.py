@@ -14,13 +14,15 @@ from bench import ledger
 from bench.design import ArmDesign, Endpoint
 from bench.ledger import AllIn, Cost, Preparation
 from bench.record import Record
-from bench.stats.additive import Value, effects
+from bench.stats.additive import Value, effects, exactly
 from bench.stats.curve import Point, log_cost_at
 from bench.stats.effect import Effect, mean_of
 from bench.study import PlannedCase, Study
 
 CURVE_PURPOSES = ("reference", "variant")
 """Trainings without which a seed has no reading; claim points and controls join the curve where they are there."""
+
+ZERO = exactly(0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +267,11 @@ def energy_ratio(study: Study, arm: ArmDesign, scale: str, flops: Found) -> tupl
         if step is not None and not _timing_problem(study, arm, scale, record):
             found = _per_token_to_equal_loss(study, arm, scale, flops, step, f"interleaved blocks ({reading.grade})")
             return found, _reference_energy(study, arm, scale)
-    return _energy_of_trainings(study, arm, scale, flops), _reference_energy(study, arm, scale)
+    shift, reason = _log_flops_ratio(study, arm, scale)
+    if flops.effect is None or shift is None:
+        return Found(None, flops.reason or reason), _reference_energy(study, arm, scale)
+    found = energy_of_trainings(study, arm, scale, flops.by_seed, shift)
+    return found, _reference_energy(study, arm, scale)
 
 
 def _reference_energy(study: Study, arm: ArmDesign, scale: str) -> Cost:
@@ -280,13 +286,18 @@ def _reference_energy(study: Study, arm: ArmDesign, scale: str) -> Cost:
     return Cost(math.fsum(values) / len(values)) if values else Cost(None, reason)
 
 
-def _energy_of_trainings(study: Study, arm: ArmDesign, scale: str, flops: Found) -> Found:
-    shift, reason = _log_flops_ratio(study, arm, scale)
-    if flops.effect is None or shift is None:
-        return Found(None, flops.reason or reason)
+def energy_of_trainings(
+    study: Study, arm: ArmDesign, scale: str, log_flops: Mapping[int, Value], shift: float
+) -> Found:
+    """ln of the ratio of training joules, paired by seed.
+
+    Args:
+        log_flops: ln of the FLOPs ratio of each seed; `ZERO` for each makes it joules a token.
+        shift: ln of the ratio of FLOPs a token.
+    """
     by_seed: dict[int, Value] = {}
     used: list[Record] = []
-    for seed, value in flops.by_seed.items():
+    for seed, value in log_flops.items():
         pair = [study.at("train", name, scale, seed, 1.0) for name in (arm.name, study.reference(arm))]
         records = [record for record in pair if record is not None]
         costs = [ledger.energy_per_token(record) for record in records]

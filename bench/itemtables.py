@@ -1,0 +1,109 @@
+"""Per-item scores of evaluations as matrices, seed by item, with every model answering the same items in one order."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.record import Record
+from bench.study import Study, StudyError
+
+ASSAY_SHARE = 4
+"""One item in this many tells whether a task is sensitive, and takes no part in the comparison of arms."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One task: the scores of one group of models (same arm and horizon), with the items in a fixed order."""
+
+    scores: Floats
+    """[seed, item]"""
+    bits: Floats
+    """Bits a byte of the correct choice, [seed, item]."""
+    clusters: NDArray[np.int64] | None
+    is_assay: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Evaluations of one arm at one horizon, by seed."""
+
+    records: Mapping[int, Record]
+    missing: Mapping[int, str] = field(default_factory=dict[int, str])
+
+
+def group(study: Study, arm: str, scale: str, horizon: float) -> Group:
+    """The finished evaluations of an arm at a horizon."""
+    found = {seed: study.at("evaluate", arm, scale, seed, horizon) for seed in study.design.seeds}
+    return Group(
+        {seed: record for seed, record in found.items() if record is not None and record.status == "ok"},
+        {seed: f"{arm} x{horizon:g} seed {seed} was not evaluated" for seed, record in found.items() if record is None},
+    )
+
+
+class Tables:
+    """Reads the item tables of groups of evaluations, checking that all answer the same items."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._order: dict[str, list[str]] = {}
+        self._passages: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.bool_]]] = {}
+
+    def of(self, group: Group, seeds: Sequence[int]) -> dict[str, Table] | None:
+        """task -> scores of these seeds; None where an item table was not kept."""
+        rows: dict[str, list[tuple[Floats, Floats]]] = {}
+        for seed in seeds:
+            items = self._study.items(group.records[seed])
+            if items is None:
+                return None
+            tasks = [str(name) for name in items.task]
+            names = np.asarray(tasks, dtype=object)
+            scores = np.asarray(items.score, dtype=np.float64)
+            bits = np.asarray(items.choice_bits_per_byte, dtype=np.float64)
+            for task in dict.fromkeys(tasks):
+                where = np.flatnonzero(names == task)
+                order = self._ordered(task, where, items.item, items.passage, group.records[seed])
+                rows.setdefault(task, []).append((scores[order], bits[order]))
+        return {
+            task: Table(np.stack([one for one, _ in found]), np.stack([two for _, two in found]), *self._passages[task])
+            for task, found in rows.items()
+        }
+
+    def _ordered(
+        self, task: str, where: NDArray[np.intp], item: Sequence[str], passage: Sequence[str | None], record: Record
+    ) -> NDArray[np.intp]:
+        ids = [str(item[n]) for n in where]
+        known = self._order.setdefault(task, ids)
+        if task not in self._passages:
+            self._passages[task] = _passages([passage[n] for n in where], ids)
+        if ids == known:
+            return where
+        place = {name: n for n, name in zip(where, ids, strict=True)}
+        if len(place) != len(ids) or place.keys() != set(known):
+            raise StudyError(
+                f"case {record.case.id}: its items of task {task} are not those of the other evaluations; "
+                "hint: evaluate all cases with the same task version and limit"
+            )
+        return np.array([place[name] for name in known])
+
+
+def _passages(passages: Sequence[str | None], ids: Sequence[str]) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_]]:
+    """Cluster numbers (None: items stand alone) and which items belong to the assay; a passage is never split."""
+    keys = [passage if passage is not None else f"\0{name}" for passage, name in zip(passages, ids, strict=True)]
+    is_assay = np.array([zlib.crc32(key.encode()) % ASSAY_SHARE == 0 for key in keys])
+    numbers: dict[str, int] = {}
+    clusters = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    return (clusters if len(numbers) < len(keys) else None), is_assay
+
+
+def renumbered(clusters: NDArray[np.int64] | None, keep: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    """Cluster numbers of the items that are kept, counted from 0 again."""
+    if clusters is None:
+        return None
+    return np.unique(clusters[keep], return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,130 @@
+"""The cheapest next seeds, items, sensor or horizon that would change an outcome, as sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bench.design import ArmDesign
+from bench.stats.power import MAX_SEEDS, items_needed, seeds_needed
+from bench.study import Study
+from bench.words import percent, several
+
+
+def next_steps(study: Study, arm: ArmDesign, scale: str, judged: Mapping[str, Any]) -> list[str]:
+    """What to do next about an arm at a scale, cheapest first; empty where everything is decided."""
+    if judged["outcome"] in ("SUPPORTED", "REFUTED", "SAVES", "COSTS"):
+        return []
+    described = judged["endpoints"][arm.primary]
+    steps = [
+        *_of_missing(arm, described),
+        *_of_censoring(described),
+        *_of_interval(study, arm, scale, described),
+    ]
+    if arm.role == "claim":
+        steps += _of_accuracy(study, judged["accuracy"])
+        steps += _of_controls(judged["why"])
+    return list(dict.fromkeys(steps))
+
+
+def _of_missing(arm: ArmDesign, described: Mapping[str, Any]) -> list[str]:
+    if described["outcome"] != "NOT MEASURED":
+        return []
+    why = str(described["why"])
+    if "not finished" in why:
+        return ["run the same command again: it finishes the cases that have no record"]
+    if arm.primary == "energy":
+        return [f"measure energy with a counter: {why} (`lmbench doctor` says what would work here)"]
+    if any("failed" in reason for reason in described["dropped_seeds"].values()):
+        return ["run the failed cases again, after what their logs say is mended"]
+    return [f"measure what is missing: {why}"]
+
+
+def _of_censoring(described: Mapping[str, Any]) -> list[str]:
+    steps: list[str] = []
+    if described.get("censored", {}).get("never_reached"):
+        steps.append("add a longer horizon for the arm, or shorter ones for its reference: its loss was never reached")
+    if described.get("censored", {}).get("reached_at_once"):
+        steps.append(
+            "add a shorter horizon for the arm, or longer ones for its reference: the loss was reached at once"
+        )
+    return steps
+
+
+def _of_interval(study: Study, arm: ArmDesign, scale: str, described: Mapping[str, Any]) -> list[str]:
+    n, value, sd = described["n_seeds"], described["saving_training"], described["sd"]
+    if n == 1:
+        return [f"add seeds: one gives no interval, 3 screen and 5 make a headline{_price(study, arm, scale, 2)}"]
+    if value is None or sd is None or described["outcome"] not in ("INCONCLUSIVE", "UNCLEAR"):
+        return []
+    threshold = study.design.hypothesis.saving.at_least if arm.role == "claim" else 0.0
+    decided = described["saving_all_in"]
+    distance = abs(math.log(1 - decided) - math.log(1 - threshold)) if decided is not None and decided < 1 else 0.0
+    needed = seeds_needed(distance, sd, described["alpha"])
+    side = "above" if (decided or 0.0) >= threshold else "below"
+    if needed is None:
+        return [
+            f"no number of seeds up to {MAX_SEEDS} would part {percent(decided or 0.0)} from {percent(threshold, 0)}"
+        ]
+    if needed <= n:
+        return []
+    more = several(needed - n, "more seed")
+    price = _price(study, arm, scale, needed - n)
+    return [
+        f"add {more} ({needed} in all{price}): if the saving stays where it is, its interval then lies {side} "
+        f"{percent(threshold, 0)}"
+    ]
+
+
+def _price(study: Study, arm: ArmDesign, scale: str, seeds: int) -> str:
+    """What so many more seeds of the arm and its reference take here, from the trainings that ran."""
+    total_s = 0.0
+    for name in (arm.name, study.reference(arm)):
+        times: dict[float | None, float] = {}
+        for case in study.planned("train", name, scale):
+            record = study.finished(case)
+            took_s = record.value("train_time_s") if record else None
+            if took_s:
+                times[case.horizon] = took_s
+        total_s += math.fsum(times.values())
+    return f", about {_duration(seeds * total_s)} of training here" if total_s else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _of_accuracy(study: Study, accuracy: Mapping[str, Any]) -> list[str]:
+    steps: list[str] = []
+    why = str(accuracy["why"])
+    if accuracy["outcome"] == "NOT MEASURED":
+        uncounted = [task for task, facts in accuracy["tasks"].items() if not facts["counted"]]
+        if uncounted:
+            names = ", ".join(uncounted)
+            steps.append(f"train longer or choose easier tasks: {names} cannot show a drop at this size")
+        elif "not finished" not in why:
+            steps.append("evaluate tasks at the claim point, the reference's end and its half-compute control")
+    if "could not have failed" in why:
+        steps.append("add items or harder tasks: stopping the reference early must fall outside the margin")
+    if accuracy["outcome"] != "INCONCLUSIVE" or not accuracy["margin"] or accuracy["item_variance"] is None:
+        return steps
+    distance = abs(float(accuracy["difference"] or 0.0) + float(accuracy["margin"]))
+    alpha = study.design.hypothesis.alpha
+    factor = items_needed(distance, accuracy["item_variance"], accuracy["seed_variance"], alpha)
+    if factor is not None and factor > 1:
+        steps.append(f"add items: about {factor:.1f} times as many would decide accuracy if its difference stays")
+    elif factor is None:
+        sd = math.sqrt(accuracy["seed_variance"] * accuracy["n_seeds"])
+        seeds = seeds_needed(distance, sd, alpha)
+        if seeds is not None and seeds > accuracy["n_seeds"]:
+            steps.append(f"add seeds: about {seeds} in all would decide accuracy, items alone cannot")
+    return steps
+
+
+def _of_controls(why: str) -> list[str]:
+    if not why.startswith("would be "):
+        return []
+    return [f"make it so that {why.partition(' if ')[2].partition(';')[0]}"]

@@ -1,0 +1,50 @@
+"""Numbers inside the sentences of a verdict: `27.1%`, `27.1% [22.0, 31.3]`, `3 seeds`. Plain text without markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+Outcome = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "SAVES", "COSTS", "UNCLEAR"]
+MINUS = "\u2212"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """0.271 -> `27.1%`, with a true minus."""
+    return f"{signless(100 * share, decimals)}%"
+
+
+def signless(value: float, decimals: int) -> str:
+    """A number with a true minus where it is negative after rounding."""
+    text = f"{abs(value):.{decimals}f}"
+    return (MINUS if value < 0 and float(text) else "") + text
+
+
+def interval(bounds: Sequence[float | None], scale: float = 100.0, decimals: int = 1) -> str:
+    """`[22.0, 31.3]`; an open end is written as infinity."""
+    low, high = bounds
+    left = f"{MINUS}\u221e" if low is None else signless(scale * low, decimals)
+    right = "\u221e" if high is None else signless(scale * high, decimals)
+    return f"[{left}, {right}]"
+
+
+def points(difference: float) -> str:
+    """-0.0042 -> `\u22120.42 points`."""
+    return f"{signless(100 * difference, 2)} points"
+
+
+def several(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(things: Sequence[str], most: int = 3) -> str:
+    """The first few things, and how many more."""
+    rest = len(things) - most
+    return "; ".join(things[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def finite(value: float | None) -> float | None:
+    """None for what JSON has no number for: an open bound, a value that is not known."""
+    return float(value) if value is not None and math.isfinite(value) else None
