@@ -10,7 +10,9 @@ from lmopt.arch.numbers import compute_dtype
 IGNORED = -100
 """Targets of this value are left out of the mean (torch's convention)."""
 CHUNK_BYTES = 16 * 2**20
-"""Float32 logits held at once. Small enough for a last-level cache, large enough for fast products."""
+"""Logits held at once, as float32. Small enough for a last-level cache, large enough for fast products."""
+BLOCK_BYTES = 2 * 2**20
+"""Float32 logits turned into gradients at once: measured best of 0.25 to 16 MiB on two cores with 1 MiB of L2 each."""
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -28,25 +30,42 @@ class _HeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
-            log_p = torch.log_softmax(torch.mm(x, weight.T).to(high), dim=-1)
-            kept = targets != IGNORED
-            index = targets.clamp(min=0)[:, None]
-            total -= (log_p.gather(1, index)[:, 0] * kept).sum()
+            logits = torch.mm(x, weight.T)
+            total += _softmax_minus_target(logits, targets, high)
             if grad_x_ND is None or grad_weight_VD is None:
                 continue
-            p = log_p.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=high))
-            p = p.mul_((kept.to(high) / count)[:, None]).to(dtype)
-            torch.mm(p, weight, out=grad_x_ND[rows])
-            grad_weight_VD += torch.mm(p.T, x)
+            ignored = (targets == IGNORED)[:, None]
+            torch.mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
+            grad_weight_VD += torch.mm(logits.T, x.masked_fill(ignored, 0))
         if wants_grad:
-            ctx.save_for_backward(grad_x_ND, grad_weight_VD)
+            ctx.save_for_backward(grad_x_ND, grad_weight_VD, count)
             ctx.x_dtype = x_ND.dtype
         return total / count
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_x_ND, grad_weight_VD = ctx.saved_tensors
+        grad_x_ND, grad_weight_VD, count = ctx.saved_tensors
+        grad = grad / count
         return (grad_x_ND * grad).to(ctx.x_dtype), grad_weight_VD * grad, None, None, None
+
+
+def _softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, high: torch.dtype) -> Tensor:
+    """Turn logits in place into softmax - one_hot(target), the gradient of a token's loss; returns the summed loss.
+
+    A few rows at a time, so that the float32 copy stays in a core's cache, and one exponential an entry: softmax is
+    computed first, and the log-sum-exp follows from its largest entry, max(p) = exp(max(z) - logsumexp(z)).
+    """
+    total = torch.zeros((), dtype=high, device=logits_NV.device)
+    whole = logits_NV.device.type != "cpu" or torch.compiler.is_compiling()
+    block = len(logits_NV) if whole else max(1, BLOCK_BYTES // (high.itemsize * logits_NV.shape[1]))
+    for logits, targets in zip(logits_NV.split(block), targets_N.split(block), strict=True):
+        index = targets.clamp(min=0)[:, None]
+        z = logits.to(high)
+        p = torch.softmax(z, dim=-1)
+        logsumexp = z.amax(-1) - p.amax(-1).log_()
+        total += ((logsumexp - z.gather(1, index)[:, 0]) * (targets != IGNORED)).sum()
+        logits.copy_(p.scatter_add_(1, index, torch.full_like(index, -1, dtype=high)))
+    return total
 
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
