@@ -2,13 +2,12 @@
 
 Matrix products of a few widths and a small model's training step at each precision, and the bandwidth of memory: some
 three seconds on an idle machine, kept in the user's cache folder by machine and software. What was measured on a busy
-machine is measured again the next time, and the better figure kept. An estimate, never evidence.
+machine is measured again once it is idle, and the better figure kept. An estimate, never evidence.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -80,9 +79,10 @@ def calibrate(*, folder: Path | None = None, facts: machine.Facts | None = None)
     facts = facts or machine.fingerprint()
     env = machine.env_id(facts)
     kept = cached(folder=folder, env=env)
-    if kept is not None and not kept.busy:
+    busy = machine.is_busy(facts, BUSY_LOAD)
+    if kept is not None and (busy or not kept.busy):
         return kept
-    measured = measure(env, busy=machine.is_busy(facts, BUSY_LOAD))
+    measured = measure(env, busy=busy)
     if kept is not None:
         measured = better(kept, measured)
     path = _path(folder, env)
@@ -191,13 +191,16 @@ def _bandwidth(device: str, clock: Clock) -> float:
 
 
 def _best_s(work: Callable[[], object], within_s: float, device: str, clock: Clock) -> float:
-    """Shortest of as many runs as fit into `within_s` (at least one), after one to warm up."""
-    work()
-    synchronise(device)
-    best_ns, deadline = math.inf, clock() + int(within_s * NS_PER_S)
-    while best_ns == math.inf or clock() < deadline:
+    """Shortest of as many runs as fit into `within_s`; the first, to warm up, counts only where no other fits."""
+
+    def run_ns() -> int:
         start = clock()
         work()
         synchronise(device)
-        best_ns = min(best_ns, max(1, clock() - start))
-    return best_ns / NS_PER_S
+        return max(1, clock() - start)
+
+    begin = clock()
+    warm_up_ns, later_ns = run_ns(), list[int]()
+    while clock() - begin < within_s * NS_PER_S:
+        later_ns.append(run_ns())
+    return min(later_ns, default=warm_up_ns) / NS_PER_S
