@@ -57,13 +57,10 @@ def _loaded(suite: Suite | Path | str) -> Suite:
 
 
 def _cut(suite: Suite, machine: Machine, budget: str | None) -> tuple[Suite, list[str]]:
-    from bench.budget import fit, parse_budget, stated
+    from bench.budget import fit, parse_budget
 
-    notes: list[str] = []
-    for bound in [parse_budget(budget)] if budget else stated(suite.budget):
-        suite, cuts = fit(suite, machine, bound)
-        notes += cuts
-    return suite, notes
+    amount = budget or suite.budget
+    return fit(suite, machine, parse_budget(amount)) if amount else (suite, [])
 
 
 def this_machine(*, calibrate: bool) -> Machine:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.plan import Machine, Plan, make_plan
-from bench.stanzas import Budget as BudgetStanza
 from bench.suite import Suite
 from lmopt.quantities import human_count, human_seconds, parse_count, parse_duration_s
 
@@ -62,18 +61,6 @@ def parse_budget(text: str) -> Budget:
     if amount <= 0:
         raise wrong
     return Budget(float(amount), kind)
-
-
-def stated(stanza: BudgetStanza | None) -> list[Budget]:
-    """The bounds that a suite sets itself."""
-    if stanza is None:
-        return []
-    bounds: list[tuple[float | None, Literal["time_s", "tokens", "flops"]]] = [
-        (stanza.time, "time_s"),
-        (stanza.tokens, "tokens"),
-        (stanza.flops, "flops"),
-    ]
-    return [Budget(float(amount), kind) for amount, kind in bounds if amount is not None]
 
 
 def fit(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, list[str]]:
