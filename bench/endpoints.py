@@ -64,7 +64,7 @@ def describe(study: Study, arm: ArmDesign, saving: Saving, readings: Readings, a
     described: dict[str, Any] = {
         "saving_training": None, "saving_all_in": None, "bounds": [None, None], "bounds_training": [None, None],
         "bounds_adjusted": [None, None], "level": 1 - 2 * alpha, "alpha": alpha, "n_seeds": 0, "sd": None, "df": None,
-        "how": None, "noise_class": savings.noise_class(arm), "source": saving.found.source or None,
+        "how": None, "reading": _reading(study, arm), "noise_class": savings.noise_class(arm), "source": saving.found.source or None,
         "dropped_seeds": {str(seed): why for seed, why in readings.dropped.items()}, "per_seed": [],
         "censored": {"never_reached": 0, "reached_at_once": 0}, "detectable_saving": None,
     }  # fmt: skip
@@ -91,6 +91,10 @@ def describe(study: Study, arm: ArmDesign, saving: Saving, readings: Readings, a
             None if room is None else finite(all_in.saving(all_in.log_ratio(threshold) - room))
         )
     return described
+
+
+def _reading(study: Study, arm: ArmDesign) -> str:
+    return "own curve" if study.design.layout == "full" and arm.role == "claim" else "reference's curve"
 
 
 def _break_even(saving: Saving) -> dict[str, Any]:
@@ -155,12 +159,13 @@ def no_interval(described: Mapping[str, Any], otherwise: str) -> str:
         return "one seed gives no interval"
     if described["bounds"] == [None, None]:
         return "there is no interval"
+    if None in described["bounds"]:
+        return "the interval is open on one side"
     return otherwise
 
 
 def sentence(described: Mapping[str, Any], saving: Saving) -> str:
     """`saves 27.1% [22.0, 31.3] of the training FLOPs at equal loss, preparation included (3 seeds)`."""
-    what = f"of the {WORDS[saving.endpoint]} at equal loss"
     value, training = described["saving_all_in"], described["saving_training"]
     n = several(described["n_seeds"], "seed")
     if value is None:
@@ -171,6 +176,7 @@ def sentence(described: Mapping[str, Any], saving: Saving) -> str:
         low, high = described["bounds"]
         ends = [low, high] if value >= 0 else [-high if high is not None else None, -low if low is not None else None]
         text += f" {interval(ends)}"
+    what = f"{'of the ' if value >= 0 else ''}{WORDS[saving.endpoint]} at equal loss"
     if training is not None and abs(training - value) >= 0.0005:
         text += f" {what}, preparation included ({percent(training)} without"
         tokens = described["break_even_tokens"]
@@ -182,10 +188,12 @@ def sentence(described: Mapping[str, Any], saving: Saving) -> str:
 def _censored_words(described: Mapping[str, Any], saving: Saving) -> str:
     never, at_once = described["censored"]["never_reached"], described["censored"]["reached_at_once"]
     parts: list[str] = []
-    if never:
-        parts.append(f"{several(never, 'seed')} never reached the loss it is compared at")
-    if at_once:
-        parts.append(f"{several(at_once, 'seed')} had reached it already at the cheapest point that was run")
+    if described["reading"] == "own curve":
+        above, below = "never reached the reference's loss", "had reached the reference's loss at the shortest horizon"
+    else:
+        above, below = "ended above the reference's whole curve", "ended below the reference's whole curve"
+    parts += [f"{several(never, 'seed')} {above}"] if never else []
+    parts += [f"{several(at_once, 'seed')} {below}"] if at_once else []
     low, high = described["bounds"]
     known = []
     if high is not None:

@@ -1,0 +1,140 @@
+"""The stored values that a gate compares with: one versioned JSON file, a value a seed, meant to be committed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.design import Design, GateRule
+from bench.metrics import Metric, find
+from bench.record import Record
+from bench.study import Study, same_horizon
+
+SCHEMA = 1
+WITHOUT_SEED = "-"
+"""Key of the value of a case that has no seed (preparation)."""
+
+
+class BaselineError(ValueError):
+    """A baseline file that cannot be used: says the file, what is wrong and what to do."""
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Cell(_Stored):
+    """One metric of one case, over its seeds."""
+
+    values: dict[str, float]
+    """seed -> value."""
+    samples: tuple[float, ...] = ()
+    """Repeated readings inside one case (interleaved blocks), where the case has no seeds to repeat over."""
+
+
+class Baseline(_Stored):
+    """Everything a run is compared with."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    suite: str
+    run: str
+    machine_class: str
+    commit: str | None = None
+    metrics: dict[str, dict[str, Cell]]
+    """metric -> case (`train all/s x1`) -> its values."""
+
+
+def cells(study: Study, metric: Metric, rule: GateRule) -> dict[str, Cell]:
+    """Every case of the study that holds a metric, for the arms a rule is about."""
+    values: dict[str, dict[str, float]] = {}
+    samples: dict[str, tuple[float, ...]] = {}
+    for case in study.cases.values():
+        record = study.finished(case)
+        if record is None or record.status != "ok" or rule.arm not in (None, case.arm):
+            continue
+        value = metric.of(record)
+        if value is not None:
+            key = cell_name(study, record)
+            values.setdefault(key, {})[seed_name(record)] = value
+            samples[key] = _samples(record, metric.name)
+    return {key: Cell(values=found, samples=samples[key]) for key, found in values.items()}
+
+
+def cell_name(study: Study, record: Record) -> str:
+    """`train all/s x1`: the case without its seed. A claim point keeps its name when its horizon moves."""
+    case = record.case
+    name = f"{case.kind} {case.arm}" + (f"/{case.scale}" if case.scale else "")
+    point = study.design.claim_points.get(case.arm, {}).get(case.scale or "")
+    if same_horizon(case.horizon, point) and not same_horizon(case.horizon, 1.0):
+        return f"{name} at its claim point"
+    return name + (f" x{case.horizon:g}" if case.horizon is not None else "")
+
+
+def seed_name(record: Record) -> str:
+    """The key of a record's value in its cell. A timing has one seed and repeats inside itself."""
+    seed = record.case.seed
+    return WITHOUT_SEED if seed is None or record.case.kind == "timing" else str(seed)
+
+
+def _samples(record: Record, metric: str) -> tuple[float, ...]:
+    """Readings of single blocks behind a timing's metric."""
+    blocks: list[dict[str, Any]] = record.detail.get("blocks") or []
+    if record.case.kind != "timing" or metric not in ("step_time_s", "step_time_ratio"):
+        return ()
+    pairs = [(float(block.get("arm_s") or 0), float(block.get("reference_s") or 0)) for block in blocks]
+    if any(arm <= 0 or reference <= 0 for arm, reference in pairs):
+        return ()
+    return tuple(arm / reference if metric == "step_time_ratio" else arm for arm, reference in pairs)
+
+
+def of(study: Study) -> Baseline:
+    """The values of a study that its gate rules are about."""
+    metrics: dict[str, dict[str, Cell]] = {}
+    for rule in study.design.gate:
+        metrics.setdefault(rule.metric, {}).update(cells(study, find(rule.metric), rule))
+    commits = {record.commit for record in study.records.values()}
+    return Baseline(
+        schema=SCHEMA, suite=study.design.suite, run=study.run, machine_class=study.machine_class,
+        commit=commits.pop() if len(commits) == 1 else None, metrics=metrics,
+    )  # fmt: skip
+
+
+def without_value(study: Study, design: Design) -> Iterable[GateRule]:
+    """Required rules of which the study holds no value at all."""
+    return [rule for rule in design.gate if rule.required and not cells(study, find(rule.metric), rule)]
+
+
+def read(path: Path) -> Baseline:
+    """Read a baseline file.
+
+    Raises:
+        BaselineError: missing, unreadable, or of another version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = f"hint: write one with `lmbench gate RUN --baseline {path} --update`"
+        raise BaselineError(f"{path}: no baseline there; {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"{path}: cannot be read ({error})") from error
+    try:
+        return Baseline.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise BaselineError(f"{path}: {place}: {first['msg']}; hint: write it again with --update") from error
+
+
+def write(path: Path, baseline: Baseline) -> None:
+    """Write a baseline file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(baseline.model_dump_json(indent=1, by_alias=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
