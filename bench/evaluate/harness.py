@@ -157,7 +157,8 @@ def evaluate_steps(
     """
     for name in tasks:
         find(name)
-    metadata = {"cache": str(cache) if cache else None, "corpus": str(corpus) if corpus else None, "seed": seed}
+    folders = {"cache": str(cache) if cache else None, "corpus": str(corpus) if corpus else None}
+    metadata = {**folders, "seed": seed, "limit": limit}
     lm = DecoderLM(model, tokenizer, forward=forward, batch_tokens=batch_tokens)
     loaded: dict[str, list[Task]] = {}
     absent: dict[str, str] = {}

@@ -7,6 +7,7 @@ touches the network beyond the package client that fetches the source.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import tempfile
@@ -32,8 +33,15 @@ class NotAvailable(Exception):
     """A set's text cannot be had here and now; the message says why and what would help."""
 
 
-def items(name: str, *, cache: Path | None = None, corpus: Path | None = None, seed: int = 0) -> list[Item]:
-    """All items of a set, in their fixed order.
+def items(
+    name: str,
+    *,
+    cache: Path | None = None,
+    corpus: Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+) -> list[Item]:
+    """The items of a set in their fixed order, all or the first `limit`.
 
     Args:
         name: a name of `index.TASKS`.
@@ -46,23 +54,23 @@ def items(name: str, *, cache: Path | None = None, corpus: Path | None = None, s
     """
     facts = TASKS[name]
     if facts.source == DERIVED:
-        return _derived(facts, corpus, seed)
+        return _derived(facts, corpus, seed, limit)
     kept = (cache or store.folder()) / "evaluation" / f"{name}-v{READ_VERSION}-{_slug(facts.source)}.jsonl"
     try:
         if kept.exists():
-            return _read(kept)
+            return _read(kept, limit)
         fetched = sources.fetch(facts.source, cache)
         found = READERS[name].items(_text(fetched.path, READERS[name]))
     except (sources.SourceError, BadSet, OSError) as error:
         raise NotAvailable(str(error)) from error
     _write(kept, found)
-    return found
+    return found[:limit]
 
 
-def _derived(facts: TaskFacts, corpus: Path | None, seed: int) -> list[Item]:
+def _derived(facts: TaskFacts, corpus: Path | None, seed: int, limit: int | None) -> list[Item]:
     if corpus is None:
         raise NotAvailable(f"{facts.name} is derived from a corpus, and no corpus was given")
-    found = cloze.generate(_held_out(corpus), seed=seed, items=facts.items)
+    found = cloze.generate(_held_out(corpus), seed=seed, items=min(facts.items, limit or facts.items))
     if not found:
         raise NotAvailable(f"{facts.name}: the held-out text of {corpus} is too small for a single item")
     return found
@@ -89,9 +97,9 @@ def _slug(source: str) -> str:
     return source.replace(":", "-").replace("==", "-")
 
 
-def _read(path: Path) -> list[Item]:
+def _read(path: Path, limit: int | None) -> list[Item]:
     with path.open(encoding="utf-8") as lines:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        rows: list[dict[str, Any]] = [json.loads(line) for line in itertools.islice(lines, limit)]
     for row in rows:
         row["choices"] = tuple(row["choices"])
     return [Item(**row) for row in rows]
@@ -106,12 +114,17 @@ def _write(path: Path, found: Iterable[Item]) -> None:
 
 
 def dataset(
-    name: str, cache: str | None = None, corpus: str | None = None, seed: int = 0, **_metadata: Any
+    name: str,
+    cache: str | None = None,
+    corpus: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    **_metadata: Any,
 ) -> dict[str, datasets.Dataset]:
     """A set in the form that lm-evaluation-harness asks for: one split, `test`."""
     import datasets
 
     folders = {"cache": Path(cache) if cache else None, "corpus": Path(corpus) if corpus else None}
-    found = items(name, **folders, seed=seed)
+    found = items(name, **folders, seed=seed, limit=limit)
     columns = {field.name: [getattr(item, field.name) for item in found] for field in fields(Item)}
     return {"test": datasets.Dataset.from_dict(columns)}
