@@ -47,7 +47,7 @@ def words(text: str) -> list[bytes]:
     folded = text.casefold()
     if folded.isascii():
         return folded.encode().translate(_ASCII_WORDS).split()
-    return " ".join(_WORD.findall(folded)).encode("utf-8", "surrogatepass").split(b" ") if folded else []
+    return " ".join(_WORD.findall(folded)).encode("utf-8", "surrogatepass").split()
 
 
 def shingle(texts: Iterable[str], ngram: int, table: WordHashes) -> Shingles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -43,13 +42,13 @@ class DocumentWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self._flush()
+        try:
+            if kind is None:
+                self._flush()
             self._writer.close()
-            self._part.replace(self.path)
-        else:
-            with contextlib.suppress(OSError):
-                self._writer.close()
+            if kind is None:
+                self._part.replace(self.path)
+        finally:
             self._part.unlink(missing_ok=True)
 
     def add(self, item: Document | Dropped) -> None:
