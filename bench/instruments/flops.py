@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -287,6 +286,8 @@ def traced(model: nn.Module, length: int) -> float:
 
 def _traced(model: nn.Module, tokens_BT: Tensor) -> float:
     with _quiet(), torch.no_grad():
+        from fvcore.nn import FlopCountAnalysis  # here: importing it already warns, of a part of torch it compiles
+
         analysis = FlopCountAnalysis(model, (tokens_BT,))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         # fvcore counts a few elementwise operations too; here only products count
