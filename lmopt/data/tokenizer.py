@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lmopt.data.spec import Bpe
 END_OF_TEXT = "<|endoftext|>"
 """The special token behind every document; text that spells it is not taken for it."""
 UINT16_VOCAB = 1 << 16
+_ENDLESS = re.compile(r"\S{1000}|\s{1000}")
 
 
 def train(texts: Iterable[str], config: Bpe) -> Tokenizer:
@@ -29,9 +31,19 @@ def train(texts: Iterable[str], config: Bpe) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_without_endless_runs(texts), trainer)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _without_endless_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Texts, cut within runs without a break: learning merges takes time quadratic in the longest piece."""
+    for text in texts:
+        start = 0
+        for run in _ENDLESS.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
 
 
 def load(path: Path) -> Tokenizer:

@@ -44,6 +44,11 @@ def test_the_vocabulary_has_every_byte_and_the_end(trained: Tokenizer) -> None:
     assert trained.decode(trained.encode(everything).ids) == everything
 
 
+def test_an_endless_run_does_not_stall_training() -> None:
+    """Uncut, half a million characters would take minutes."""
+    assert tokenizer.train(["a" * 500_000, "\n" * 500_000], Bpe(vocab=270)).get_vocab_size() == 270
+
+
 def test_little_text_gives_a_smaller_vocabulary() -> None:
     assert tokenizer.train(["ab"], Bpe(vocab=5000)).get_vocab_size() < 300
 
