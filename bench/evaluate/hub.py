@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from lm_eval.tasks import TaskManager
 
-from bench.evaluate.index import HUB_PREFIX
+from bench.evaluate.index import HUB_PREFIX, TASKS
 from bench.evaluate.loading import NotAvailable
 from lmopt.data import cache as store
 
@@ -40,7 +40,7 @@ def load(name: str) -> list[Any]:
         where = "its data set cannot be loaded" if network else "no network, and its data set is not in the cache"
         raise NotAvailable(
             f"{HUB_PREFIX}{name}: {where} ({type(error).__name__}: {error})\n"
-            "hint: run it once with a network, or use a task that needs none: lmbench schema lists them"
+            f"hint: run it once with a network, or use a task that needs none: {', '.join(sorted(TASKS))}"
         ) from error
 
 
