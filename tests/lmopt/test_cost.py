@@ -1,0 +1,116 @@
+"""Closed forms against hand-computed numbers and against the models built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lmopt import cost
+from lmopt.recipe import Model, Moe, Recipe, Relu2, SwiGlu
+
+
+def recipe(ffn, length=16, **shape) -> Recipe:
+    shape = {"layers": 2, "width": 8, "heads": 2, "vocab": 10, "context": 4096} | shape
+    return Recipe(model=Model(**shape), ffn=ffn, batching={"length": length, "sequences": 1}, tokens=100_000)
+
+
+# One sequence of 16 tokens, width 8, 2 layers, vocabulary 10. A layer:
+#   projections   4 matrices of 8 x 8            2 x 16 x 256         =  8,192
+#   attention     2 products 16 x 16 x 8         2 x 2 x 16 x 16 x 8  =  8,192
+#   SwiGLU        3 matrices of 8 x 12           2 x 16 x 288         =  9,216
+# Head            8 x 10                         2 x 16 x 80          =  2,560
+BY_HAND = {
+    "swiglu": (recipe(SwiGlu(hidden=12)), 2 * (8_192 + 8_192 + 9_216) + 2_560),
+    # 2 matrices of 8 x 12: 2 x 16 x 192 = 6,144
+    "relu2": (recipe(Relu2(hidden=12)), 2 * (8_192 + 8_192 + 6_144) + 2_560),
+    # 2 of 4 experts, 3 matrices of 8 x 6: 2 x 16 x 2 x 144 = 9,216; router 8 x 4: 2 x 16 x 32 = 1,024
+    "moe": (recipe(Moe(experts=4, top_k=2, hidden=6)), 2 * (8_192 + 8_192 + 9_216 + 1_024) + 2_560),
+    # one key head of 4: query and output 8 x 8, key and value 8 x 4: 2 x 16 x 192 = 6,144; attention as before
+    "gqa": (recipe(SwiGlu(hidden=12), kv_heads=1), 2 * (6_144 + 8_192 + 9_216) + 2_560),
+    # another matrix, the same products
+    "untied": (recipe(SwiGlu(hidden=12), tied_head=False), 2 * (8_192 + 8_192 + 9_216) + 2_560),
+}
+
+
+@pytest.mark.parametrize(("described", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_forward_flops_by_hand(described, expected):
+    assert cost.forward_flops(described, 16).total == expected
+    assert cost.infer_flops_per_token(described) == expected / 16
+
+
+def test_parameters_by_hand():
+    # layer: 256 + 288 + 2 norms of 8; embedding 80; last norm 8
+    assert cost.parameters(recipe(SwiGlu(hidden=12))) == cost.Parameters(2 * 560 + 88, 2 * 560 + 88, 80)
+    # two norms of a head's width more, a head of its own
+    own_head = recipe(SwiGlu(hidden=12), tied_head=False, qk_norm=True)
+    assert cost.parameters(own_head).total == 2 * (560 + 8) + 168
+    # 4 experts of 144 and a router of 32, 2 of them active
+    sparse = cost.parameters(recipe(Moe(experts=4, top_k=2, hidden=6)))
+    assert sparse.total == 2 * (272 + 4 * 144 + 32) + 88
+    assert sparse.active == 2 * (272 + 2 * 144 + 32) + 88
+
+
+@pytest.mark.parametrize("ffn", [SwiGlu(), Relu2(), Moe(experts=6, top_k=3), Moe(activation="relu2")])
+@pytest.mark.parametrize("shape", [{}, {"kv_heads": 1, "qk_norm": True, "tied_head": False}])
+def test_parameters_are_those_of_the_model_built(ffn, shape):
+    from lmopt.arch.transformer import build
+
+    described = recipe(ffn, width=24, **shape)
+    built = build(described, seed=0, device="meta")
+    assert cost.parameters(described).total == sum(parameter.numel() for parameter in built.parameters())
+
+
+def test_backward_is_twice_forward_and_more_where_scores_are_computed_again():
+    described = recipe(SwiGlu(hidden=12))
+    forward = cost.forward_flops(described, 16)
+    kept = cost.train_flops(described, 16, "cpu")
+    assert kept.executed == kept.model == 3 * forward.total
+    again = cost.train_flops(described, 16, "cuda")
+    assert again.model == 3 * forward.total
+    assert again.executed == 3 * forward.linear + 3.5 * forward.attention
+    assert cost.train_flops(described, 1025, "cpu").executed > cost.train_flops(described, 1025, "cpu").model
+    assert cost.train_flops_per_token(described).executed == kept.executed / 16
+
+
+def test_causal_half():
+    forward = cost.forward_flops(recipe(SwiGlu(hidden=12)), 16)
+    assert forward.total - forward.causal == 8_192
+
+
+def test_experts_of_default_width_cost_what_the_dense_layer_costs():
+    dense, sparse = recipe(SwiGlu(), width=192), recipe(Moe(experts=8, top_k=2), width=192)
+    assert cost.forward_flops(dense, 16).ffn == cost.forward_flops(sparse, 16).ffn
+
+
+def test_memory_grows_with_what_fills_it():
+    small = cost.peak_memory_bytes(recipe(SwiGlu(), width=64))
+    assert small < cost.peak_memory_bytes(recipe(SwiGlu(), width=128))
+    assert small < cost.peak_memory_bytes(recipe(SwiGlu(), width=64, length=512))
+    assert small < cost.peak_memory_bytes(recipe(Moe(), width=64))
+    micro = Recipe.model_validate(
+        recipe(SwiGlu(), width=64).model_dump() | {"batching": {"sequences": 64, "length": 256}}
+    )
+    split = micro.model_copy(update={"batching": micro.batching.model_copy(update={"micro_sequences": 8})})
+    assert cost.peak_memory_bytes(split) < cost.peak_memory_bytes(micro)
+
+
+def test_a_foreign_feed_forward_says_what_it_costs():
+    class Own:
+        def cost(self, width):
+            return cost.FfnCost(7 * width, 5 * width, 3 * width)
+
+    assert cost.ffn_cost(Own(), 4) == cost.FfnCost(28, 20, 12)
+    with pytest.raises(LookupError, match="does not say what it costs"):
+        cost.ffn_cost(object(), 4)
+
+
+def test_no_vocabulary_is_said():
+    with pytest.raises(ValueError, match="vocab is not set"):
+        cost.parameters(recipe(SwiGlu(), vocab=None))
+
+
+def test_planning_needs_no_torch():
+    program = "import sys, lmopt.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
