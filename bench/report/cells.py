@@ -54,20 +54,29 @@ def share_cell(
     value: float | None, bounds: tuple[float | None, float | None] | None, why: str, sources: Sequence[str] = ()
 ) -> Cell:
     """A saving as a percentage with its interval beneath."""
-    if value is None:
-        return absent(why)
     low, high = bounds or (None, None)
+    if value is None:
+        text = one_sided(low, high)
+        return Cell(text=text, low=low, high=high, sources=tuple(sources)) if text else absent(why)
     small = numbers.interval(low, high, interval_decimals(low, high)) if bounds else ""
     return Cell(
         text=numbers.percent(value, sign=False), value=value, low=low, high=high, small=small, sources=tuple(sources)
     )
 
 
+def one_sided(low: float | None, high: float | None) -> str:
+    """What is known where only a bound is: `≥ 1.4 %`. Empty where nothing is."""
+    if low is not None:
+        return f"\u2265{numbers.THIN}{numbers.percent(low)}"
+    return "" if high is None else f"\u2264{numbers.THIN}{numbers.percent(high)}"
+
+
 def interval_decimals(low: float | None, high: float | None, scale: float = 100.0) -> int:
-    """Decimals of printed bounds: two significant digits of the interval's half width, at most two."""
-    if low is None or high is None or high <= low:
+    """Decimals of printed bounds: fewer the wider the interval."""
+    if low is None or high is None:
         return 1
-    return min(2, numbers.decimals_for(scale * (high - low) / 2, 2))
+    half_width = scale * abs(high - low) / 2
+    return 0 if half_width >= 10 else 1 if half_width >= 0.1 else 2
 
 
 def points_cell(

@@ -34,6 +34,7 @@ def _parts(page: Page, folder: str) -> Iterator[str]:
     yield f"## The answer\n\n> {escape(page.hypothesis)}"
     for claim in page.claims:
         yield f"**{escape(claim.outcome)}** \u2013 {_code(claim.name)}: {escape(claim.statement)} {escape(claim.why)}"
+        yield "\n".join(f"- {escape(cell.text)}: {cell.value}" for cell in claim.conditions)
         yield f"**What would change it.** {escape(claim.next_step)}" if claim.next_step else ""
     yield "\n".join(f"- {escape(one.label)}: **{_entry(one.cell, {})}**" for one in page.headlines)
     for section in page.sections:

@@ -26,15 +26,16 @@ class Found:
 
 def endpoint(study: RunFolder, arm: str, scale: str, name: str, saving: str = "saving_all_in") -> Found:
     """The saving at equal loss of an arm at a scale, in one currency; without a value it says why."""
-    return _found(mapping(mapping(_scale(study, arm, scale).get("endpoints")).get(name)), saving, study, name)
+    return _found(mapping(mapping(at_scale(study, arm, scale).get("endpoints")).get(name)), saving, study, name)
 
 
 def accuracy(study: RunFolder, arm: str, scale: str) -> Found:
     """The difference in accuracy (arm - reference) at the claim point."""
-    return _found(mapping(_scale(study, arm, scale).get("accuracy")), "difference", study, "accuracy")
+    return _found(mapping(at_scale(study, arm, scale).get("accuracy")), "difference", study, "accuracy")
 
 
-def _scale(study: RunFolder, arm: str, scale: str) -> dict[str, Any]:
+def at_scale(study: RunFolder, arm: str, scale: str) -> dict[str, Any]:
+    """Everything the verdict says about an arm at one scale; empty where it says nothing."""
     return mapping(mapping(study.judged(arm).get("scales")).get(scale))
 
 
@@ -44,7 +45,7 @@ def _found(raw: dict[str, Any], key: str, study: RunFolder, what: str) -> Found:
     outcome = raw.get("outcome")
     return Found(
         value=value,
-        bounds=pair(raw.get("bounds")) if value is not None else None,
+        bounds=pair(raw.get("bounds")),
         outcome=str(outcome) if outcome else None,
         why=str(raw.get("why") or fallback),
         raw=raw,
@@ -64,8 +65,43 @@ def arm_outcome(study: RunFolder, arm: str, scale: str | None = None) -> str | N
     """The outcome of an arm, or of its primary endpoint at one scale where there are several."""
     declared = study.declared(arm)
     if scale is not None and len(study.design.scales) > 1 and declared is not None:
-        at_scale = _scale(study, arm, scale).get("outcome") or endpoint(study, arm, scale, declared.primary).outcome
-        if at_scale:
-            return str(at_scale)
+        outcome = at_scale(study, arm, scale).get("outcome") or endpoint(study, arm, scale, declared.primary).outcome
+        if outcome:
+            return str(outcome)
     outcome = study.judged(arm).get("outcome")
     return str(outcome) if outcome else None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that a claim needs."""
+
+    label: str
+    met: bool | None
+    """Shown, not shown, or not measured."""
+    why: str
+
+
+CONDITIONS = {
+    "saving": "saves enough",
+    "direct_test": "as good at the claim point",
+    "truncated_control": "better than stopping early",
+    "accuracy": "keeps its accuracy",
+    "counts": "FLOP counts agree",
+}
+
+
+def conditions(study: RunFolder, arm: str, scale: str) -> list[Condition]:
+    """What a claim needs, in the verdict's order."""
+    found: list[Condition] = []
+    for one in map(mapping, sequence(at_scale(study, arm, scale).get("conditions"))):
+        name, met = str(one.get("name")), one.get("met")
+        label = CONDITIONS.get(name, name.replace("_", " "))
+        found.append(Condition(label, met if isinstance(met, bool) else None, str(one.get("why") or "")))
+    return found
+
+
+def sentence(text: str) -> str:
+    """A reason as a sentence of its own: a capital at the front, a full stop at the end."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")

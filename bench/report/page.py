@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from bench.report import numbers
 from bench.report.cells import points_cell, share_cell, tone_of
-from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, endpoint
-from bench.report.runfolder import RunFolder, mapping, over_seeds
+from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, conditions, endpoint, sentence
+from bench.report.runfolder import RunFolder, mapping
 from bench.report.sections import (
     accuracy as accuracy_section,
 )
@@ -23,7 +24,7 @@ from bench.report.sections import (
     machine,
     savings,
 )
-from bench.report.tree import Cell, Claim, Headline, Page, absent, words
+from bench.report.tree import Cell, Claim, Headline, Page, Tone, words
 
 SECTIONS = (arms, curves, savings, accuracy_section, domains, ledger, certainty, gaps, counts, machine, appendix)
 """In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
@@ -115,11 +116,25 @@ def _claims(study: RunFolder) -> tuple[Claim, ...]:
                 outcome=outcome.replace("_", " "),
                 tone=tone_of(outcome),
                 statement=_statement(study, arm.name),
-                why=str(judged.get("why") or UNJUDGED.capitalize() + "."),
-                next_step=str(step) if step else None,
+                why=sentence(str(judged.get("why") or UNJUDGED)),
+                conditions=_conditions(study, arm.name),
+                next_step=sentence(str(step)) if step else None,
             )
         )
     return tuple(found)
+
+
+def _conditions(study: RunFolder, arm: str) -> tuple[Cell, ...]:
+    """What a claim needs, each as a badge; at one scale, since several are told apart below."""
+    if len(study.design.scales) != 1:
+        return ()
+    shown: dict[bool | None, tuple[Tone, str]] = {
+        True: ("good", "shown"), False: ("open", "not shown"), None: ("none", "not measured")
+    }  # fmt: skip
+    return tuple(
+        Cell(text=one.label, value=shown[one.met][1], tone=shown[one.met][0], small=sentence(one.why))
+        for one in conditions(study, arm, study.design.scales[0])
+    )
 
 
 def _statement(study: RunFolder, arm: str) -> str:
@@ -127,7 +142,7 @@ def _statement(study: RunFolder, arm: str) -> str:
     at_least = numbers.percent(study.design.hypothesis.saving.at_least, decimals=0)
     match (arm_outcome(study, arm) or "").upper():
         case "SUPPORTED":
-            return f"The measurements support the claim: at least {at_least} is saved without a loss that matters."
+            return f"The measurements support the claim: at least {at_least} is saved, and accuracy is kept."
         case "REFUTED":
             return "The measurements speak against the claim."
         case "INCONCLUSIVE":
@@ -151,30 +166,20 @@ def _headlines(study: RunFolder) -> tuple[Headline, ...]:
         return ()
     arm, scale = trained[0].name, study.design.scales[-1]
     cases = savings.sources(study, arm, scale)
-    compute = endpoint(study, arm, scale, "flops")
     change = accuracy(study, arm, scale)
-    ratio = over_seeds(study.of("timing", arm, scale), "step_time_ratio")
-    energy = endpoint(study, arm, scale, "energy")
     suffix = f", {arm}" if len(trained) > 1 else ""
-    headlines = [
-        Headline(
-            label=f"Compute saved at equal loss{suffix}",
-            cell=share_cell(compute.value, compute.bounds, compute.why, cases),
-        ),
-        Headline(
-            label=f"Time of a step{suffix}",
-            cell=absent(ratio.reason or "not timed")
-            if ratio.value is None
-            else Cell(text=numbers.fixed(ratio.value, 2) + numbers.THIN + numbers.TIMES, value=ratio.value,
-                      small=f"of {study.reference(arm)}", sources=ratio.sources),
-        ),
-        Headline(
-            label=f"Energy saved at equal loss{suffix}",
-            cell=share_cell(energy.value, energy.bounds, energy.why, cases),
-        ),
-    ]  # fmt: skip
+    headlines: list[Headline] = []
+    for name, title, _ in ENDPOINTS:
+        found = endpoint(study, arm, scale, name)
+        cell = _with_interval(share_cell(found.value, found.bounds, found.why, cases))
+        headlines.append(Headline(label=f"{title} saved at equal loss{suffix}", cell=cell))
     if trained[0].role == "claim":
         evaluated = tuple(record.case.id for record in study.of("evaluate", arm, scale))
-        cell = points_cell(change.value, change.bounds, change.why, evaluated)
-        headlines.insert(1, Headline(label=f"Accuracy{suffix}", cell=cell))
+        cell = _with_interval(points_cell(change.value, change.bounds, change.why, evaluated))
+        headlines.append(Headline(label=f"Change in accuracy{suffix}", cell=cell))
     return tuple(headlines)
+
+
+def _with_interval(cell: Cell) -> Cell:
+    """A large number never stands without its interval, or without the word that there is none."""
+    return cell if cell.small or cell.reason is not None or cell.value is None else replace(cell, small="no interval")

@@ -228,7 +228,7 @@ def _forest(figure: Any, panel: Forest, height: int) -> None:
 
 def _forest_limits(panel: Forest) -> tuple[float, float]:
     """Limits that show every point and mark, and intervals as far as the points' own scale allows."""
-    values = [row.value for row in panel.rows if row.value is not None]
+    values = [known for row in panel.rows for known in _points(row)]
     marks = [mark.value for mark in panel.marks]
     bounds = [bound for row in panel.rows for bound in (row.low, row.high) if bound is not None]
     low, high = min(values + marks), max(values + marks)
@@ -237,6 +237,11 @@ def _forest_limits(panel: Forest) -> tuple[float, float]:
     high = max([high] + [min(bound, high + reach) for bound in bounds])
     room = 0.06 * (high - low) or 1.0
     return low - room, high + room
+
+
+def _points(row: Estimate) -> list[float]:
+    """The estimate; where there is none, the bounds that are known."""
+    return [one for one in ((row.value,) if row.value is not None else (row.low, row.high)) if one is not None]
 
 
 def _mark_labels(axes: Axes, panel: Forest) -> None:
@@ -260,10 +265,11 @@ def _estimate(axes: Axes, number: int, row: Estimate, left: float, right: float)
     label = shorten(row.name, NAME_CHARACTERS)
     axes.text(0, text_y, label, transform=axes.get_yaxis_transform(), fontsize=10, color=INK, va="center",
               weight="bold", bbox=_halo())  # fmt: skip
-    shown = row.text if row.value is not None else "not measured"
+    is_known = bool(_points(row))
+    shown = row.text if is_known else "not measured"
     axes.text(1, text_y, shown, transform=axes.get_yaxis_transform(), fontsize=10, va="center", ha="right",
-              color=INK if row.value is not None else MUTED, bbox=_halo())  # fmt: skip
-    if row.value is None:
+              color=INK if is_known else MUTED, bbox=_halo())  # fmt: skip
+    if not is_known:
         return
     low = left if row.low is None else max(row.low, left)
     high = right if row.high is None else min(row.high, right)
@@ -272,7 +278,9 @@ def _estimate(axes: Axes, number: int, row: Estimate, left: float, right: float)
         open_side = bound is None or bound != shown_at
         shape, size = (arrow, 6) if open_side else ("|", 8)
         axes.plot([shown_at], [line_y], linestyle="", marker=shape, markersize=size, markeredgewidth=1.6, color=tint,
-                  zorder=3)  # fmt: skip
+                  zorder=3, clip_on=False)  # fmt: skip
+    if row.value is None:
+        return
     axes.plot([row.value], [line_y], linestyle="", marker=marker(row.style), markersize=8, markerfacecolor=PAPER,
               markeredgecolor=tint, markeredgewidth=2, zorder=4)  # fmt: skip
 

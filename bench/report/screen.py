@@ -28,6 +28,8 @@ def _lines(page: Page) -> Iterator[str]:
     for claim in page.claims:
         yield ""
         yield from _wrapped(f"{claim.outcome}: {claim.name}. {claim.statement} {claim.why}")
+        for cell in claim.conditions:
+            yield f"  - {clean(cell.text)}: {cell.value}"
         if claim.next_step:
             yield from _wrapped(f"What would change it: {claim.next_step}", indent="  ")
     table = next(

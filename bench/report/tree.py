@@ -218,6 +218,8 @@ class Claim:
     tone: Tone
     statement: str
     why: str
+    conditions: tuple[Cell, ...] = ()
+    """What the claim needs; each value is `shown`, `not shown` or `not measured`."""
     next_step: str | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bench.record import Record
 from bench.report import numbers
 from bench.report.cells import outcome_cell, points_cell
-from bench.report.outcomes import accuracy, pair
+from bench.report.outcomes import accuracy, pair, sentence
 from bench.report.runfolder import RunFolder, mapping, number, over_seeds, same
 from bench.report.sections.savings import level_words
 from bench.report.tree import (
@@ -30,7 +30,7 @@ from bench.report.tree import (
 )
 
 PREFIX = "accuracy/"
-FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "natural-language inference"}
+FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "language inference"}
 
 
 def section(study: RunFolder) -> Section:
@@ -79,11 +79,14 @@ def _differences(study: RunFolder, judged: list[tuple[str, str]]) -> Forest:
     rows: list[Estimate] = []
     for arm, scale in judged:
         found = accuracy(study, arm, scale)
-        label = f"{arm} \u00b7 {scale}" if len(study.design.scales) > 1 else arm
-        rows.append(_estimate(study, arm, f"{label}: mean of families", found.raw, found.why))
+        label = f"{arm} \u00b7 {scale}: " if len(study.design.scales) > 1 else f"{arm}: " if len(judged) > 1 else ""
+        rows.append(_estimate(study, arm, f"{label}mean of families", found.raw, found.why))
         for family, part in _parts(found.raw):
             why = str(part.get("why") or "no task of this family counted")
-            rows.append(_estimate(study, arm, f"{label}: {FAMILIES.get(family, family)}", part, why))
+            rows.append(_estimate(study, arm, f"{label}{FAMILIES.get(family, family)}", part, why))
+        control = mapping(found.raw.get("truncated_control"))
+        if number(control.get("difference")) is not None:
+            rows.append(_estimate(study, arm, f"{label}{study.reference(arm)} stopped early", control, "", style=0))
     drop = study.design.hypothesis.accuracy_drop
     margins = [number(accuracy(study, arm, scale).raw.get("margin")) for arm, scale in judged]
     margin = next((abs(one) for one in margins if one is not None), drop.less_than if drop.kind == "absolute" else None)
@@ -100,14 +103,17 @@ def _differences(study: RunFolder, judged: list[tuple[str, str]]) -> Forest:
     )  # fmt: skip
 
 
-def _estimate(study: RunFolder, arm: str, name: str, raw: dict[str, Any], why: str) -> Estimate:
+def _estimate(
+    study: RunFolder, arm: str, name: str, raw: dict[str, Any], why: str, style: int | None = None
+) -> Estimate:
+    style = study.style(arm) if style is None else style
     value, bounds = number(raw.get("difference")), pair(raw.get("bounds"))
     if value is None:
-        return Estimate(name=name, text="", style=study.style(arm), value=None, low=None, high=None, reason=why)
+        return Estimate(name=name, text="", style=style, value=None, low=None, high=None, reason=why)
     low, high = bounds or (value, value)
     text = numbers.fixed(100 * value, 2, sign=True) + (f" {numbers.interval(low, high, 1)}" if bounds else "")
     return Estimate(
-        name=name, text=text, style=study.style(arm), value=100 * value,
+        name=name, text=text, style=style, value=100 * value,
         low=None if low is None else 100 * low, high=None if high is None else 100 * high,
     )  # fmt: skip
 
@@ -128,7 +134,7 @@ def _verdicts(study: RunFolder, judged: list[tuple[str, str]]) -> Table:
                     shown,
                     absent("the verdict does not say") if power is None else
                     Cell(text=numbers.points(power, sign=False), value=power),
-                    words(found.why),
+                    words(sentence(found.why)),
                 )
             )
         )  # fmt: skip
@@ -213,6 +219,7 @@ def _table(study: RunFolder, scale: str) -> Table:
                     Cell(text=numbers.fixed(float(n), 0), value=int(n)),
                     absent("the record does not say") if level is None else
                     Cell(text=numbers.percent(level), value=level),
+                    _counted(study, scale, task),
                     *(_score(some, task) for _, _, some in groups),
                 )
             )
@@ -226,12 +233,22 @@ def _table(study: RunFolder, scale: str) -> Table:
             Column(key="family", label="Family", numeric=False),
             Column(key="items", label="Items"),
             Column(key="chance", label="Chance"),
+            Column(key="counted", label="Counts", numeric=False, hint="Whether the task can tell models apart here."),
             *(Column(key=f"accuracy_{label.replace(' ', '_')}", label=label) for label, _, _ in groups),
         ),
         rows=tuple(rows),
         wide=len(groups) > 2,
         sortable=True,
     )
+
+
+def _counted(study: RunFolder, scale: str, task: str) -> Cell:
+    """Whether the verdict counts a task, and why not."""
+    for arm in study.arms[1:]:
+        fact = mapping(mapping(accuracy(study, arm, scale).raw.get("tasks")).get(task))
+        if "counted" in fact:
+            return words("yes") if fact["counted"] else words("no", small=str(fact.get("why") or ""))
+    return absent("no claim was judged on it")
 
 
 def _score(records: list[Record], task: str) -> Cell:

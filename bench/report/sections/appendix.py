@@ -28,6 +28,7 @@ def section(study: RunFolder) -> Section:
             one.case.seed or 0, one.attempt,
         ),
     )  # fmt: skip
+    last = {record.case.id: record for record in study.records}
     table = Table(
         id="records",
         caption="Every record of this study. Ids, and the SHA-256 of each line, are those of records.jsonl.",
@@ -42,7 +43,7 @@ def section(study: RunFolder) -> Section:
             Column(key="readings", label="Readings", numeric=False),
             Column(key="sha256", label="SHA-256", numeric=False),
         ),
-        rows=tuple(_row(record) for record in ordered),
+        rows=tuple(_row(record, is_last=last[record.case.id] is record) for record in ordered),
         sortable=True,
         wide=True,
     )
@@ -54,7 +55,8 @@ def section(study: RunFolder) -> Section:
     return Section(id="appendix", title="Every record", blocks=(lead, folded))
 
 
-def _row(record: Record) -> Row:
+def _row(record: Record, *, is_last: bool) -> Row:
+    """One record; links to a case lead to its last attempt."""
     case = record.case
     status = record.status if record.attempt == 1 else f"{record.status}, attempt {record.attempt}"
     cells = (
@@ -68,7 +70,7 @@ def _row(record: Record) -> Row:
         _readings(record),
         words((record.sha256 or "")[:12] or numbers.DASH, code=True),
     )
-    return Row(cells=cells, anchor=f"case-{case.id}" if record.attempt == 1 else f"case-{case.id}-{record.attempt}")
+    return Row(cells=cells, anchor=f"case-{case.id}" if is_last else f"case-{case.id}-{record.attempt}")
 
 
 def _or_dash(value: float | None) -> Cell:

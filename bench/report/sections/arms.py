@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bench.report import numbers
 from bench.report.cells import loss_cell, mean_cell, outcome_cell, share_cell
-from bench.report.outcomes import arm_outcome, endpoint
-from bench.report.runfolder import Mean, RunFolder, number, over_seeds
+from bench.report.outcomes import arm_outcome, at_scale, endpoint, pair
+from bench.report.runfolder import Mean, RunFolder, mapping, number, over_seeds
 from bench.report.tree import Cell, Column, Paragraph, Row, Section, Table, absent, words
 
 COLUMNS = (
@@ -27,7 +27,12 @@ COLUMNS = (
         hint="1 - training FLOPs of the arm / of its reference to reach the same loss, preparation included.",
         bounded=True,
     ),
-    Column(key="step_time_ratio", label="Step time", hint="Seconds a step, arm / reference, interleaved blocks."),
+    Column(
+        key="step_time_ratio",
+        label="Step time",
+        hint="Seconds a step, arm / reference, interleaved blocks.",
+        bounded=True,
+    ),
     Column(key="energy_j", label="Energy", hint="Joules of a whole training, gross."),
     Column(key="peak_memory_bytes", label="Memory", hint="Peak memory of training."),
 )
@@ -109,8 +114,6 @@ def _known(reason: str | None) -> Cell | None:
 def _outcome(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words("reference")
-    if study.role(arm) in ("timing", "control"):
-        return words(f"{study.role(arm)} only")
     outcome = arm_outcome(study, arm, scale)
     return outcome_cell(outcome) if outcome else absent("the study has not been judged")
 
@@ -181,8 +184,12 @@ def _step_ratio(study: RunFolder, arm: str, scale: str) -> Cell:
     if ratio.value is None:
         return absent(ratio.reason or "not timed")
     step = over_seeds(study.of("timing", arm, scale), "step_time_s")
-    small = "" if step.value is None else f"{numbers.duration(step.value)} a step"
+    bounds = pair(mapping(at_scale(study, arm, scale).get("per_token")).get("time_bounds"))
+    low, high = (None if bounds is None or one is None else 1 - one for one in reversed(bounds or (None, None)))
+    small = numbers.interval(low, high, 2, scale=1.0) if bounds else ""
+    if not small and step.value is not None:
+        small = f"{numbers.duration(step.value)} a step"
     return Cell(
         text=f"{numbers.fixed(ratio.value, 2)}{numbers.THIN}{numbers.TIMES}",
-        value=ratio.value, small=small, sources=ratio.sources,
+        value=ratio.value, low=low, high=high, small=small, sources=ratio.sources,
     )  # fmt: skip

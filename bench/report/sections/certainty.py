@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bench.report import numbers
 from bench.report.cells import loss_cell
-from bench.report.outcomes import endpoint
-from bench.report.runfolder import RunFolder, number, over_seeds
+from bench.report.outcomes import conditions, endpoint, sentence
+from bench.report.runfolder import RunFolder, mapping, number, over_seeds
 from bench.report.sections.savings import level_words
 from bench.report.tree import Block, Cell, Column, Facts, Paragraph, Row, Section, Table, absent, words
 
@@ -14,13 +14,16 @@ def section(study: RunFolder) -> Section:
     """Facts of the design, then the spread of each arm."""
     design = study.design
     hypothesis = design.hypothesis
+    look = mapping((study.verdict or {}).get("look"))
+    alpha = number(look.get("alpha")) or hypothesis.alpha
+    halved = "" if alpha == hypothesis.alpha else f"of {hypothesis.alpha:g}: earlier looks spent the rest"
     items = (
         ("Purpose", words(design.purpose, small="" if design.purpose != "confirm" else "fixed before the first run")),
         ("Design", words(design.layout)),
         ("Seeds", words(", ".join(str(seed) for seed in design.seeds) or "none")),
         ("Horizons", words(", ".join(f"{horizon:g}" for horizon in design.horizons) or "none")),
         ("Scales", words(", ".join(design.scales) or "none")),
-        ("One-sided error of each test", words(f"{hypothesis.alpha:g}")),
+        ("One-sided error of each test", words(f"{alpha:g}", small=halved)),
         ("Printed intervals", words(f"{level_words(study)}, two-sided")),
         ("Tuning", words("the same number of trials for every arm" if design.tuned else
                          "arms were not tuned with equal effort: no claim can be settled")),
@@ -32,7 +35,44 @@ def section(study: RunFolder) -> Section:
     if len(design.seeds) < 2:
         text = "With one seed there is no spread to judge by: no interval can be given, and nothing here is settled."
         blocks.insert(0, Paragraph(text=text, kind="warning"))
+    if rested := _conditions(study):
+        blocks.append(rested)
     return Section(id="certainty", title="How sure is this?", blocks=tuple(blocks))
+
+
+def _conditions(study: RunFolder) -> Table | None:
+    """What each claim needs, and whether it was shown; None without judged claims."""
+    several = len(study.design.scales) > 1
+    rows: list[Row] = []
+    for scale in study.design.scales:
+        for arm in study.arms[1:]:
+            for one in conditions(study, arm, scale):
+                met = words("shown", tone="good") if one.met else words("not shown", tone="open")
+                rows.append(
+                    Row(
+                        cells=(
+                            words(arm, code=True),
+                            *((words(scale, code=True),) if several else ()),
+                            words(one.label),
+                            absent(one.why or "the verdict does not say why") if one.met is None else met,
+                            words(sentence(one.why) or numbers.DASH),
+                        )
+                    )
+                )
+    if not rows:
+        return None
+    return Table(
+        id="conditions",
+        caption="What each claim needs. SUPPORTED needs all of it.",
+        columns=(
+            Column(key="arm", label="Arm", numeric=False),
+            *((Column(key="scale", label="Scale", numeric=False),) if several else ()),
+            Column(key="condition", label="Needs", numeric=False),
+            Column(key="met", label="Was it shown", numeric=False),
+            Column(key="why", label="Why", numeric=False),
+        ),
+        rows=tuple(rows),
+    )
 
 
 def _spread(study: RunFolder) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.report import numbers
-from bench.report.cells import outcome_cell, share_cell
-from bench.report.outcomes import ENDPOINTS, UNJUDGED, endpoint
-from bench.report.runfolder import RunFolder, over_seeds
+from bench.report.cells import interval_decimals, one_sided, outcome_cell, share_cell
+from bench.report.outcomes import ENDPOINTS, UNJUDGED, Found, at_scale, endpoint, pair, sentence
+from bench.report.runfolder import RunFolder, mapping, number, over_seeds
 from bench.report.tree import (
     Block,
     Cell,
@@ -39,6 +41,8 @@ def section(study: RunFolder) -> Section:
     panels = tuple(_panel(study, arms, *one) for one in ENDPOINTS)
     figure = Figure(id="savings-plot", caption="Savings at equal loss, all-in, one panel a currency.", panels=panels)
     blocks: list[Block] = [lead, *_disagreements(study, arms), figure, _table(study, arms)]
+    if points := _claim_points(study, arms):
+        blocks.append(points)
     return Section(id="savings", title="What was saved at equal loss", blocks=tuple(blocks))
 
 
@@ -56,30 +60,25 @@ def _label(study: RunFolder, arm: str, scale: str) -> str:
 
 
 def _panel(study: RunFolder, arms: list[str], name: str, title: str, unit: str) -> Forest:
-    rows: list[Estimate] = []
-    for scale in study.design.scales:
-        for arm in arms:
-            found = endpoint(study, arm, scale, name)
-            low, high = found.bounds or (None, None)
-            text = ""
-            if found.value is not None:
-                inside = f" {numbers.interval(low, high, 0)}" if found.bounds else ""
-                text = numbers.percent(found.value, decimals=1) + inside
-            rows.append(
-                Estimate(
-                    name=_label(study, arm, scale), text=text, style=study.style(arm), value=_percent(found.value),
-                    low=_percent(low if found.bounds else found.value),
-                    high=_percent(high if found.bounds else found.value),
-                    reason=None if found.value is not None else found.why,
-                )
-            )  # fmt: skip
-    known = [row for row in rows if row.value is not None]
-    missing = None if known else (rows[0].reason or UNJUDGED)
+    rows = tuple(_estimate(study, arm, scale, name) for scale in study.design.scales for arm in arms)
+    known = [row for row in rows if row.reason is None]
     told = "; ".join(f"{row.name} {numbers.plain(row.text)}" for row in known)
     return Forest(
-        id=f"savings-{name}", title=title, x_label=f"Saving in {unit} (%)", rows=tuple(rows), marks=_marks(study),
+        id=f"savings-{name}", title=title, x_label=f"Saving in {unit} (%)", rows=rows, marks=_marks(study),
         alt=f"Saving in {unit} at equal loss: {told}." if known else f"Saving in {unit}: not measured.",
-        missing=missing,
+        missing=None if known else (rows[0].reason or UNJUDGED),
+    )  # fmt: skip
+
+
+def _estimate(study: RunFolder, arm: str, scale: str, name: str) -> Estimate:
+    found = endpoint(study, arm, scale, name)
+    low, high = found.bounds or (found.value, found.value)
+    text = one_sided(low, high)
+    if found.value is not None:
+        text = numbers.percent(found.value) + (f" {numbers.interval(low, high, 0)}" if found.bounds else "")
+    return Estimate(
+        name=_label(study, arm, scale), text=text, style=study.style(arm), value=_percent(found.value),
+        low=_percent(low), high=_percent(high), reason=None if text else found.why,
     )  # fmt: skip
 
 
@@ -100,17 +99,12 @@ def _marks(study: RunFolder) -> tuple[Mark, ...]:
 
 def _disagreements(study: RunFolder, arms: list[str]) -> list[Paragraph]:
     """A warning for each arm whose saving has another sign in another currency."""
-    warnings: list[Paragraph] = []
-    for scale in study.design.scales:
-        for arm in arms:
-            found = [(unit, endpoint(study, arm, scale, name).value) for name, _, unit in ENDPOINTS]
-            saved = [unit for unit, value in found if value is not None and value > 0]
-            lost = [unit for unit, value in found if value is not None and value < 0]
-            if saved and lost:
-                gain, price = numbers.listing(saved), numbers.listing(lost)
-                text = f"{_label(study, arm, scale)} saves {gain}, but costs more {price}."
-                warnings.append(Paragraph(text=text, kind="warning"))
-    return warnings
+    found = [
+        (_label(study, arm, scale), at_scale(study, arm, scale).get("sign_disagreement"))
+        for scale in study.design.scales
+        for arm in arms
+    ]
+    return [Paragraph(text=f"{label} {text}.", kind="warning") for label, text in found if text]
 
 
 def _table(study: RunFolder, arms: list[str]) -> Table:
@@ -127,10 +121,11 @@ def _table(study: RunFolder, arms: list[str]) -> Table:
                             words(_label(study, arm, scale), code=True),
                             words(unit, small="primary" if _primary(study, arm) == name else ""),
                             outcome_cell(found.outcome) if found.outcome else absent(found.why),
-                            share_cell(training.value, None, training.why, cases),
+                            _per_token(study, arm, scale, name),
+                            _training_alone(training, cases),
                             share_cell(found.value, found.bounds, found.why, cases),
                             _adjusted(found.raw.get("bounds_adjusted"), found.why),
-                            words(found.why) if found.outcome else absent(found.why),
+                            words(sentence(found.why)) if found.outcome else absent(found.why),
                         )
                     )
                 )
@@ -141,7 +136,8 @@ def _table(study: RunFolder, arms: list[str]) -> Table:
             Column(key="arm", label="Arm", numeric=False),
             Column(key="endpoint", label="In", numeric=False),
             Column(key="outcome", label="Outcome", numeric=False),
-            Column(key="saving_training", label="Training alone", bounded=False),
+            Column(key="saving_per_token", label="A token", hint="Without regard to the loss reached.", bounded=True),
+            Column(key="saving_training", label="Training alone", hint="At equal loss, without preparation."),
             Column(key="saving_all_in", label="All-in", hint="Preparation included: this decides.", bounded=True),
             Column(key="bounds_adjusted", label="Adjusted interval", hint="Adjusted for several claims (Holm).",
                    bounded=True),
@@ -152,21 +148,83 @@ def _table(study: RunFolder, arms: list[str]) -> Table:
     )  # fmt: skip
 
 
+def _training_alone(found: Found, cases: tuple[str, ...]) -> Cell:
+    bounds = pair(found.raw.get("bounds_training")) if found.value is None else None
+    return share_cell(found.value, bounds, found.why, cases)
+
+
+def _per_token(study: RunFolder, arm: str, scale: str, name: str) -> Cell:
+    found = mapping(at_scale(study, arm, scale).get("per_token"))
+    value = number(found.get(name))
+    return share_cell(value, pair(found.get(f"{name}_bounds")), "it was not measured a token")
+
+
 def _primary(study: RunFolder, arm: str) -> str | None:
     declared = study.declared(arm)
     return declared.primary if declared else None
 
 
 def _adjusted(value: object, why: str) -> Cell:
-    from bench.report.cells import interval_decimals
-    from bench.report.outcomes import pair
-
     bounds = pair(value)
     if bounds is None:
         return absent(why)
     low, high = bounds
     text = numbers.interval(low, high, interval_decimals(low, high)) + numbers.THIN + "%"
     return Cell(text=text, low=low, high=high)
+
+
+TESTS = (
+    ("direct_test", "Loss", "the reference at horizon 1.0"),
+    ("truncated", "Loss", "the reference stopped at the same compute"),
+    ("bits_per_byte", "Bits a byte", "the reference at horizon 1.0"),
+)
+"""What is compared at the claim point: (key in the verdict, quantity, compared with)."""
+
+
+def _claim_points(study: RunFolder, arms: list[str]) -> Table | None:
+    """The direct test, which needs no curve: the arm at its claim point against the reference. None without claims."""
+    rows: list[Row] = []
+    for scale in study.design.scales:
+        for arm in arms:
+            said = at_scale(study, arm, scale)
+            point = mapping(said.get("claim_point"))
+            horizon, ratio = number(point.get("horizon")), number(point.get("cost_ratio"))
+            for key, quantity, against in TESTS:
+                test = mapping(said.get(key))
+                if test:
+                    where = "" if horizon is None else f"horizon {horizon:.3g}"
+                    cost = "" if ratio is None else f"{numbers.percent(ratio)} of the cost"
+                    name = Cell(text=_label(study, arm, scale), value=_label(study, arm, scale), code=True, small=where)
+                    rows.append(Row(cells=(name, words(quantity, small=cost), words(against), *_test(test))))
+    if not rows:
+        return None
+    return Table(
+        id="claim-point",
+        caption="At the claim point, where an arm has spent no more than the claim allows. Below zero it is better.",
+        columns=(
+            Column(key="arm", label="Arm", numeric=False),
+            Column(key="quantity", label="Quantity", numeric=False),
+            Column(key="against", label="Against", numeric=False),
+            Column(key="difference", label="Difference", bounded=True),
+            Column(key="shown", label="No worse", numeric=False),
+            Column(key="why", label="Why", numeric=False),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _test(test: dict[str, Any]) -> tuple[Cell, Cell, Cell]:
+    """Difference, whether it was shown to be no worse, and why."""
+    value, bounds, why = number(test.get("difference")), pair(test.get("bounds")), str(test.get("why") or "")
+    met = test.get("met")
+    shown = words("shown", tone="good") if met else words("not shown", tone="open")
+    if value is None:
+        reason = why or "nothing to compare has finished"
+        return absent(reason), absent(reason), absent(reason)
+    low, high = bounds or (None, None)
+    small = numbers.interval(low, high, 4, scale=1.0) if bounds else ""
+    difference = Cell(text=numbers.fixed(value, 4, sign=True), value=value, low=low, high=high, small=small)
+    return difference, words(numbers.DASH) if met is None else shown, words(sentence(why) or numbers.DASH)
 
 
 def sources(study: RunFolder, arm: str, scale: str) -> tuple[str, ...]:

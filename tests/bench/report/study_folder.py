@@ -187,11 +187,36 @@ def _verdict(what: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
                     "why": "The margin lies inside the interval.",
                     "families": {"qa": {"difference": -0.006, "bounds": [-0.03, 0.02]},
                                  "lm": {"difference": None, "why": "no task counted"}}}  # fmt: skip
-        scales = {
-            scale: {"endpoints": {"flops": flops, "time": time, "energy": none},
-                    "accuracy": accuracy if role == "claim" else {}}
-            for scale in what.scales
-        }  # fmt: skip
+        conditions = [{"name": "saving", "met": False, "why": "the interval holds 20 %"},
+                      {"name": "counts", "met": True, "why": "all counts agree"},
+                      {"name": "accuracy", "met": None, "why": "no task counted"}]  # fmt: skip
+        said = {
+            "endpoints": {"flops": flops, "time": time, "energy": none},
+            "sign_disagreement": "saves training FLOPs but costs more training time" if saving > 0 else None,
+            "per_token": {
+                "flops": 0.05,
+                "time": -0.3,
+                "time_bounds": [-0.35, -0.25],
+                "energy": None,
+                "energy_bounds": [None, None],
+            },
+            "ledger": {
+                "charged": [_charge(what, "own")],
+                "charged_to_reference": [],
+                "shared": [_charge(what, "corpus")],
+            },
+        }
+        if role == "claim":
+            test = {"difference": 0.01, "bounds": [-0.01, 0.03], "why": "not as good", "met": False}
+            said |= {"accuracy": accuracy, "conditions": conditions, "direct_test": test,
+                     "claim_point": {"horizon": 0.8, "cost_ratio": 0.79}}  # fmt: skip
+        scales = dict.fromkeys(what.scales, said)
         outcome = "INCONCLUSIVE" if role == "claim" else "COSTS"
         yield name, {"role": role, "scales": scales, "outcome": outcome, "why": "Three seeds leave 10 % to 25 % open.",
                      "next": "Five more seeds would narrow the interval to 5 points."}  # fmt: skip
+
+
+def _charge(what: Folder, label: str) -> dict[str, Any]:
+    case = f"{sum(map(ord, label)):016x}"
+    return {"case": case, "label": f"prepare {label}", "flops": 0.0, "time": 12.5, "energy": None,
+            "reasons": {"energy": what.reason}}  # fmt: skip

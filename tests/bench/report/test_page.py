@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.record import to_line
 from bench.report import build, terminal
 from bench.report.files import tables
 from bench.report.html import render
@@ -284,6 +285,21 @@ def test_what_was_not_run_is_listed(tmp_path: Path) -> None:
     assert "not run" in text
 
 
+def test_a_failed_attempt_stays_listed_and_links_lead_to_the_last(tmp_path: Path) -> None:
+    write(tmp_path)
+    again = load(tmp_path).of("train", "all", "s", 1.0)[0]
+    lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
+    failed = again.model_copy(update={"status": "failed", "reason": "killed: out of memory", "metrics": {}})
+    second = again.model_copy(update={"attempt": 2})
+    kept = [line for line in lines if again.case.id not in line]
+    added = [to_line(one) + "\n" for one in (failed, second)]
+    (tmp_path / "records.jsonl").write_text("".join(kept + added))
+    found = Reader(render(compose(load(tmp_path))))
+    assert {f"case-{again.case.id}", f"case-{again.case.id}-1"} <= set(found.ids)
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
+    assert "killed: out of memory" in found.text
+
+
 def test_one_seed_is_warned_about(tmp_path: Path) -> None:
     assert "With one seed there is no spread to judge by" in page(tmp_path, seeds=(0,))
 
@@ -311,7 +327,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_sign_that_differs_between_currencies_is_flagged(whole: str) -> None:
-    assert "all saves FLOPs, but costs more seconds." in whole
+    assert "all saves training FLOPs but costs more training time." in whole
 
 
 def test_the_forms_agree(built: Path, whole: str) -> None:

@@ -1,0 +1,117 @@
+"""Real verdicts of synthetic studies, on the page: what was judged is what is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.report import terminal
+from bench.report.html import render
+from bench.report.page import compose
+from bench.report.runfolder import load
+from bench.report.sections import savings
+from bench.report.tree import Cell, Forest, Page, Table
+from bench.verdict import judge
+from tests.bench.synthetic import make_run
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "clear saving": {"saving": 0.35, "seeds": 4, "items": 200, "noise": 0.003, "seed_noise": 0.003},
+    "economical, no sensor": {"saving": 0.15, "layout": "economical", "energy": None, "items": 200},
+    "one seed": {"seeds": 1, "items": 100},
+    "never reached": {"saving": -0.6, "items": 0},
+    "two scales": {"scales": ("s", "m"), "items": 100},
+}
+
+
+def judged(folder: Path, **planted: Any) -> tuple[Page, dict[str, Any]]:
+    run = make_run(folder, **planted)
+    verdict = judge(run)
+    (run / "verdict.json").write_text(json.dumps(verdict))
+    return compose(load(run)), verdict
+
+
+def table(page: Page, name: str) -> Table:
+    return next(
+        block for section in page.sections for block in section.blocks if isinstance(block, Table) and block.id == name
+    )
+
+
+def cell(found: Table, row: int, key: str) -> Cell:
+    return found.rows[row].cells[[column.key for column in found.columns].index(key)]
+
+
+@pytest.mark.parametrize("planted", list(STUDIES.values()), ids=list(STUDIES))
+def test_the_page_says_what_the_verdict_says(tmp_path: Path, planted: dict[str, Any]) -> None:
+    page, verdict = judged(tmp_path, **planted)
+    (claim,) = page.claims
+    assert claim.outcome == verdict["arms"]["all"]["outcome"]
+    assert claim.why.lower().rstrip(".") == verdict["arms"]["all"]["why"].lower().rstrip(".")
+    text = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", render(page), flags=re.S)
+    assert not re.search(r"\b(None|nan|NaN|inf|null)\b", text)
+    assert max(map(len, terminal(tmp_path).splitlines())) <= 100
+
+
+def test_an_estimate_keeps_its_bounds(tmp_path: Path) -> None:
+    page, verdict = judged(tmp_path, **STUDIES["clear saving"])
+    said = verdict["arms"]["all"]["scales"]["s"]["endpoints"]["flops"]
+    shown = cell(table(page, "arms"), 4, "saving_at_equal_loss")
+    assert (shown.value, [shown.low, shown.high]) == (said["saving_all_in"], said["bounds"])
+
+
+def test_what_is_known_on_one_side_only_reads_as_a_bound(tmp_path: Path) -> None:
+    page, verdict = judged(tmp_path, **STUDIES["never reached"])
+    said = verdict["arms"]["all"]["scales"]["s"]["endpoints"]["flops"]
+    assert said["saving_all_in"] is None
+    shown = cell(table(page, "arms"), 4, "saving_at_equal_loss")
+    assert shown.text.startswith("\u2264")
+    assert shown.value is None
+    assert shown.high == said["bounds"][1]
+    assert shown.reason is None
+
+
+def test_one_sided_estimates_are_drawn_open(tmp_path: Path) -> None:
+    judged(tmp_path, **STUDIES["never reached"])
+    section = savings.section(load(tmp_path))
+    figure = next(block for block in section.blocks if hasattr(block, "panels"))
+    row = next(row for row in figure.panels[0].rows if row.name == "all")  # type: ignore[union-attr]
+    assert isinstance(figure.panels[0], Forest)  # type: ignore[union-attr]
+    assert row.value is None
+    assert row.low is None
+    assert row.high is not None
+
+
+def test_one_seed_shows_numbers_without_intervals(tmp_path: Path) -> None:
+    page, _ = judged(tmp_path, **STUDIES["one seed"])
+    assert page.headlines[0].cell.small == "no interval"
+
+
+def test_conditions_are_listed_with_their_reasons(tmp_path: Path) -> None:
+    page, verdict = judged(tmp_path, **STUDIES["clear saving"])
+    said = verdict["arms"]["all"]["scales"]["s"]["conditions"]
+    words = {True: "shown", False: "not shown", None: "not measured"}
+    assert [one.value for one in page.claims[0].conditions] == [words[one["met"]] for one in said]
+    certainty = next(section for section in page.sections if section.id == "certainty")
+    assert any(isinstance(block, Table) and len(block.rows) == len(said) for block in certainty.blocks)
+
+
+def test_the_ledger_names_who_pays(tmp_path: Path) -> None:
+    page, _ = judged(tmp_path, **STUDIES["clear saving"])
+    bill = table(page, "ledger")
+    names = [row.cells[0].value for row in bill.rows]
+    assert cell(bill, names.index("all"), "own_preparation_s").value == 9.0
+    prepared = table(page, "prepared")
+    payers = {str(row.cells[1].text): row.cells[-1].text for row in prepared.rows}
+    assert payers["prepare all"] == "all"
+    assert any(row.cells[-1].text == "nobody: all needed it" for row in prepared.rows)
+
+
+def test_without_a_sensor_energy_is_nowhere_a_number(tmp_path: Path) -> None:
+    page, _ = judged(tmp_path, **STUDIES["economical, no sensor"])
+    arms = table(page, "arms")
+    assert all(cell(arms, row, "energy_j").reason for row in range(len(arms.rows)))
+    energy = next(one for one in page.headlines if one.label.startswith("Energy"))
+    assert energy.cell.reason == "no RAPL in this VM"
