@@ -126,7 +126,7 @@ def run(
             limits=runner.Limits(time_s=loaded.limits.case_time, memory_bytes=loaded.limits.case_memory),
             commit=found["machine"].get("commit"),
             env=found["env"],
-            idle_power_w=idle_power_w(),
+            idle_power_w=idle_power_w("cuda" if found["machine"]["gpus"] else "cpu"),
         )
         runner.run_cases(folder, planned, context)
         verdict = judge(folder)
@@ -190,9 +190,9 @@ def report(run: Path | str) -> list[Path]:
 
 def gate(run: Path | str, baseline: Path | str, *, update: bool = False) -> GateResult:
     """Compare a run with a stored baseline: passed, regressed, or could not measure."""
-    from bench import gate as gating
+    from bench.gate import gate as against_baseline
 
-    return gating.gate(Path(run), Path(baseline), update=update)
+    return against_baseline(Path(run), Path(baseline), update=update)
 
 
 def compare(*runs: Path | str) -> list[dict[str, Any]]:

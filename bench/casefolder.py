@@ -1,6 +1,6 @@
 """The files through which a runner and the process of a case talk.
 
-`case.json` (what to do), `progress.json` (how far it is, replaced a few times a second), `outcome.json` (the result,
+`case.json` (what to do), `progress.json` (how far it is, overwritten twice a second), `outcome.json` (the result,
 written once), `log.txt`. Files rather than pipes: a case on another machine looks the same.
 """
 
@@ -19,8 +19,10 @@ from bench.design import Frozen
 from bench.plan import Case
 from bench.record import Reading
 
-PROGRESS_EVERY_S = 0.25
-"""Shortest time between two progress files: a display needs no more, and a write costs about 0.1 ms."""
+PROGRESS_EVERY_S = 0.5
+"""Shortest time between two notes of progress: a display needs no more."""
+PROGRESS_BYTES = 512
+"""Length of a note, so that a shorter one covers a longer one before it."""
 
 
 class Job(Frozen):
@@ -57,14 +59,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Progress:
-    """Tells whoever watches how far a case is, at most every `PROGRESS_EVERY_S`."""
+    """Tells whoever watches how far a case is, at most every `PROGRESS_EVERY_S`.
+
+    The file is overwritten in place: a rename over an existing file can wait for the disk for milliseconds, in the
+    middle of what is being timed. A reader that meets a half-written one waits for the next.
+    """
 
     def __init__(self, folder: Path, total: int | None = None, unit: str = "steps") -> None:
-        self._path = folder / "progress.json"
-        self._scratch = folder / ".progress.json"
+        self._file = os.open(folder / "progress.json", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._total = total
         self._unit = unit
         self._next_s = 0.0
+
+    def __del__(self) -> None:
+        os.close(self._file)
 
     def show(self, done: int, **values: float | str | None) -> None:
         """Note `done` units and any values worth showing (`loss`, `tokens_per_s`)."""
@@ -72,8 +80,8 @@ class Progress:
         if now < self._next_s:
             return
         self._next_s = now + PROGRESS_EVERY_S
-        self._scratch.write_text(json.dumps({"done": done, "total": self._total, "unit": self._unit, **values}))
-        self._scratch.replace(self._path)
+        text = json.dumps({"done": done, "total": self._total, "unit": self._unit, **values})
+        os.pwrite(self._file, text.encode().ljust(PROGRESS_BYTES), 0)
 
 
 def read_progress(folder: Path) -> Mapping[str, Any] | None:

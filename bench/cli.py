@@ -192,7 +192,7 @@ def _data(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lmbench",
-        description="Does a technique save training compute for your model, data and machine? Measured, with a verdict.",
+        description="Does a technique save compute for your model, data and machine? Measured, with a verdict.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

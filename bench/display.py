@@ -19,8 +19,8 @@ DEFAULT_CASE_S = 10.0
 
 def open_display(stream: TextIO | None = None) -> PlainDisplay | LiveDisplay:
     """The live display on a terminal, plain lines elsewhere."""
-    stream = stream or sys.stderr
-    return LiveDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+    shown = sys.stderr if stream is None else stream
+    return LiveDisplay(shown) if shown.isatty() else PlainDisplay(shown)
 
 
 class Pace:

@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -94,7 +94,7 @@ class RunContext:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Hold the folder for this process (flock: gone with the process, however that ends).
 
     Raises:
@@ -298,7 +298,7 @@ def _drop_checkpoint(folder: Path, case: Case) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> Generator[None]:
     """SIGTERM stops a run like Ctrl-C does: with the case in flight saved."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:

@@ -13,20 +13,21 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from bench.evaluate import perplexity
 from bench.evaluate.harness import TaskResults, evaluate_steps
 from bench.record import Reading
 from lmopt.compute.memory import tune_allocator
-from lmopt.data import corpus, shards, validation
+from lmopt.data import corpus, shards, tokenizer, validation
 from lmopt.data.spec import Data
-from lmopt.recipe import DataStep, Recipe, builder
+from lmopt.recipe import DataStep, Recipe, Technique, builder
 from lmopt.step import Step
 from lmopt.train import checkpoint, loop
 from lmopt.train.checkpoint import CheckpointError
 from lmopt.train.loop import TrainState
+
+DATA_STEPS: TypeAdapter[tuple[Technique, ...]] = TypeAdapter(tuple[DataStep, ...])  # pyright: ignore[reportInvalidTypeForm]
 
 
 def device() -> torch.device:
@@ -39,7 +40,7 @@ def prepare(spec: Mapping[str, Any], parents: Mapping[str, Path], out: Path) -> 
     if spec["stage"] == "corpus":
         yield from corpus.build(Data.model_validate(spec["data"]), out)
         return
-    steps = TypeAdapter(tuple[DataStep, ...]).validate_python(spec["steps"])
+    steps = DATA_STEPS.validate_python(spec["steps"])
     (source,) = parents.values()
     yield from shards.build(source / "data", steps, out)
 
@@ -110,7 +111,7 @@ def evaluate(
     forward = builder(recipe.precision)(recipe.precision, device()).forward
     return evaluate_steps(
         checkpoint.load_model(model_folder, device()),
-        Tokenizer.from_file(str(corpus_folder / "tokenizer.json")),
+        tokenizer.load(corpus_folder / "tokenizer.json"),
         spec["tasks"],
         limit=spec["limit"],
         corpus=corpus_folder,

@@ -88,7 +88,7 @@ class LocalExecutor:
                 if "code" in answer:
                     self._ended[answer["pid"]] = Exit(answer["code"], answer["signal"])
                 else:
-                    self._started.put(answer.get("ready", answer.get("pid")))
+                    self._started.put(answer["ready"] if "ready" in answer else answer["pid"])
 
     def _collect_errors(self, server: subprocess.Popen[str]) -> None:
         assert server.stderr is not None
