@@ -16,7 +16,7 @@ from bench.savings import Readings, Saving
 from bench.stats.effect import Effect
 from bench.stats.power import detectable
 from bench.study import Study
-from bench.words import Outcome, finite, interval, percent, points, several
+from bench.words import Outcome, finite, interval, percent, points, several, signless
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ def judge_claim(context: Context, described: dict[Endpoint, dict[str, Any]]) -> 
     primary = context.arm.primary
     adjusted = context.adjusted[primary]
     alpha = adjusted.supports.alpha if adjusted else context.alpha
-    direct = _at_point(context.points.direct.get(context.arm.name), alpha, "its loss", "the reference's at horizon 1")
+    direct = _at_point(context.points.direct.get(context.arm.name), alpha, "no worse than the reference's at horizon 1")
     truncated = _at_point(
-        context.points.truncated.get(context.arm.name), alpha, "its loss", "the reference stopped at the same compute"
+        context.points.truncated.get(context.arm.name), alpha, "better than that of the reference stopped there"
     )
     conditions = [
         {"name": "direct_test", "met": direct["met"], "why": direct["why"]},
@@ -155,21 +155,20 @@ def _counted(context: Context, endpoint: Endpoint) -> dict[str, Any]:
     return {"name": "counts", "met": met, "why": why}
 
 
-def _at_point(difference: Difference | None, alpha: float, what: str, than: str) -> dict[str, Any]:
-    """One-sided test that a loss at the claim point is no worse than another."""
+def _at_point(difference: Difference | None, alpha: float, wanted: str) -> dict[str, Any]:
+    """One-sided test that a loss at the claim point is below another; a loss that is exactly equal is not."""
     described = _difference(difference, alpha)
     effect = difference.effect if difference else None
     if effect is None:
-        return described | {"met": None, "why": f"at the claim point {what} could not be compared: {described['why']}"}
-    shown = f"{effect.value:+.4f} nats" if effect.value is not None else "a training diverged"
-    bounds = interval(described["bounds"], 1.0, 4)
-    if effect.upper(alpha) <= 0:
-        return described | {"met": True, "why": f"at the claim point {what} is no worse than {than} ({shown} {bounds})"}
-    known = effect.se is not None
-    reason = (
-        "is not shown to be" if known and (effect.value or 0) <= 0 else "is not" if known else "cannot be shown to be"
-    )
-    return described | {"met": False, "why": f"at the claim point {what} {reason} as good as {than} ({shown} {bounds})"}
+        return described | {
+            "met": None,
+            "why": f"its loss at the claim point could not be compared: {described['why']}",
+        }
+    shown = f"{signless(effect.value, 4)} nats" if effect.value is not None else "a training diverged"
+    met = effect.upper(alpha) < 0
+    verb = "is" if met else "is not shown to be" if effect.low <= 0 else "is not"
+    why = f"its loss at the claim point {verb} {wanted} ({shown} {interval(described['bounds'], 1.0, 4)})"
+    return described | {"met": met, "why": why}
 
 
 def _difference(difference: Difference | None, alpha: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bench.ledger import TRAINING_ALONE, AllIn
 from bench.savings import Readings, Saving
 from bench.stats.additive import Value
 from bench.stats.effect import Effect
-from bench.stats.holm import Adjusted, Tested, holm
+from bench.stats.holm import Adjusted, OneSided, holm
 from bench.stats.power import detectable
 from bench.study import Study
 from bench.words import Outcome, finite, interval, percent, several
@@ -42,14 +42,14 @@ def adjust(claims: Mapping[str, Saving], at_least: float, alpha: float) -> dict[
     return {name: Adjustment(one, two) for name, one, two in zip(known, supports, refutes, strict=True)}
 
 
-def _supporting(effect: Effect, all_in: AllIn, at_least: float) -> Tested:
+def _supporting(effect: Effect, all_in: AllIn, at_least: float) -> OneSided:
     p = effect.p_not_below(all_in.log_ratio(at_least))
-    return Tested(p, lambda alpha: all_in.saving(effect.upper(alpha)))
+    return OneSided(p, lambda alpha: all_in.saving(effect.upper(alpha)))
 
 
-def _refuting(effect: Effect, all_in: AllIn, at_least: float) -> Tested:
+def _refuting(effect: Effect, all_in: AllIn, at_least: float) -> OneSided:
     p = effect.p_not_above(all_in.log_ratio(at_least))
-    return Tested(p, lambda alpha: -_upper(effect, all_in, alpha))
+    return OneSided(p, lambda alpha: -_upper(effect, all_in, alpha))
 
 
 def _upper(effect: Effect, all_in: AllIn, alpha: float) -> float:
@@ -64,7 +64,8 @@ def describe(study: Study, arm: ArmDesign, saving: Saving, readings: Readings, a
     described: dict[str, Any] = {
         "saving_training": None, "saving_all_in": None, "bounds": [None, None], "bounds_training": [None, None],
         "bounds_adjusted": [None, None], "level": 1 - 2 * alpha, "alpha": alpha, "n_seeds": 0, "sd": None, "df": None,
-        "how": None, "reading": _reading(study, arm), "noise_class": savings.noise_class(arm), "source": saving.found.source or None,
+        "how": None, "reading": _reading(study, arm), "noise_class": savings.noise_class(arm),
+        "source": saving.found.source or None,
         "dropped_seeds": {str(seed): why for seed, why in readings.dropped.items()}, "per_seed": [],
         "censored": {"never_reached": 0, "reached_at_once": 0}, "detectable_saving": None,
     }  # fmt: skip

@@ -1,7 +1,10 @@
-"""Reading a cost off a curve of separately annealed horizons: ln C against final loss, piecewise linear.
+"""Reading a cost off a curve of separately annealed horizons: ln C against final loss, piece by piece.
 
-Never fitted: one straight line through all horizons reads a true saving of 20% as 17%. Beyond the ends the outermost
-piece is extended by at most `MAX_EXTENSION` in C; farther out the cost is only known to lie beyond (censored).
+Never fitted: one straight line through all horizons reads a true saving of 20% as 17%. Inside the two horizons that
+bracket a loss the curve is a straight piece bent by the curvature that a third horizon shows (a parabola through
+three points): the straight piece alone lies above a convex curve, by 0.3% of C between horizons 0.8 and 1.0, which is
+half a standard error of a quiet study with 5 seeds. Beyond the ends the outermost piece is extended by at most
+`MAX_EXTENSION` in C; farther out the cost is only known to lie beyond (censored).
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from bench.stats.additive import Value, exactly
 
 MAX_EXTENSION = 0.05
 """Share of C by which a curve may be read beyond its ends."""
+BISECTIONS = 60
+"""Halvings of a bracket: to the last bit of a double."""
+MIN_SPREAD = 0.5
+"""A third horizon nearer to the bracket than this share of its width tells noise, not curvature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +69,83 @@ def _crossings(curve: Sequence[Point], loss: float) -> list[Value]:
         if math.isinf(left.loss) or math.isinf(right.loss):
             found.append(Value(math.log(left.cost), math.log(right.cost), None))
         else:
-            found.append(exactly(_on_line(left, right, loss)))
+            found.append(exactly(_Piece(curve, left, right).inside(loss)))
     return found
 
 
-def _on_line(left: Point, right: Point, loss: float) -> float:
-    share = (left.loss - loss) / (left.loss - right.loss)
-    return math.log(left.cost) + share * math.log(right.cost / left.cost)
+class _Piece:
+    """ln C -> loss between two neighbouring horizons: a line, bent by the curvature a third one shows."""
+
+    def __init__(self, curve: Sequence[Point], left: Point, right: Point) -> None:
+        self.left, self.right = math.log(left.cost), math.log(right.cost)
+        self._left_loss = left.loss
+        self.slope = (right.loss - left.loss) / (self.right - self.left)
+        third = self._third([point for point in curve if point not in (left, right) and math.isfinite(point.loss)])
+        self.bend = 0.0 if third is None else self._bend(third)
+
+    def _third(self, others: Sequence[Point]) -> Point | None:
+        """The nearest other horizon that is not too near."""
+        width = self.right - self.left
+        far = [(self._distance(point), point) for point in others if self._distance(point) >= MIN_SPREAD * width]
+        return min(far, key=lambda one: one[0])[1] if far else None
+
+    def _distance(self, point: Point) -> float:
+        at = math.log(point.cost)
+        return max(self.left - at, at - self.right)
+
+    def _bend(self, third: Point) -> float:
+        """Newton's second divided difference."""
+        at = math.log(third.cost)
+        line = self._left_loss + self.slope * (at - self.left)
+        return (third.loss - line) / ((at - self.left) * (at - self.right))
+
+    def loss_at(self, log_cost: float) -> float:
+        """The piece at ln C."""
+        line = self._left_loss + self.slope * (log_cost - self.left)
+        return line + self.bend * (log_cost - self.left) * (log_cost - self.right)
+
+    def inside(self, loss: float) -> float:
+        """ln C of a loss between those of the two ends: there is exactly one."""
+        return self.between(loss, self.left, self.right)
+
+    def between(self, loss: float, start: float, stop: float) -> float:
+        """ln C of a loss that the piece passes between two places where it lies on different sides of it."""
+        above = self.loss_at(start) > loss
+        for _ in range(BISECTIONS):
+            middle = (start + stop) / 2
+            if (self.loss_at(middle) > loss) == above:
+                start = middle
+            else:
+                stop = middle
+        return (start + stop) / 2
 
 
 def _beyond_longest(curve: Sequence[Point], loss: float) -> Value:
     """The longest horizon does not reach the loss."""
-    last = curve[-1]
-    edge = math.log(last.cost)
-    extended = _extended(curve[-2], last, loss) if len(curve) > 1 else None
-    if extended is None or extended < edge:
-        return Value(edge, math.inf, None)
+    edge = math.log(curve[-1].cost)
     limit = edge + math.log1p(MAX_EXTENSION)
-    return exactly(extended) if extended <= limit else Value(limit, math.inf, extended)
+    piece = _outer(curve[-2:], curve)
+    if piece is None:
+        return Value(edge, math.inf, None)
+    if piece.loss_at(limit) <= loss:
+        return exactly(piece.between(loss, edge, limit))
+    return Value(limit, math.inf, edge + (loss - curve[-1].loss) / piece.slope)
 
 
 def _below_shortest(curve: Sequence[Point], loss: float) -> Value:
     """Already the shortest horizon has reached the loss."""
-    first = curve[0]
-    edge = math.log(first.cost)
-    extended = _extended(first, curve[1], loss) if len(curve) > 1 else None
-    if extended is None or extended > edge:
-        return Value(-math.inf, edge, None)
+    edge = math.log(curve[0].cost)
     limit = edge - math.log1p(MAX_EXTENSION)
-    return exactly(extended) if extended >= limit else Value(-math.inf, limit, extended)
+    piece = _outer(curve[:2], curve) if math.isfinite(loss) else None
+    if piece is None:
+        return Value(-math.inf, edge, None)
+    if piece.loss_at(limit) > loss:
+        return exactly(piece.between(loss, limit, edge))
+    return Value(-math.inf, limit, edge + (loss - curve[0].loss) / piece.slope)
 
 
-def _extended(left: Point, right: Point, loss: float) -> float | None:
-    """Where the line through two points has a loss; None where it does not fall or a point is missing."""
-    if math.isinf(loss) or math.isinf(left.loss) or math.isinf(right.loss) or left.loss <= right.loss:
+def _outer(ends: Sequence[Point], curve: Sequence[Point]) -> _Piece | None:
+    """The piece at an end of the curve; None where it does not fall or a point is missing."""
+    if len(ends) < 2 or math.isinf(ends[0].loss) or math.isinf(ends[1].loss) or ends[0].loss <= ends[1].loss:
         return None
-    return _on_line(left, right, loss)
+    return _Piece(curve, ends[0], ends[1])

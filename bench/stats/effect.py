@@ -97,7 +97,7 @@ def quantile(alpha: float, df: float) -> float:
 def mean_of(values: Sequence[float], how: str = "paired t") -> Effect:
     """Student's t on paired differences (Student 1908). A single value has no standard error."""
     n = len(values)
-    mean = math.fsum(values) / n
+    mean = math.fsum(values) / n if min(values) < max(values) else values[0]
     if n < 2:
         return Effect(low=mean, high=mean, se=None, df=0, n=n, least=min(values), greatest=max(values), how="one seed")
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))

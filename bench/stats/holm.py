@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class OneSided:
     """One hypothesis 'at or below the threshold' that small p-values speak against."""
 
     p: float
@@ -33,7 +33,7 @@ class Adjusted:
     """One-sided error at which its bound was read."""
 
 
-def holm(tests: Sequence[Tested], threshold: float, alpha: float) -> list[Adjusted]:
+def holm(tests: Sequence[OneSided], threshold: float, alpha: float) -> list[Adjusted]:
     """Adjust a family of tests of 'above the threshold' at familywise one-sided error `alpha`."""
     m = len(tests)
     adjusted_p = adjust([test.p for test in tests])
