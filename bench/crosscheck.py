@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def _repeated(entries: Iterator[tuple[DataPath, Any]], what: str) -> Iterator[Fi
             if value in seen:
                 yield Finding(path, f"{what} {value!r} is given twice", "give each its own")
             seen.add(value)
+
+
+def _numbers(entries: Iterator[tuple[DataPath, Any]]) -> Iterator[tuple[DataPath, float]]:
+    """The items that are numbers, also those in quotes: 1, 1.0 and "1.0" are one."""
+    for path, value in entries:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if math.isfinite(number):
+            yield path, number
 
 
 def _items(data: Any, *path: str) -> Iterator[tuple[DataPath, Any]]:
@@ -117,10 +129,11 @@ def _leaves(change: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tup
 
 
 def _axes(draft: Draft) -> Iterator[Finding]:
-    yield from _repeated(_items(draft.data, "over", "seed"), "seed")
-    yield from _repeated(_items(draft.data, "over", "horizon"), "horizon")
-    horizons = value_of(draft.data, "over", "horizon")
-    if isinstance(horizons, list | tuple) and horizons and 1.0 not in horizons:
+    seeds = _numbers(_items(draft.data, "over", "seed"))
+    yield from _repeated(((path, int(seed)) for path, seed in seeds), "seed")
+    horizons = list(_numbers(_items(draft.data, "over", "horizon")))
+    yield from _repeated(iter(horizons), "horizon")
+    if horizons and 1.0 not in [horizon for _, horizon in horizons]:
         yield Finding(("over", "horizon"), "horizon 1.0 is missing: it is where quality is compared", "add 1.0")
     if len(draft.scales) > 1:
         yield from _uneven_scales(draft.scales)
@@ -225,7 +238,14 @@ def _files(draft: Draft) -> Iterator[Finding]:
             if not isinstance(text, str) or not text.startswith("file:"):
                 continue
             place = (*path, "source") if isinstance(item, Mapping) else path
-            file = Path(text.removeprefix("file:")).expanduser()
-            if not file.is_file() and not file.is_dir():
+            file = text.removeprefix("file:")
+            if not _is_there(file):
                 hint = f"a relative path starts at the folder that you are in, {Path.cwd()}"
-                yield Finding(place, f"no such file: {str(file)!r}", hint)
+                yield Finding(place, f"no such file: {file!r}", hint)
+
+
+def _is_there(file: str) -> bool:
+    try:
+        return Path(file).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null character
+        return False

@@ -46,11 +46,19 @@ def validate(model: type[M], data: Any) -> tuple[M | None, list[Finding]]:
     try:
         value = model.model_validate(data)
     except ValidationError as error:
-        # A boolean where a number belongs is reported once, as what it is.
+        raised = [details for details in error.errors(include_url=False) if not _is_echo(details)]
+        explained = [_explain(model, details, data) for details in raised]
+        # A boolean where a number belongs is reported once, as what it is, and not what would follow from it as a 1.
         known = {finding.path for finding in found}
-        explained = (_explain(model, details, data) for details in error.errors(include_url=False))
-        return None, found + [finding for finding in explained if finding.path not in known]
+        return None, found + [
+            finding for finding in explained if finding.path not in known and not (known and finding.is_cross_field)
+        ]
     return (None if found else value), found
+
+
+def _is_echo(details: Any) -> bool:
+    """A list that is long enough, but not once its wrong items are left out: those are reported by themselves."""
+    return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
 def value_at(data: Any, path: Sequence[str | int]) -> Any:
@@ -122,10 +130,11 @@ def _is_model(option: Any) -> bool:
     return isinstance(option, type) and issubclass(option, BaseModel)
 
 
-def kinds_of(option: Any) -> tuple[Any, ...]:
-    """What `kind` may be in a model of a union; empty where it has none."""
+def kinds_of(option: Any) -> tuple[str, ...]:
+    """The `kind` that tells a model from the others of its union; empty where it has none."""
     field = option.model_fields.get("kind") if _is_model(option) else None
-    return () if field is None else typing.get_args(field.annotation)
+    kinds = () if field is None else typing.get_args(field.annotation)
+    return kinds if len(kinds) == 1 and isinstance(kinds[0], str) else ()
 
 
 def _keys(options: Sequence[Any]) -> dict[str, Any]:
@@ -174,9 +183,9 @@ def _plain_sentence(
     if base in _EXPECTED:
         return f"expected {_EXPECTED[base]}, got {quoted(value)}", _kind_hint(value, options)
     if code == "too_short":
-        return f"needs at least {context['min_length']}, got {context['actual_length']}", None
+        return f"needs at least {_items(context['min_length'])}, got {context['actual_length']}", None
     if code == "too_long":
-        return f"holds at most {context['max_length']}, got {context['actual_length']}", None
+        return f"holds at most {_items(context['max_length'])}, got {context['actual_length']}", None
     if code in ("string_too_long", "string_too_short"):
         return f"{fallback.replace('String should have', 'text must have')}, got {len(value)}", None
     if code == "finite_number":
@@ -232,6 +241,10 @@ def _bad_name(path: DataPath, value: str) -> Finding:
 
 def _code(text: str) -> str:
     return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+
+
+def _items(count: int) -> str:
+    return f"{count} item{'s' if count != 1 else ''}"
 
 
 def _listed(allowed: Sequence[str]) -> str | None:

@@ -54,7 +54,7 @@ class SuiteError(ValueError):
 
 def format_problem(problem: Problem) -> str:
     """`file:line:col: error: message`, the line, a caret under the place, and the hint on a line of its own."""
-    lines = [f"{problem.where}: error: {visible(problem.message)}"]
+    lines = [visible(f"{problem.where}: error: {problem.message}")]
     if problem.line and problem.text.strip():
         lines += _excerpt(problem)
     if problem.hint:

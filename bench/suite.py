@@ -185,7 +185,9 @@ def _read(path: Path) -> tuple[Suite | None, list[Problem]]:
         return None, list(text.problems)
     data = text.data()
     suite, found = validate(Suite, data)
-    found = [finding for finding in found if finding.path] + crosscheck(data, look_at_files=True)
+    # The typed suite repeats the rules between parts in one sentence; here each has its place.
+    by_itself = [finding for finding in found if finding.path or not finding.is_cross_field]
+    found = by_itself + crosscheck(data, look_at_files=True) or found
     return suite, _in_order(text.problems, [_problem(text, finding) for finding in found])
 
 

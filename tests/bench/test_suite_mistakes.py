@@ -1,0 +1,277 @@
+"""What is wrong with a suite, where it is shown, and what is hinted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.problems import SuiteError, format_problem
+from bench.suite import check, load_suite
+from tests.bench.small_suite import MOE, SCALE_M, SCALE_S, edited, loaded, written
+
+# name: (edit, line:col, what the message holds, what the hint holds)
+BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
+    "unknown key": (("about:", "abuot:"), "2:1", "unknown key `abuot`", "did you mean `about`?"),
+    "unknown key in a technique": (("top_k: 2", "topk: 2"), "13:43", "unknown key `topk`", "did you mean `top_k`?"),
+    "unknown key in a change": (
+        ("precision: {kind: fp32}", "precison: {kind: fp32}"),
+        "17:7",
+        "unknown key `precison`",
+        "did you mean `precision`?",
+    ),
+    "key in the wrong place": (
+        ("    batching:", "    lr: 1e-3\n    batching:"),
+        "9:5",
+        "unknown key `lr`",
+        "`lr` belongs inside `optimizer`",
+    ),
+    "unknown kind": ((MOE, "change: {ffn: {kind: mo}}"), "13:26", "unknown kind 'mo'", "did you mean `moe`?"),
+    "kind without its mapping": (
+        ("{kind: fp32}", "fp32"),
+        "17:18",
+        "expected a mapping, got 'fp32'",
+        "write `{kind: fp32}`",
+    ),
+    "kind of a data step": (
+        ("[{kind: exact_dedup}]", "[exact]"),
+        "22:14",
+        "expected a mapping, got 'exact'",
+        "exact_dedup",
+    ),
+    "missing key": ((", tokens: 100k}", "}"), "25:7", "missing key `tokens`", "Training tokens at horizon 1.0"),
+    "missing stanza": (("suite: small\n", ""), "1:1", "missing key `suite`", "Name of the suite"),
+    "bad name": (("name: fp32\n", "name: My Arm\n"), "14:11", "'My Arm' is not a name", "for example `my-arm`"),
+    "long name": (("name: fp32\n", f"name: {'m' * 65}\n"), "14:11", "is not a name", "for example"),
+    "bad role": (("role: claim", "role: clam"), "19:11", "'clam' is not allowed here", "did you mean `claim`?"),
+    "text for a number": (("experts: 8", "experts: many"), "13:40", "'many' is not a count", None),
+    "fraction for a count": (("experts: 8", "experts: 8.5"), "13:40", "8.5 is not a whole number", None),
+    "list for a number": (("width: 64", "width: [64]"), "25:35", "expected a whole number, got a list", None),
+    "boolean for a number": (("layers: 2", "layers: true"), "25:25", "expected a whole number, got true", None),
+    "boolean in a change": (("experts: 4", "experts: true"), "21:33", "expected a whole number, got true", None),
+    "number for text": (("about: A test.", "about: 12"), "2:8", "expected text, got 12", None),
+    "null for a mapping": ((MOE, "change: {ffn: null}"), "13:19", "expected a mapping, got null", None),
+    "huge number": (
+        ("width: 64", "width: 9999999999"),
+        "25:35",
+        "9999999999 is out of bounds: it must be at most 131072",
+        None,
+    ),
+    "negative number": (("tokens: 100k", "tokens: -1"), "25:57", "-1 is out of bounds: it must be at least 0", None),
+    "not a number": (("tokens: 100k", "tokens: .nan"), "25:57", ".nan is not a finite number", None),
+    "unknown unit": (("tokens: 100k", "tokens: 100 bananas"), "25:57", "unknown suffix 'bananas'", None),
+    "heads do not divide width": (
+        ("width: 64, heads: 2", "width: 64, heads: 3"),
+        "25:46",
+        "heads (3) must divide width (64) (baseline `dense` at scale `s`)",
+        None,
+    ),
+    "an arm's shape at one scale": (
+        ("      precision: {kind: fp32}\n", "      model: {kv_heads: 4}\n"),
+        "17:25",
+        "kv_heads (4) must divide heads (2) (arm `fp32` at scale `s`)",
+        None,
+    ),
+    "top_k above experts": (
+        ("experts: 8, top_k: 2", "experts: 2, top_k: 4"),
+        "13:50",
+        "top_k (4) must not exceed experts (2) (arm `moe` at scales `s`, `m`)",
+        None,
+    ),
+    "sequence above context": (
+        ("length: 64", "length: 512"),
+        "9:38",
+        "batching.length (512) must not exceed model.context (256) (baseline `dense` at scales `s`, `m`)",
+        None,
+    ),
+    "what no single value of the arm causes": (
+        (MOE, "change: {model: {context: 32}}"),
+        "13:31",
+        "batching.length (64) must not exceed model.context (32) (arm `moe` at scales `s`, `m`)",
+        None,
+    ),
+    "an arm that changes nothing": (
+        (MOE, "change: {precision: {kind: bf16}}"),
+        "13:5",
+        "arm `moe` changes nothing: its recipe is the baseline's",
+        "init_stream",
+    ),
+    "an arm without a change": ((f"    {MOE}\n", ""), "11:5", "arm `moe` changes nothing", "init_stream"),
+    "two equal arms": (
+        (
+            "      ffn: {kind: moe, experts: 4}\n      data: [{kind: exact_dedup}]\n",
+            "      ffn: {experts: 8, kind: moe}\n",
+        ),
+        "20:5",
+        "arm `all` is the same as arm `moe`",
+        "remove one",
+    ),
+    "a name twice": (("name: fp32", "name: moe"), "14:11", "name 'moe' is given twice", "each its own"),
+    "an arm named as the baseline": (("name: fp32", "name: dense"), "14:11", "name 'dense' is given twice", "its own"),
+    "a scale twice": (("name: m,", "name: s,"), "26:14", "scale 's' is given twice", "its own"),
+    "a seed twice": (("seed: [0, 1]", "seed: [0, 1, 1.0]"), "27:16", "seed 1 is given twice", "its own"),
+    "a negative seed": (("seed: [0, 1]", "seed: [0, -1]"), "27:13", "-1 is out of bounds: it must be at least 0", None),
+    "a horizon twice": (("[0.5, 1.0]", "[0.5, 1.0, 1]"), "28:23", "horizon 1.0 is given twice", "its own"),
+    "no horizon 1.0": (("[0.5, 1.0]", "[0.5, 0.9]"), "28:12", "horizon 1.0 is missing", "add 1.0"),
+    "no scale": ((SCALE_S + SCALE_M, "    []\n"), "25:5", "needs at least 1 item, got 0", None),
+    "a number of one scale only": (
+        ("tokens: 1M}", "tokens: 1M, lr: 1e-3}"),
+        "25:14",
+        "scale `s` leaves out `lr`, which scale `m` gives",
+        "every scale",
+    ),
+    "a number in two places": (
+        ("    batching:", "    model: {width: 8}\n    batching:"),
+        "9:13",
+        "`model.width` is set by over.scale",
+        "remove it here",
+    ),
+    "vocabulary in two places": (
+        (MOE, "change: {model: {vocab: 77}}"),
+        "13:22",
+        "`model.vocab` is set by data.tokenizer.vocab",
+        "remove it here",
+    ),
+    "against nobody": (
+        ("    role: claim\n", "    role: claim\n    against: mo\n"),
+        "20:14",
+        "no arm is named 'mo'",
+        "did you mean `moe`?",
+    ),
+    "against itself": (
+        ("    role: claim\n", "    role: claim\n    against: all\n"),
+        "20:14",
+        "is compared with itself",
+        "leave `against` out",
+    ),
+    "against a timing arm": (
+        ("    role: claim\n", "    role: claim\n    against: fp32\n"),
+        "20:14",
+        "`fp32` is a timing arm",
+        "timing",
+    ),
+    "unknown task": (("[quartz]", "[quarts]"), "29:20", "unknown task 'quarts'", "quartz"),
+    "a task twice": (("[quartz]", "[quartz, quartz]"), "29:28", "task 'quartz' is given twice", "its own"),
+    "unknown metric": (("val_loss", "val_los"), "31:14", "unknown metric 'val_los'", "did you mean `val_loss`?"),
+    "a rule for nobody": (("arm: moe}", "arm: meo}"), "31:29", "no arm is named 'meo'", "did you mean `moe`?"),
+    "unknown scheme": (("pypi:evals==3.0.1.post1", "conda:evals"), "4:12", "is not a source", None),
+    "a version left out": (
+        ("pypi:evals==3.0.1.post1", "pypi:evals"),
+        "4:12",
+        "not a source of the form pypi:NAME==VERSION",
+        None,
+    ),
+    "a missing file": (
+        ("pypi:evals==3.0.1.post1", "file:no/such.txt"),
+        "4:12",
+        "no such file: 'no/such.txt'",
+        "relative path",
+    ),
+    "a small vocabulary": (("vocab: 512", "vocab: 100"), "5:22", "100 is out of bounds: it must be at least 257", None),
+    "few timing blocks": (
+        ("gate:", "timing: {blocks: 4}\ngate:"),
+        "30:18",
+        "4 is out of bounds: it must be at least 8",
+        None,
+    ),
+    "a budget in an unknown unit": (
+        ("gate:", "budget: 3 cows\ngate:"),
+        "30:9",
+        "budget '3 cows' is not understood",
+        "30min",
+    ),
+    "target below the claim": (
+        ("gate:", "hypothesis: {saving: {at_least: 0.5}}\ngate:"),
+        "30:22",
+        "target (0.3) must not be below at_least (0.5)",
+        None,
+    ),
+    "a control that is none": (
+        ("gate:", "controls: {aa: moe}\ngate:"),
+        "30:16",
+        "no arm of role control is named 'moe'",
+        "role: control",
+    ),
+    "a control that is nobody": (
+        ("gate:", "controls: {smaller: nobody}\ngate:"),
+        "30:21",
+        "no arm of role control is named 'nobody'",
+        "role: control",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_shown_at_its_place(name: str, tmp_path: Path) -> None:
+    edit, where, message, hint = BAD[name]
+    path = written(tmp_path, edited(edit))
+    problems = check(path)
+    shown = "\n".join(format_problem(problem) for problem in problems)
+    assert [problem.where for problem in problems] == [f"{path}:{where}"], shown
+    assert message in problems[0].message
+    assert (problems[0].hint is None) == (hint is None), shown
+    assert hint is None or hint in (problems[0].hint or "")
+    assert problems[0].text == path.read_text().splitlines()[problems[0].line - 1]
+
+
+def test_a_circle_of_references_is_shown_at_each_arm(tmp_path: Path) -> None:
+    text = edited(("role: component\n", "against: all\n"), ("role: claim\n", "against: moe\n"))
+    assert [(p.line, p.column, p.message) for p in check(written(tmp_path, text))] == [
+        (12, 14, "`against` goes in a circle: moe -> all -> moe"),
+        (19, 14, "`against` goes in a circle: all -> moe -> all"),
+    ]
+
+
+def test_an_aa_control_changes_the_initialisation_only(tmp_path: Path) -> None:
+    controls = ("gate:", "controls: {aa: moe}\ngate:")
+    role = ("role: component", "role: control")
+    (problem,) = check(written(tmp_path, edited(controls, role)))
+    assert (problem.line, problem.column) == (30, 16)
+    assert "no A/A control" in problem.message
+    placebo = loaded(tmp_path, controls, role, (MOE, "change: {model: {init_stream: 1}}"))
+    assert placebo.design().controls["aa"] == "moe"
+
+
+def test_a_mistake_in_the_baseline_is_not_repeated_for_each_arm(tmp_path: Path) -> None:
+    path = written(tmp_path, edited(("{sequences: 8, length: 64}", "{sequences: 8, length: 64, micro_sequences: 3}")))
+    (problem,) = check(path)
+    assert (problem.line, problem.column) == (9, 59)
+    assert problem.message.endswith("(baseline `dense` at scales `s`, `m`)")
+
+
+def test_all_mistakes_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    names = [
+        "unknown key",
+        "unknown kind",
+        "kind without its mapping",
+        "bad role",
+        "heads do not divide width",
+        "a seed twice",
+        "no horizon 1.0",
+        "unknown task",
+        "unknown metric",
+        "a small vocabulary",
+    ]
+    text = edited(*(BAD[name][0] for name in names))
+    found = [f"{p.line}:{p.column}" for p in check(written(tmp_path, text))]
+    assert found == sorted((BAD[name][1] for name in names), key=lambda where: [int(n) for n in where.split(":")])
+
+
+def test_arms_are_checked_even_when_no_scale_is_right(tmp_path: Path) -> None:
+    text = edited((SCALE_S + SCALE_M, "    - {name: s}\n"), ("top_k: 2", "topk: 2"))
+    messages = [problem.message for problem in check(written(tmp_path, text))]
+    assert messages[0] == "unknown key `topk`"
+    assert messages[1:] == [f"missing key `{key}`" for key in ("layers", "width", "heads", "tokens")]
+
+
+def test_load_suite_raises_everything(tmp_path: Path) -> None:
+    path = written(tmp_path, edited(BAD["unknown key"][0], BAD["unknown task"][0]))
+    with pytest.raises(SuiteError) as caught:
+        load_suite(path)
+    assert len(caught.value.problems) == 2
+    assert f"{path}:2:1: error: unknown key `abuot`" in str(caught.value)
+
+
+def test_an_alias_points_to_where_it_is_used(tmp_path: Path) -> None:
+    text = edited((MOE, "change: &moe {ffn: {kind: moe, bad: 1}}"), ("      precision: {kind: fp32}\n", "      *moe\n"))
+    assert check(written(tmp_path, text))[0].message == "unknown key `bad`"
