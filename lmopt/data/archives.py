@@ -37,9 +37,9 @@ def deb_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tupl
     """(name without `./`, content) of the files of a Debian package's data archive."""
     name, data = next(((n, d) for n, d in _ar_members(path) if n.startswith("data.tar")), ("", b""))
     if name.endswith(".zst"):
-        import zstandard
+        import pyarrow
 
-        data = zstandard.ZstdDecompressor().stream_reader(data).read()
+        data = pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd").read()
     elif not name:
         raise SourceError(f"{path}: no data archive in this Debian package\nhint: delete it and fetch again")
     yield from _tar_members(io.BytesIO(data), path, prefix, suffix)

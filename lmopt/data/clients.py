@@ -26,10 +26,15 @@ ERROR_LINES = 3
 
 
 def pip_download(name: str, version: str | None, work: Path) -> Payload:
-    """A wheel by `pip download --no-deps`; a source archive only where there is no wheel."""
+    """A wheel by `pip download --no-deps`. Source archives are not taken: pip would run code of theirs."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
     command = [*pip, "--only-binary", ":all:", "-d", str(work), f"{name}=={version}"]
-    _run(command, work, f"pypi:{name}=={version}", "is pip installed (python -m ensurepip) and the version right?")
+    _run(
+        command,
+        work,
+        f"pypi:{name}=={version}",
+        "is pip installed (python -m ensurepip), is there a network, is the version right?",
+    )
     archive = _brought(work, f"pypi:{name}=={version}")
     return Payload(archive, version or "", _wheel_licence(archive))
 

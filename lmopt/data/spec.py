@@ -59,7 +59,7 @@ class SourceOptions(Plain):
 
 
 def _has_reader(source: Source, reader: str) -> bool:
-    return reader != "auto" or source.scheme in ("hf", "file", "hub") or source.label in PACKAGES
+    return reader != "auto" or source.scheme in ("hf", "file") or source.label in PACKAGES
 
 
 class CorpusSource(SourceOptions):

@@ -133,6 +133,11 @@ def test_a_debian_package_is_opened_without_dpkg(tmp_path: Path) -> None:
     data = lzma.compress(_tarball({"./usr/share/doc/x/a.html": b"<p>hi", "./usr/b": b"no"}, "w"))
     (tmp_path / "x.deb").write_bytes(_ar({"debian-binary": b"2.0", "control.tar.xz": b"odd", "data.tar.xz": data}))
     assert list(deb_members(tmp_path / "x.deb", "usr/share/doc")) == [("usr/share/doc/x/a.html", b"<p>hi")]
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(lzma.decompress(data))
+    (tmp_path / "z.deb").write_bytes(_ar({"debian-binary": b"2.0", "data.tar.zst": sink.getvalue().to_pybytes()}))
+    assert list(deb_members(tmp_path / "z.deb", "usr/b")) == [("usr/b", b"no")]
     (tmp_path / "y.deb").write_bytes(_ar({"debian-binary": b"2.0"}))
     with pytest.raises(SourceError, match="no data archive"):
         list(deb_members(tmp_path / "y.deb"))
@@ -176,6 +181,14 @@ def test_speeches_and_mail(tmp_path: Path) -> None:
     (tmp_path / "m.tgz").write_bytes(_tarball(files))
     assert [p.text for p in packages.ham(tmp_path / "m.tgz")] == ["Hello there.\n"]
     assert len(list(packages.json_texts("politics")(tmp_path / "m.tgz"))) == 2
+
+
+def test_wikitext_is_cut_into_articles(tmp_path: Path) -> None:
+    text = " \n = Lobster = \n \n A lobster . \n = = Life = = \n It lives . \n = Crab = \n A crab . \n"
+    (tmp_path / "wikitext-2.txt.gz").write_bytes(gzip.compress(text.encode()))
+    found = [passage.text for passage in packages.wikitext(tmp_path / "wikitext-2.txt.gz") if passage.text]
+    assert [article.split(" = ")[0] for article in found] == ["Lobster", "Crab"]
+    assert "It lives" in found[0]
 
 
 def test_a_package_without_a_known_reader_needs_its_format(tmp_path: Path) -> None:
