@@ -23,11 +23,17 @@ TOKENS_A_PARAMETER = 20
 """Compute-optimal training (Hoffmann et al., arXiv 2203.15556, table 3); the budget may allow less."""
 NOMINAL_FLOPS_PER_S = 1e11
 """Training speed assumed where this machine was not calibrated: two CPU cores in bfloat16, at small sizes."""
-MIN_SIZE, MAX_SIZE = 100_000, 10**12
+MIN_SIZE, MAX_SIZE = 200_000, 175 * 10**9
 MIN_STEPS = 100
 """The shortest training that is written, however small the budget."""
 ASPECT = 48
 """Width per layer that is aimed at; between 30 and 130 the loss hardly changes (Kaplan et al., 2001.08361, fig. 5)."""
+
+
+ASPECT_WEIGHT = 0.05
+"""What a width off the aspect costs against a size off the mark, both squared logarithms."""
+MAX_WIDTH = 12_288
+"""The widest model that is proposed, that of GPT-3 175B (Brown et al., 2005.14165, table 2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Regime:
 
 
 REGIMES = (
+    Regime(6e5, 1024, 16, 128, 16),
     Regime(3e6, 2048, 16, 128, 32),
     Regime(2e7, 4096, 16, 256, 64),
     Regime(1e8, 16_384, 32, 512, 64),
@@ -134,18 +141,22 @@ def _budget(text: str) -> Budget:
 
 
 def shape(parameters: int, regime: Regime) -> Recipe:
-    """The dense recipe nearest to a number of parameters whose width is near ASPECT x its layers."""
+    """The dense recipe nearest to a number of parameters whose width is near ASPECT x its layers.
+
+    A block holds about 12 width^2 parameters (Kaplan et al., 2001.08361, table 1): far-off shapes are not even tried.
+    """
     candidates = (
         _dense(layers, width, regime)
         for layers in range(2, 129)
-        for width in range(regime.head_width * 2, 24 * ASPECT * 8, regime.head_width * 2)
+        for width in range(2 * regime.head_width, MAX_WIDTH, 2 * regime.head_width)
         if ASPECT / 2 <= width / layers <= ASPECT * 2
+        and 0.3 < (12 * layers * width + regime.vocab) * width / parameters < 3
     )
 
     def distance(recipe: Recipe) -> float:
         off = math.log(cost.parameters(recipe).total / parameters)
         aspect = math.log(recipe.model.width / recipe.model.layers / ASPECT)
-        return off**2 + 0.02 * aspect**2
+        return off**2 + ASPECT_WEIGHT * aspect**2
 
     return min(candidates, key=distance)
 

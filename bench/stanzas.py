@@ -130,7 +130,7 @@ class Timing(Frozen):
 
 
 class Evaluate(Frozen):
-    """Downstream tasks."""
+    """Which downstream tasks the trained models are scored on."""
 
     tasks: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
     """Names of tasks, or `hub:NAME` for a task of lm-evaluation-harness from the Hugging Face hub."""
