@@ -254,6 +254,7 @@ def _accuracy(found: Comparison, margin: float, alpha: float) -> dict[str, Any]:
         "n_seeds": len(found.seeds),
         "seed_variance": finite(crossed.seed_variance) if crossed else None,
         "item_variance": finite(crossed.item_variance) if crossed else None,
+        "noise_variance": finite(crossed.noise_variance) if crossed else None,
         "note": found.note,
         "tasks": {task: {"counted": not why, "why": why} for task, why in found.tasks.items()},
         "families": {

@@ -104,7 +104,7 @@ def _of_accuracy(study: Study, accuracy: Mapping[str, Any]) -> list[str]:
         uncounted = [task for task, facts in accuracy["tasks"].items() if not facts["counted"]]
         if uncounted:
             names = ", ".join(uncounted)
-            steps.append(f"train longer or choose easier tasks: {names} cannot show a drop at this size")
+            steps.append(f"train longer, or choose easier tasks or more items: {names} cannot show a drop here")
         elif "not finished" not in why:
             steps.append("evaluate tasks at the claim point, the reference's end and its half-compute control")
     if "could not have failed" in why:
@@ -112,16 +112,17 @@ def _of_accuracy(study: Study, accuracy: Mapping[str, Any]) -> list[str]:
     if accuracy["outcome"] != "INCONCLUSIVE" or not accuracy["margin"] or accuracy["item_variance"] is None:
         return steps
     distance = abs(float(accuracy["difference"] or 0.0) + float(accuracy["margin"]))
-    alpha = study.design.hypothesis.alpha
-    factor = items_needed(distance, accuracy["item_variance"], accuracy["seed_variance"], alpha)
+    alpha, n = study.design.hypothesis.alpha, int(accuracy["n_seeds"])
+    of_items = accuracy["item_variance"] + accuracy["noise_variance"]
+    of_seeds = accuracy["seed_variance"] - accuracy["noise_variance"]
+    factor = items_needed(distance, of_items, of_seeds, alpha)
     if factor is not None and factor > 1:
-        steps.append(f"add items: about {factor:.1f} times as many would decide accuracy if its difference stays")
-    elif factor is None:
-        sd = math.sqrt(accuracy["seed_variance"] * accuracy["n_seeds"])
-        seeds = seeds_needed(distance, sd, alpha)
-        if seeds is not None and seeds > accuracy["n_seeds"]:
-            steps.append(f"add seeds: about {seeds} in all would decide accuracy, items alone cannot")
-    return steps
+        return [*steps, f"add items: about {factor:.1f} times as many would decide accuracy if its difference stays"]
+    sd = math.sqrt((accuracy["item_variance"] + accuracy["seed_variance"]) * n)
+    seeds = seeds_needed(distance, sd, alpha)
+    if seeds is None:
+        return [*steps, f"no number of seeds up to {MAX_SEEDS} would decide accuracy: it lies too near the margin"]
+    return [*steps, f"add seeds: about {max(seeds, n + 1)} in all would decide accuracy if its difference stays"]
 
 
 def _of_controls(why: str) -> list[str]:

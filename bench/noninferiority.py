@@ -126,13 +126,21 @@ def _insensitive(reference: Table, half: Table | None, rows: Sequence[int], fact
     assay = reference.is_assay
     clusters = renumbered(reference.clusters, assay)
     above = items_only([Stratum(reference.scores[:, assay] - facts.chance, 1.0, clusters)])
-    if above.low < MIN_ABOVE_CHANCE or above.lower(alpha) <= 0:
-        return f"the reference scores {100 * above.low:+.1f} points from chance, at least +5 is needed"
+    if why := _at_chance(above, alpha):
+        return why
     if half is None:
         return "there is no half-compute control to tell whether it sees a difference"
     gained = items_only([Stratum(reference.scores[rows][:, assay] - half.scores[:, assay], 1.0, clusters)])
     if gained.lower(alpha) <= 0:
         return f"it cannot tell the reference from its half-compute control ({100 * gained.low:+.1f} points)"
+    return ""
+
+
+def _at_chance(above: Effect, alpha: float) -> str:
+    if above.low < MIN_ABOVE_CHANCE:
+        return f"the reference scores {100 * above.low:+.1f} points from chance, at least +5 is needed"
+    if above.lower(alpha) <= 0:
+        return f"the reference is not surely above chance ({100 * above.low:+.1f} points)"
     return ""
 
 
@@ -238,8 +246,8 @@ class _BySeed:
 
     def _insensitive(self, task: str, seeds: Sequence[int]) -> str:
         above = mean_of([self._score(self.theirs[seed], task) - self.facts[task].chance for seed in seeds])
-        if above.low < MIN_ABOVE_CHANCE or above.lower(self.alpha) <= 0:
-            return f"the reference scores {100 * above.low:+.1f} points from chance, at least +5 is needed"
+        if why := _at_chance(above, self.alpha):
+            return why
         both = [seed for seed in seeds if seed in self.half]
         if not both:
             return "there is no half-compute control to tell whether it sees a difference"

@@ -58,6 +58,8 @@ class Crossed:
     """Squared standard error from seeds (with item x seed noise)."""
     item_variance: float
     """Squared standard error from items alone."""
+    noise_variance: float
+    """The part of `seed_variance` that is item x seed noise: more items shrink it, other seeds do not."""
 
 
 def crossed_mean(strata: Sequence[Stratum]) -> Crossed:
@@ -70,10 +72,11 @@ def crossed_mean(strata: Sequence[Stratum]) -> Crossed:
     by_seed = sum((stratum.weight * stratum.differences.mean(1) for stratum in strata), np.zeros(seeds))
     over_seeds = mean_of([float(value) for value in by_seed])
     if over_seeds.se is None:
-        return Crossed(over_seeds, tuple(map(float, by_seed)), math.nan, math.nan)
+        return Crossed(over_seeds, tuple(map(float, by_seed)), math.nan, math.nan, math.nan)
     parts = [(stratum.weight, _item_part(stratum)) for stratum in strata]
     item_variance = max(0.0, sum(weight**2 * (part.items - part.residual) for weight, part in parts))
     seed_variance = over_seeds.se**2
+    noise_variance = min(seed_variance, sum(weight**2 * part.residual for weight, part in parts))
     variance = seed_variance + item_variance
     if seeds < FEW_SEEDS:
         df = _graybill_wang_df(seed_variance, item_variance, seeds - 1)
@@ -83,7 +86,7 @@ def crossed_mean(strata: Sequence[Stratum]) -> Crossed:
         low=over_seeds.low, high=over_seeds.high, se=math.sqrt(variance), n=seeds, sd=over_seeds.sd, df=df,
         how="items and seeds crossed",
     )  # fmt: skip
-    return Crossed(effect, tuple(map(float, by_seed)), seed_variance, item_variance)
+    return Crossed(effect, tuple(map(float, by_seed)), seed_variance, item_variance, noise_variance)
 
 
 def _satterthwaite_df(

@@ -24,6 +24,7 @@ import numpy as np
 
 from bench.design import AccuracyDrop, ArmDesign, Design, GateRule, Hypothesis, Saving
 from bench.record import CaseKey, Reading, Record, missing, reading, to_line
+from bench.study import Items, Study, assemble
 
 FLOOR, LIFT, EXPONENT = 3.0, 1.2, 0.3
 TOKENS = 1_000_000
@@ -197,6 +198,18 @@ def synthesize(
         ),
     )
     return draw(World(arms=chosen, seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds), **world))
+
+
+def study_of(synthetic: Synthetic) -> Study:
+    """A synthetic study as judging sees it, without a disk."""
+
+    def items(record: Record) -> Items | None:
+        table = synthetic.items.get(record.case.id)
+        if table is None:
+            return None
+        return Items(*(table[name] for name in ("task", "item", "passage", "score", "choice_bits_per_byte")))
+
+    return assemble(synthetic.plan, synthetic.records, items)
 
 
 def draw(world: World) -> Synthetic:
