@@ -14,13 +14,18 @@ WAYS = (
     ("forward", "fvcore", "Forward, 2 \u00d7 fvcore"),
     ("train", "closed", "Training, closed form"),
     ("train", "dispatched", "Training, dispatched"),
+    ("forward", "causal", "Forward, causal half"),
+    ("train", "model", "Training, as needed"),
 )
+"""(part, way, title). The last two are other quantities, shown beside and not compared."""
+COMPARED = ("dispatched", "fvcore")
 
 
 def section(study: RunFolder) -> Section | None:
     """One row an arm and scale; None where no record holds counts."""
     rows: list[Row] = []
     reasons: list[str] = []
+    lengths: set[str] = set()
     several = len(study.design.scales) > 1
     for scale in study.design.scales:
         for arm in study.arms:
@@ -31,6 +36,7 @@ def section(study: RunFolder) -> Section | None:
             cells = [_cell(counts, part, way, case) for part, way, _ in WAYS]
             scale_cell = [words(scale, code=True)] if several else []
             agree = counts.get("agree")
+            lengths.add(str(counts.get("length") or "as many"))
             if not agree and counts.get("disagreement"):
                 reasons.append(f"{arm}: {counts['disagreement']}")
             rows.append(Row(cells=(words(arm, code=True), *scale_cell, *cells, _agreement(agree))))
@@ -38,7 +44,8 @@ def section(study: RunFolder) -> Section | None:
         return None
     table = Table(
         id="counts",
-        caption="FLOPs counted independently (1 multiply-add = 2 FLOPs), from the first training of each arm.",
+        caption=f"FLOPs of one sequence of {numbers.listing(sorted(lengths))} tokens, counted independently "
+        "(1 multiply-add = 2 FLOPs).",
         columns=(
             Column(key="arm", label="Arm", numeric=False),
             *((Column(key="scale", label="Scale", numeric=False),) if several else ()),
@@ -51,7 +58,8 @@ def section(study: RunFolder) -> Section | None:
     lead = Paragraph(
         text="A count is only as good as its blind spots, so each arm is counted in ways that share none: from "
         "the description of the model, from the operations that really ran, and by fvcore. They must agree within "
-        "0.5\u202f%.",
+        "0.5\u202f%. Attention is counted in full; its causal half, and what the mathematics needs (a backward pass of "
+        "twice the forward), stand beside.",
     )
     return Section(id="counts", title="FLOPs, counted more than once", blocks=(lead, *warnings, table))
 
@@ -65,13 +73,11 @@ def _counts(study: RunFolder, arm: str, scale: str) -> tuple[str, dict[str, Any]
 
 
 def _cell(counts: dict[str, Any], part: str, way: str, case: str) -> Cell:
-    nested = mapping(counts.get(part)).get(way)
-    value = number(nested if nested is not None else counts.get(f"{part}_{way}"))
+    """One count, and for those that are compared how far it is from the closed form."""
+    value, closed = (number(mapping(counts.get(part)).get(name)) for name in (way, "closed"))
     if value is None:
-        reason = counts.get(f"{part}_{way}_reason") or mapping(counts.get(part)).get(f"{way}_reason")
-        return absent(str(reason or "this way was not counted"))
-    reference = number(mapping(counts.get(part)).get("closed") or counts.get(f"{part}_closed"))
-    apart = "" if way == "closed" or not reference else numbers.percent(value / reference - 1, sign=True, decimals=2)
+        return absent("this way was not counted")
+    apart = numbers.percent(value / closed - 1, sign=True, decimals=2) if way in COMPARED and closed else ""
     return Cell(text=numbers.si(value, "FLOP", 4), value=value, small=apart, sources=(case,))
 
 

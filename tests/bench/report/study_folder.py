@@ -150,7 +150,7 @@ def _train(what: Folder, arm: str, number: int, scale: str, seed: int, horizon: 
          "joules": tokens / 300 * t / 20 if what.energy else None}
         for t in range(1, 21)
     ]  # fmt: skip
-    counts = {"forward": {"closed": 3.0e6, "dispatched": 3.0e6, "fvcore": 2.999e6},
+    counts = {"length": 256, "forward": {"closed": 3.0e6, "dispatched": 3.0e6, "fvcore": 2.999e6},
               "train": {"closed": 9.1e6, "dispatched": 9.1e6}, "agree": True, "disagreement": None}  # fmt: skip
     detail = {"tokens": tokens, "steps": tokens // 4096, "curve": curve, "counts": counts, "prepare_parents": [parent]}
     return _record(_key("train", arm, scale, seed, horizon), metrics, detail)
