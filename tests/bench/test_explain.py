@@ -1,0 +1,34 @@
+"""Explaining names the condition that decided and a next step that can be taken."""
+
+import pytest
+
+from bench.explain import explain, explain_study
+from bench.study import StudyError
+from tests.bench.synthetic import make_run, study_of, synthesize
+
+
+def test_seeds_are_counted_for_an_undecided_saving():
+    text = explain_study(study_of(synthesize(saving=0.25, seeds=3, noise=0.05, items=0, draw=1)), "all")
+    assert "INCONCLUSIVE" in text
+    assert "decided by: saving:" in text
+    assert "more seed" in text
+    assert "of training here" in text
+
+
+def test_the_baseline_has_no_outcome():
+    assert "is the baseline" in explain_study(study_of(synthesize(items=0)), "dense")
+
+
+def test_an_unknown_arm_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(StudyError, match="one of dense, fp32"):
+        explain(make_run(tmp_path, items=0), "nosuch")
+
+
+def test_a_decided_arm_needs_nothing():
+    text = explain_study(study_of(synthesize(saving=0.02, seeds=5, items=0)), "all")
+    assert "nothing is needed" in text
+
+
+def test_a_confirming_study_says_what_it_lacks():
+    text = explain_study(study_of(synthesize(saving=0.02, seeds=5, items=0, purpose="confirm", tuned=False)), "all")
+    assert "make it so that every arm had had the same number of tuning trials" in text
