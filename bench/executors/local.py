@@ -21,8 +21,10 @@ START_TIMEOUT_S = 300.0
 
 CLOSE_TIMEOUT_S = 5.0
 
-SERVER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true"}
-"""NumPy's BLAS would start threads at import, and a process with threads should not fork."""
+SERVER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
+"""NumPy's BLAS would start threads at import, and a process with threads should not fork. OpenMP's threads wait by
+spinning; where a neighbour takes a core, spinning without end made a step ten times slower (docs/training.md), so
+they spin for some microseconds and then sleep. What the user has set wins."""
 
 
 class LocalExecutor:
@@ -60,7 +62,7 @@ class LocalExecutor:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | SERVER_ENVIRONMENT,
+            env=SERVER_ENVIRONMENT | dict(os.environ),
             start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the case in order
         )
         self._readers = [
