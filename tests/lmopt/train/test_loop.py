@@ -169,6 +169,7 @@ def test_compiling_leaves_no_trace(recipe, batches):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
 def test_compiled_training_matches_eager(recipe, batches):
     _, eager = run(recipe(), batches())
     _, compiled = run(recipe(compile=True), batches())
