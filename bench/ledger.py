@@ -76,21 +76,14 @@ def ratio(log_ratio: float) -> float:
 
 def charges(study: Study, arm: str, other: str, scale: str) -> list[Charge]:
     """What the trainings of `arm` needed and those of `other` did not."""
-    mine, theirs = _needed(study, arm, scale), _needed(study, other, scale)
+    mine, theirs = study.needed(arm, scale), study.needed(other, scale)
     return [_charge(study, case) for key, case in mine.items() if key not in theirs]
 
 
 def shared(study: Study, arm: str, other: str, scale: str) -> list[Charge]:
     """What the trainings of both needed."""
-    theirs = _needed(study, other, scale)
-    return [_charge(study, case) for key, case in _needed(study, arm, scale).items() if key in theirs]
-
-
-def _needed(study: Study, arm: str, scale: str) -> dict[str, PlannedCase]:
-    found: dict[str, PlannedCase] = {}
-    for case in study.planned("train", arm, scale):
-        found |= study.ancestors(case)
-    return found
+    theirs = study.needed(other, scale)
+    return [_charge(study, case) for key, case in study.needed(arm, scale).items() if key in theirs]
 
 
 def _charge(study: Study, case: PlannedCase) -> Charge:

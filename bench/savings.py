@@ -152,10 +152,15 @@ def pooled(study: Study, by_arm: Mapping[str, Mapping[int, Value]]) -> dict[str,
 # --- seconds and joules --------------------------------------------------------------------------
 
 
-def evidence_problem(records: Iterable[Record]) -> str | None:
-    """Why records give no evidence on time or energy: a resumed case, or several machines or commits."""
-    seen: set[tuple[str | None, str | None]] = set()
-    for record in records:
+def evidence_problem(measured: Iterable[Record], beside: Iterable[Record] = ()) -> str | None:
+    """Why records give no evidence on time or energy: a resumed case, or several machines or commits.
+
+    Args:
+        measured: whose clocks or meters are read.
+        beside: whose losses and tokens are combined with them; a resume does not harm those.
+    """
+    seen: set[tuple[str | None, str | None]] = {(record.env, record.commit) for record in beside}
+    for record in measured:
         if record.segments > 1:
             return f"{record.case.kind} {record.case.arm} was resumed, which breaks its clock and meters"
         seen.add((record.env, record.commit))
@@ -220,22 +225,13 @@ def time_ratio(study: Study, arm: ArmDesign, scale: str, flops: Found) -> tuple[
     if record is None:
         return Found(None, reason), Cost(None, reason)
     per_token_cost = reference_s_per_token(record)
-    problem = _timing_problem(study, arm, scale, record)
+    problem = evidence_problem([record], _training_records(study, arm, scale))
     if problem:
         return Found(None, problem), per_token_cost
     step = block_ratio(record, "s")
     if step is None:
         return Found(None, "the timing record holds no complete blocks"), per_token_cost
     return _per_token_to_equal_loss(study, arm, scale, flops, step, "interleaved blocks"), per_token_cost
-
-
-def _timing_problem(study: Study, arm: ArmDesign, scale: str, timing: Record) -> str | None:
-    """Why a timing is no evidence: it was resumed, or was taken elsewhere than the trainings it is combined with."""
-    if timing.segments > 1:
-        return evidence_problem([timing])
-    # A resumed training still has its tokens and losses; only its own clock is broken.
-    whole = [record.model_copy(update={"segments": 1}) for record in _training_records(study, arm, scale)]
-    return evidence_problem([timing, *whole])
 
 
 def _training_records(study: Study, arm: ArmDesign, scale: str) -> list[Record]:
@@ -264,7 +260,7 @@ def energy_ratio(study: Study, arm: ArmDesign, scale: str, flops: Found) -> tupl
     reading = record.metrics.get("energy_j") if record is not None else None
     if record is not None and reading is not None and reading.grade in ledger.EVIDENCE:
         step = block_ratio(record, "j")
-        if step is not None and not _timing_problem(study, arm, scale, record):
+        if step is not None and not evidence_problem([record], _training_records(study, arm, scale)):
             found = _per_token_to_equal_loss(study, arm, scale, flops, step, f"interleaved blocks ({reading.grade})")
             return found, _reference_energy(study, arm, scale)
     shift, reason = _log_flops_ratio(study, arm, scale)

@@ -133,16 +133,29 @@ class Study:
         """The arm that it is compared with."""
         return arm.against or self.design.baseline
 
-    def ancestors(self, case: PlannedCase) -> dict[str, PlannedCase]:
-        """Everything that had to be run before a case."""
+    def ancestors(self, parents: Iterable[str]) -> dict[str, PlannedCase]:
+        """These cases and everything that had to be run before them."""
         found: dict[str, PlannedCase] = {}
-        waiting = list(case.parents)
+        waiting = list(parents)
         while waiting:
-            parent = self.cases.get(waiting.pop())
-            if parent is not None and parent.id not in found:
-                found[parent.id] = parent
-                waiting.extend(parent.parents)
+            case = self.cases.get(waiting.pop())
+            if case is not None and case.id not in found:
+                found[case.id] = case
+                waiting.extend(case.parents)
         return found
+
+    @cached_property
+    def _needed(self) -> dict[tuple[str, str], dict[str, PlannedCase]]:
+        return {}
+
+    def needed(self, arm: str, scale: str) -> Mapping[str, PlannedCase]:
+        """Everything that had to be run before the trainings of an arm at a scale."""
+        known = self._needed.get((arm, scale))
+        if known is None:
+            known = self._needed[arm, scale] = {}
+            for parents in {case.parents for case in self.planned("train", arm, scale)}:
+                known |= self.ancestors(parents)
+        return known
 
     def without_record(self, cases: Iterable[PlannedCase]) -> list[PlannedCase]:
         """Planned cases that were never brought to any end."""

@@ -120,9 +120,10 @@ def _no_reading(read: Readings) -> str:
 
 def _not_ready(study: Study, arm: ArmDesign, scale: str, endpoint: Endpoint) -> str | None:
     """Why an endpoint cannot be decided yet or at all: cases that were never run, or counts that disagree."""
-    cases = {case.id: case for name in (arm.name, study.reference(arm)) for case in study.planned("train", name, scale)}
-    for case in list(cases.values()):
-        cases |= study.ancestors(case)
+    cases: dict[str, PlannedCase] = {}
+    for name in (arm.name, study.reference(arm)):
+        cases |= {case.id: case for case in study.planned("train", name, scale)}
+        cases |= study.needed(name, scale)
     if endpoint == "time":
         cases |= {case.id: case for case in study.planned("timing", arm.name, scale)}
     return unfinished(study, list(cases.values())) or (

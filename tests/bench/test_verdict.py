@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -454,3 +455,14 @@ def test_judging_needs_neither_torch_nor_the_techniques():
         "assert not {'torch', 'lmopt', 'pandas', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_are_judged_in_ten_seconds(tmp_path):
+    arms = tuple(Planted(f"arm{n}", role="claim" if n < 3 else "component", saving=0.1) for n in range(40))
+    planted = {"arms": arms, "seeds": 50, "scales": ("a", "b", "c", "d"), "items": 0, "layout": "economical"}
+    run = make_run(tmp_path, **planted)
+    assert len((run / "records.jsonl").read_text().splitlines()) > 9_500
+    started_s = time.process_time()
+    judge(run)
+    assert time.process_time() - started_s < 10
