@@ -168,6 +168,7 @@ def _headlines(study: RunFolder) -> tuple[Headline, ...]:
     cases = savings.sources(study, arm, scale)
     change = accuracy(study, arm, scale)
     suffix = f", {arm}" if len(trained) > 1 else ""
+    suffix += f" at scale {scale}" if len(study.design.scales) > 1 else ""
     headlines: list[Headline] = []
     for name, title, _ in ENDPOINTS:
         found = endpoint(study, arm, scale, name)
