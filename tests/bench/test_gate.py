@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from ruamel.yaml import YAML
 
 from bench import baseline
 from bench.design import GateRule
 from bench.gate import compare, gate
 from bench.gatereport import Check, GateResult
+from bench.metrics import find
 from bench.record import Record, missing, reading
 from tests.bench.synthetic import Synthetic, make_run, study_of, synthesize
 
@@ -300,3 +303,10 @@ def test_a_zero_baseline_value_is_compared():
         ),
     )
     assert gated(study(rules), after).outcome == "regressed"
+
+
+def test_the_rules_in_the_documents_are_valid():
+    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text()
+    block = page.partition("```yaml\n")[2].partition("```")[0]
+    rules = [GateRule.model_validate(rule) for rule in YAML(typ="safe").load(block)["gate"]]
+    assert [find(rule.metric).exact for rule in rules] == [True, True, False, False]
