@@ -60,7 +60,7 @@ class Contender:
     process: Any
     pipe: Connection
     parameters: int
-    compile_time_s: float
+    first_step_s: float
     blocks_s: list[float] = field(default_factory=list)
     """Mean seconds a step, one entry a block, in the order they ran."""
     loss: float = math.nan
@@ -76,27 +76,21 @@ class Contender:
 # --- contenders: each makes (parameters, step function) ----------------------------------------------
 
 
-def ours(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:
-    """The recipe's defaults, through the same loop that every training uses."""
+def our_recipe(size: Size, ffn: str, compiled: bool = False) -> Any:
+    """The recipe's defaults at a size, with a training so long that its schedule never ends here."""
     from lmopt.recipe import Recipe
+
+    model = {"layers": size.layers, "width": size.width, "heads": size.heads, "vocab": VOCAB, "context": LENGTH}
+    batching = {"sequences": SEQUENCES, "length": LENGTH}
+    plain = {"model": model, "ffn": {"kind": ffn}, "batching": batching, "compile": compiled, "tokens": 10**12}
+    return Recipe.model_validate(plain)
+
+
+def ours(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:
+    """Our model, through the same loop that every training uses."""
     from lmopt.train import loop
 
-    recipe = Recipe.model_validate(
-        {
-            "model": {
-                "layers": size.layers,
-                "width": size.width,
-                "heads": size.heads,
-                "vocab": VOCAB,
-                "context": LENGTH,
-            },
-            "ffn": {"kind": options.ffn},
-            "batching": {"sequences": SEQUENCES, "length": LENGTH},
-            "optimizer": {"lr": 1e-3},
-            "compile": compiled,
-            "tokens": 10**12,
-        }
-    )
+    recipe = our_recipe(size, options.ffn, compiled)
     state = loop.start(recipe, seed=0)
     steps = loop.train(state, tokens())
     return sum(p.numel() for p in state.model.parameters()), lambda: next(steps).loss
@@ -324,7 +318,7 @@ def report(size: Size, contenders: list[Contender], peak: float, flops_per_token
                 "contender": contender.name,
                 "parameters": contender.parameters,
                 "tokens_per_s": batch_tokens / step_s,
-                "first_step_s": contender.compile_time_s,
+                "first_step_s": contender.first_step_s,
                 "blocks_s": contender.blocks_s,
                 "loss": contender.loss,
                 "ratio": mean,
@@ -343,13 +337,8 @@ def report(size: Size, contenders: list[Contender], peak: float, flops_per_token
 def flops_per_token(size: Size, ffn: str) -> float:
     """Executed training FLOPs a token of our step, from the closed form."""
     from lmopt import cost
-    from lmopt.recipe import Recipe
 
-    model = {"layers": size.layers, "width": size.width, "heads": size.heads, "vocab": VOCAB, "context": LENGTH}
-    recipe = Recipe.model_validate(
-        {"model": model, "ffn": {"kind": ffn}, "batching": {"sequences": SEQUENCES, "length": LENGTH}, "tokens": 10**6}
-    )
-    return cost.train_flops_per_token(recipe).executed
+    return cost.train_flops_per_token(our_recipe(size, ffn)).executed
 
 
 def arguments() -> argparse.Namespace:
