@@ -5,7 +5,7 @@ A slot is one token at one of its k experts; S = N x k of them (other letters: s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -116,8 +116,10 @@ def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
     if x_SD.is_cuda:
         return functional.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=ends_E)
     out_SF = x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
-    for group, rows in _pieces(ends_E):
-        torch.mm(x_SD[rows], weight_EFD[group].t(), out=out_SF[rows])
+    groups, rows = _pieces(ends_E)
+    weights_DF = weight_EFD.transpose(1, 2).unbind()
+    for group, x, out in zip(groups, x_SD.split(rows), out_SF.split(rows), strict=True):
+        torch.mm(x, weights_DF[group], out=out)
     return out_SF
 
 
@@ -132,13 +134,15 @@ def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, dtype: torch.dt
     if grad_SF.is_cuda:
         return functional.grouped_mm(grad_SF.t(), x_SD, offs=ends_E).to(dtype)
     out_EFD = grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1], dtype=dtype)
-    written: set[int] = set()
-    for group, rows in _pieces(ends_E):
-        product = torch.mm(grad_SF[rows].t(), x_SD[rows])
-        out_EFD[group].add_(product) if group in written else out_EFD[group].copy_(product)
-        written.add(group)
-    for group in set(range(len(ends_E))) - written:
-        out_EFD[group].zero_()
+    out_FD = out_EFD.unbind()
+    groups, rows = _pieces(ends_E)
+    written = -1
+    for group, grad, x in zip(groups, grad_SF.split(rows), x_SD.split(rows), strict=True):
+        product = torch.mm(grad.t(), x)
+        out_FD[group].add_(product) if group == written else out_FD[group].copy_(product)
+        written = group
+    for group in set(range(len(ends_E))).difference(groups):
+        out_FD[group].zero_()
     return out_EFD
 
 
@@ -147,13 +151,19 @@ def _(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, dtype: torch.dtype) -> Tens
     return grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1], dtype=dtype)
 
 
-def _pieces(ends_E: Tensor) -> Iterator[tuple[int, slice]]:
-    """(group, rows) to multiply at once: the whole blocks of each group, then its rest; nothing for an empty one."""
+def _pieces(ends_E: Tensor) -> tuple[list[int], list[int]]:
+    """What to multiply at once, in order: the group of each piece and its rows.
+
+    A group's whole blocks are one piece and its rest another; an empty group has none.
+    """
+    groups: list[int] = []
+    rows: list[int] = []
     start = 0
     for group, end in enumerate(ends_E.tolist()):
-        whole = end - (end - start) % ROW_BLOCK
-        if whole > start:
-            yield group, slice(start, whole)
-        if end > whole:
-            yield group, slice(whole, end)
+        rest = (end - start) % ROW_BLOCK
+        for piece in (end - start - rest, rest):
+            if piece:
+                groups.append(group)
+                rows.append(piece)
         start = end
+    return groups, rows
