@@ -6,6 +6,7 @@ palette of known hex values, which HTML turns into CSS variables so that one dra
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from html import escape
@@ -18,8 +19,9 @@ _DPI = 72.0
 """matplotlib writes SVG in points, 72 an inch: at this resolution one unit is one pixel of the design."""
 
 
+@functools.lru_cache(maxsize=256)
 def draw(panel: Panel, *, themed: bool, text: bool) -> str:
-    """The panel as an `<svg>` element.
+    """The panel as an `<svg>` element; the PDF and the files share one drawing.
 
     Args:
         themed: colours as CSS variables (HTML) rather than as hex values (PDF, files).

@@ -42,6 +42,7 @@ def dots() -> Dots:
 @pytest.mark.parametrize("themed", [True, False])
 def test_panels_are_well_formed_described_and_equal_for_equal_input(panel: Panel, themed: bool) -> None:
     drawing = figures.draw(panel, themed=themed, text=themed)
+    figures.draw.cache_clear()
     assert drawing == figures.draw(panel, themed=themed, text=themed)
     root = ElementTree.fromstring(drawing)
     assert root.attrib["role"] == "img"

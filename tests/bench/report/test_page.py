@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.record import to_line
-from bench.report import build, terminal
+from bench.report import build, figures, terminal
 from bench.report.files import tables
 from bench.report.html import render
 from bench.report.page import compose
@@ -125,6 +125,7 @@ def test_numbers_name_their_records(built: Path, whole: str) -> None:
 
 
 def test_equal_input_gives_equal_bytes(built: Path, tmp_path: Path) -> None:
+    figures.draw.cache_clear()
     again = write(tmp_path)
     names = [path.relative_to(again) for path in build(again)]
     for name in names:
