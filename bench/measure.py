@@ -116,7 +116,8 @@ def _start_or_resume(recipe: Recipe, seed: int, horizon: float, folder: Path) ->
     state = workloads.resume(folder / "checkpoint", recipe)
     if state is None:
         return workloads.start(recipe, seed=seed, horizon=horizon), log
-    log.restore(state.step * recipe.batching.tokens)
+    yielded = state.step - len(state.unread)  # a step whose numbers were not read yet is yielded again
+    log.restore(yielded * recipe.batching.tokens)
     return state, log
 
 
