@@ -159,7 +159,7 @@ def no_interval(described: Mapping[str, Any], otherwise: str) -> str:
     if described["n_seeds"] == 1:
         return "one seed gives no interval"
     if described["bounds"] == [None, None]:
-        return "there is no interval"
+        return "there is no interval, because a part of it was measured only once"
     if None in described["bounds"]:
         return "the interval is open on one side"
     return otherwise
@@ -179,11 +179,16 @@ def sentence(described: Mapping[str, Any], saving: Saving) -> str:
         text += f" {interval(ends)}"
     what = f"{'of the ' if value >= 0 else ''}{WORDS[saving.endpoint]} at equal loss"
     if training is not None and abs(training - value) >= 0.0005:
-        text += f" {what}, preparation included ({percent(training)} without"
+        text += f" {what}, preparation included ({_without(training, value)} without"
         tokens = described["break_even_tokens"]
         text += f"; it pays from {tokens:,.0f} training tokens" if tokens else ""
         return f"{text}; {n})"
     return f"{text} {what} ({n})"
+
+
+def _without(training: float, value: float) -> str:
+    """The saving without preparation, said the same way round as the saving with it."""
+    return percent(training) if value >= 0 else f"{percent(-training)} more"
 
 
 def _censored_words(described: Mapping[str, Any], saving: Saving) -> str:
@@ -224,6 +229,8 @@ def judge_step(study: Study, arm: ArmDesign, scale: str, alpha: float) -> dict[s
     outcome = "SAVES" if (bounds[0] or 0) > 0 else "COSTS" if bounds[1] is not None and bounds[1] < 0 else "UNCLEAR"
     why = f"a token takes {percent(abs(value or 0.0))} {'less' if (value or 0) >= 0 else 'more'} time than with "
     why += f"{study.reference(arm)}, saving {interval(bounds)} ({several(step.n, 'interleaved block')})"
+    if outcome == "UNCLEAR":
+        why += "; " + ("one block gives no interval" if step.se is None else "the interval holds zero")
     return judged | {
         "saving_training": value, "saving_all_in": value, "bounds": bounds, "bounds_adjusted": bounds,
         "n_seeds": 1, "n_blocks": step.n, "sd": finite(step.sd), "df": finite(step.df), "outcome": outcome, "why": why,

@@ -137,7 +137,7 @@ def unfinished(study: Study, cases: list[PlannedCase]) -> str | None:
     if not waiting:
         return None
     labels = listed([case.label for case in waiting])
-    return f"the study is not finished: {len(waiting)} of {several(len(cases), 'case')} have no record ({labels})"
+    return f"the study is not finished: {len(waiting)} of {several(len(cases), 'case')} without a record ({labels})"
 
 
 def _disagreement(study: Study, cases: list[str]) -> str | None:

@@ -80,7 +80,7 @@ SCENARIOS = (
     Scenario("true saving at the claim", {"arms": (claim(0.2),), "seeds": 5}, supported_is_false=True, only="saving"),
     Scenario(
         "two claims, one at the claim", {"arms": (claim(0.3), Planted("two", role="claim", saving=0.2)), "seeds": 5},
-        supported_is_false=True, only="saving",
+        hard=True, supported_is_false=True, only="saving",
     ),
     Scenario("nothing saved", {"arms": (claim(0.0),), "seeds": 5, "layout": "economical"}, supported_is_false=True,
              only="saving"),

@@ -81,10 +81,10 @@ class Effect:
         )  # fmt: skip
 
     def plus(self, other: Effect) -> Effect:
-        """The sum with an independent effect; degrees of freedom after Satterthwaite."""
+        """The sum with an independent effect, over these values; degrees of freedom after Satterthwaite."""
         se, df = combine([(self.se, self.df), (other.se, other.df)])
         return Effect(
-            low=self.low + other.low, high=self.high + other.high, se=se, df=df, n=min(self.n, other.n), sd=self.sd,
+            low=self.low + other.low, high=self.high + other.high, se=se, df=df, n=self.n, sd=self.sd,
             how=self.how,
         )  # fmt: skip
 
