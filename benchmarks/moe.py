@@ -3,10 +3,11 @@
     python benchmarks/moe.py --widths 192,384,512 --tokens 2048,4096
 
 Three sparse layers: `grouped` and `loop` are our two kernels, `naive` is the block one writes first, with indexing, one
-`grouped_mm` a matrix and `index_add`. Each works in a process of its own (they would evict each other's compiled products
-from oneDNN's cache), interleaved there with the dense layer, SwiGLU, in rounds A B B A. Tokens are drawn anew for every
-step, because an expert's number of rows then differs from step to step as it does in training. With one thread the clock
-is the thread's processor time, which neighbours on the machine disturb less than wall time; with more it is wall time.
+`grouped_mm` a matrix and `index_add`. Each works in a process of its own (they would evict each other's compiled
+products from oneDNN's cache), interleaved there with the dense layer, SwiGLU, in rounds A B B A. Tokens are drawn anew
+for every step, because an expert's number of rows then differs from step to step as it does in training. With one
+thread the clock is the thread's processor time, which neighbours on the machine disturb less than wall time; with more
+it is wall time.
 
 Rate = 6 x active weights x tokens / seconds; the ratio is the median over rounds of the rate against the dense layer's.
 """

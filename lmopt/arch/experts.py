@@ -5,7 +5,7 @@ A slot is one token at one of its k experts; S = N x k of them (other letters: s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 ROW_BLOCK = 32
-"""Rows of an expert are multiplied as a multiple of this, and the rest apart. oneDNN compiles a bfloat16 product anew
-for each number of rows, and an expert has another number at every step: without this, products take five times as long
+"""Rows of an expert are multiplied as a multiple of this. oneDNN compiles a bfloat16 product anew for each number of
+rows, and an expert has another number at every step: without this, most products would wait for a compiler
 (docs/techniques/moe.md)."""
 
 Activation = Callable[[Tensor], Tensor]
@@ -116,10 +116,14 @@ def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
     if x_SD.is_cuda:
         return functional.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=ends_E)
     out_SF = x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
-    groups, rows = _pieces(ends_E)
-    weights_DF = weight_EFD.transpose(1, 2).unbind()
-    for group, x, out in zip(groups, x_SD.split(rows), out_SF.split(rows), strict=True):
-        torch.mm(x, weights_DF[group], out=out)
+    weight_DF = weight_EFD.transpose(1, 2).unbind()
+    for group, start, end in _groups(ends_E):
+        rounded = start - (start - end) // ROW_BLOCK * ROW_BLOCK
+        # rows past the end are the next group's, which overwrites them with its own product; the last has no next
+        stops = (rounded,) if rounded <= len(x_SD) else (rounded - ROW_BLOCK, end)
+        for stop in stops:
+            torch.mm(x_SD[start:stop], weight_DF[group], out=out_SF[start:stop])
+            start = stop
     return out_SF
 
 
@@ -133,16 +137,12 @@ def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, dtype: torch.dt
     """grad^T x over the rows of each group: E x F x D, summed and returned in `dtype`; zero for an empty group."""
     if grad_SF.is_cuda:
         return functional.grouped_mm(grad_SF.t(), x_SD, offs=ends_E).to(dtype)
-    out_EFD = grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1], dtype=dtype)
+    out_EFD = _rests(grad_SF, x_SD, ends_E).to(dtype)
     out_FD = out_EFD.unbind()
-    groups, rows = _pieces(ends_E)
-    written = -1
-    for group, grad, x in zip(groups, grad_SF.split(rows), x_SD.split(rows), strict=True):
-        product = torch.mm(grad.t(), x)
-        out_FD[group].add_(product) if group == written else out_FD[group].copy_(product)
-        written = group
-    for group in set(range(len(ends_E))).difference(groups):
-        out_FD[group].zero_()
+    for group, start, end in _groups(ends_E):
+        stop = end - (end - start) % ROW_BLOCK
+        if stop > start:
+            out_FD[group].add_(torch.mm(grad_SF[start:stop].t(), x_SD[start:stop]))
     return out_EFD
 
 
@@ -151,19 +151,20 @@ def _(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, dtype: torch.dtype) -> Tens
     return grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1], dtype=dtype)
 
 
-def _pieces(ends_E: Tensor) -> tuple[list[int], list[int]]:
-    """What to multiply at once, in order: the group of each piece and its rows.
-
-    A group's whole blocks are one piece and its rest another; an empty group has none.
-    """
-    groups: list[int] = []
-    rows: list[int] = []
+def _groups(ends_E: Tensor) -> Iterator[tuple[int, int, int]]:
+    """(group, start, end) of each group that has rows."""
     start = 0
     for group, end in enumerate(ends_E.tolist()):
-        rest = (end - start) % ROW_BLOCK
-        for piece in (end - start - rest, rest):
-            if piece:
-                groups.append(group)
-                rows.append(piece)
+        if end > start:
+            yield group, start, end
         start = end
-    return groups, rows
+
+
+def _rests(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor) -> Tensor:
+    """grad^T x over the rows of each group that do not fill a block, in one batched product: E x F x D."""
+    sizes_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    place_R = torch.arange(ROW_BLOCK, device=ends_E.device)
+    rest_E1 = (sizes_E % ROW_BLOCK)[:, None]
+    row_ER = (ends_E[:, None] - rest_E1 + place_R).clamp_(max=len(x_SD) - 1)
+    grad_ERF = grad_SF[row_ER].mul_((place_R < rest_E1)[..., None])
+    return torch.bmm(grad_ERF.transpose(1, 2), x_SD[row_ER])
