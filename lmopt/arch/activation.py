@@ -28,23 +28,31 @@ def relu2(x: Tensor) -> Tensor:
     return _Relu2.apply(x)
 
 
+NARROW = 512
+"""Halves of fewer columns are taken apart into two contiguous matrices first. Torch's loops start anew at every row of
+a half: on 8,192 x 2 x 256 numbers in bfloat16 both passes took 9.3 ms, with the copies 4.6."""
+
+
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        ctx.save_for_backward(gate_up)
+        halves = gate_up.unflatten(-1, (2, -1)).movedim(-2, 0)
+        if halves.shape[-1] < NARROW:
+            halves = halves.contiguous()
+        ctx.save_for_backward(halves)
+        gate, up = halves
         return functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        (halves,) = ctx.saved_tensors
+        gate, up = halves
+        grad_halves = torch.empty_like(halves)  # in memory as `halves`: taken apart, or side by side as the input was
+        grad_gate, grad_up = grad_halves
         silu = functional.silu(gate)
         torch.mul(grad, silu, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(torch.mul(grad, up, out=silu), gate, grad_input=grad_gate)
-        return grad_gate_up
+        return grad_halves.movedim(0, -2).flatten(-2)
 
 
 class _Relu2(torch.autograd.Function):
