@@ -30,6 +30,10 @@ BYTES_A_TOKEN = 2
 """A token on disk (uint16)."""
 
 
+SAME_HORIZON = 0.02
+"""A claim arm's horizon this close to its claim point is left to the claim point, which joins the arm's curve."""
+
+
 class Estimate(Frozen):
     """What a case is expected to cost here, before it runs."""
 
@@ -210,12 +214,17 @@ def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[floa
     """horizon -> why it is run. A horizon that serves two ends keeps the first."""
     found: dict[float, Purpose] = {}
     is_referred = arm.name in {suite.baseline.name} | {other.against for other in suite.arms}
-    if is_referred or (suite.layout == "full" and arm.role == "claim"):
-        found |= dict.fromkeys(suite.over.horizon, "reference" if is_referred else "variant")
+    if is_referred:
+        found |= dict.fromkeys(suite.over.horizon, "reference")
+    elif suite.layout == "full" and arm.role == "claim":
+        found |= {horizon: "variant" for horizon in suite.over.horizon if horizon <= 1.0}
     else:
         found[1.0] = "variant"
     if arm.role == "claim":
-        found.setdefault(design.claim_points[arm.name][scale.name], "claim_point")
+        point = design.claim_points[arm.name][scale.name]
+        near = [horizon for horizon in found if horizon != 1.0 and abs(horizon - point) <= SAME_HORIZON * point]
+        found = {horizon: purpose for horizon, purpose in found.items() if is_referred or horizon not in near}
+        found.setdefault(point, "claim_point")
     if is_referred and any(other.role == "claim" for other in suite.arms):
         if suite.controls.truncated:
             found[round(1 - suite.hypothesis.saving.at_least, 6)] = "truncated"
