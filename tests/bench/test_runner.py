@@ -20,7 +20,9 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def context(behaviours: dict[str, Behaviour] | None = None, **limits: float) -> RunContext:
-    return RunContext(executor=FakeExecutor(behaviours), display=FakeDisplay(), limits=Limits(**{"time_s": 60.0} | limits))
+    return RunContext(
+        executor=FakeExecutor(behaviours), display=FakeDisplay(), limits=Limits(**{"time_s": 60.0} | limits)
+    )
 
 
 def test_every_case_leaves_one_record_in_order(tmp_path: Path) -> None:
@@ -49,7 +51,10 @@ def test_a_failed_case_has_its_reason_the_others_go_on_and_the_next_run_tries_ag
 
     one, two = case(1), case(2)
     run_cases(tmp_path, plan(one, two), context({one.id: explode}))
-    assert [(r.status, r.reason) for r in read(tmp_path / "records.jsonl")] == [("failed", "ValueError: no"), ("ok", None)]
+    assert [(r.status, r.reason) for r in read(tmp_path / "records.jsonl")] == [
+        ("failed", "ValueError: no"),
+        ("ok", None),
+    ]
     run_cases(tmp_path, plan(one, two), context())
     last = read(tmp_path / "records.jsonl")[-1]
     assert (last.case.id, last.status, last.attempt) == (one.id, "ok", 2)
