@@ -5,6 +5,7 @@ Building, warming up and compiling lie outside the measuring window; so do valid
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -26,7 +27,7 @@ from lmopt.recipe import Recipe
 from lmopt.step import Step
 from lmopt.train.loop import TrainState
 
-CHECKPOINT_EVERY_S = 20.0
+CHECKPOINT_EVERY_S = float(os.environ.get("LMBENCH_CHECKPOINT_EVERY_S", "20"))
 """Training time that a killed process may lose."""
 WARMUP_STEPS = 3
 

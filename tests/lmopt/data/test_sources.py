@@ -175,7 +175,7 @@ def test_pip_is_asked_for_one_wheel_and_nothing_is_installed(tmp_path: Path, mon
 
 
 def test_a_truncated_package_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(clients.CLIENTS, "pypi", lambda name, version, work: _bring(b"whole")(work))  # noqa: ARG005
+    monkeypatch.setitem(clients.CLIENTS, "pypi", lambda name, version, work: _bring(b"whole")(work))
     found = sources.fetch("pypi:x==1.0", tmp_path)
     os.truncate(found.path, 2)
     assert sources.fetch("pypi:x==1.0", tmp_path).path.read_bytes() == b"whole"

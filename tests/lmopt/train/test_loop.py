@@ -117,7 +117,7 @@ def test_divergence_is_an_event_with_its_step(recipe, batches, lag):
 
 def test_an_infinite_gradient_is_divergence_too(recipe, batches):
     state = loop.start(recipe(), seed=0)
-    state.optimizer.step = lambda share: torch.tensor(float("inf"))  # noqa: ARG005
+    state.optimizer.step = lambda share: torch.tensor(float("inf"))
     with pytest.raises(Diverged, match="gradient norm inf"):
         next(loop.train(state, batches()))
 
