@@ -61,7 +61,7 @@ class Suite(Frozen):
     budget: Annotated[str, Field(max_length=60)] | None = None
     """What the whole study may cost: `30min`, `5M tokens` or `1e15 FLOP`; it is cut to what fits."""
     tuned: bool = False
-    """Every arm had the same number of learning-rate trials. Without it, no claim is SUPPORTED or REFUTED."""
+    """Every arm had the same number of learning-rate trials. A confirming study without it decides nothing."""
 
     @model_validator(mode="before")
     @classmethod
