@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.budget import BudgetError, fit, parse_budget
+from bench.forecast import render
+from bench.plan import Case, Machine, Plan, make_plan, run_hash
+from bench.suite import Suite, load_suite
+from lmopt import cost
+
+SUITES = Path(__file__).parent.parent.parent / "suites"
+MACHINE = Machine(machine_class="test", memory_bytes=2**34, disk_bytes=2**40, flops_per_s={"bf16": 1e11, "fp32": 5e10})
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return load_suite(SUITES / "quickstart.yaml")
+
+
+@pytest.fixture(scope="module")
+def plan(suite: Suite) -> Plan:
+    return make_plan(suite, MACHINE)
+
+
+def trainings(plan: Plan, arm: str, seed: int = 0) -> dict[float | None, Case]:
+    return {c.horizon: c for c in plan.cases if c.kind == "train" and c.arm == arm and c.seed == seed}
+
+
+def test_ids_are_unique_and_parents_come_before_their_children(plan: Plan) -> None:
+    seen: set[str] = set()
+    for case in plan.cases:
+        assert case.id not in seen
+        assert set(case.parents) <= seen
+        seen.add(case.id)
+
+
+def test_the_reference_has_every_horizon_and_an_arm_of_the_economical_layout_one(plan: Plan, suite: Suite) -> None:
+    assert set(trainings(plan, "dense")) == set(suite.over.horizon)
+    assert set(trainings(plan, "moe")) == {1.0}
+    assert not trainings(plan, "fp32"), "a timing arm is not trained"
+
+
+def test_the_claim_point_is_the_last_step_that_the_claim_can_pay(plan: Plan, suite: Suite) -> None:
+    point = plan.design.claim_points["all"]["1m"]
+    arm, reference = suite.resolve("all", "1m"), suite.resolve("dense", "1m")
+    allowed = 0.8 * cost.train_flops_per_token(reference).executed * reference.steps(1.0)
+    each = cost.train_flops_per_token(arm).executed
+    assert arm.steps(point) * each <= allowed < (arm.steps(point) + 1) * each
+    assert trainings(plan, "all")[point].purpose == "claim_point"
+
+
+def test_tasks_are_evaluated_at_the_ends_only(plan: Plan) -> None:
+    evaluated = {(c.arm, c.horizon) for c in plan.cases if c.kind == "evaluate"}
+    point = plan.design.claim_points["all"]["1m"]
+    assert evaluated == {("dense", 1.0), ("dense", 0.5), ("dense", 0.8), ("all", point)}
+
+
+def test_arms_with_equal_data_steps_share_their_shards(plan: Plan) -> None:
+    shards = [case for case in plan.cases if case.purpose == "shards"]
+    assert len(shards) == 2
+    (clean,) = (case for case in shards if case.spec["steps"])
+    assert clean.id in trainings(plan, "clean")[1.0].parents
+    assert clean.id in trainings(plan, "all")[1.0].parents
+
+
+def test_arms_are_interleaved_within_a_seed_and_seeds_follow_each_other(plan: Plan) -> None:
+    order = [(c.seed, c.arm) for c in plan.cases if c.kind == "train"]
+    assert [seed for seed, _ in order] == sorted(seed for seed, _ in order)
+    first = [arm for seed, arm in order if seed == 0]
+    assert first[:4] == ["dense", "clean", "moe", "all"]
+
+
+def test_the_full_layout_trains_the_claim_up_to_one_and_lets_the_claim_point_stand_for_its_neighbour() -> None:
+    first = make_plan(load_suite(SUITES / "first.yaml"), MACHINE)
+    point = first.design.claim_points["all"]["2m"]
+    assert set(trainings(first, "all")) == {0.6, point, 1.0}
+    assert set(trainings(first, "dense")) == {0.5, 0.6, 0.8, 1.0, 1.4}
+
+
+def test_the_run_is_named_by_everything_but_the_seeds(suite: Suite) -> None:
+    name = run_hash(suite, "test")
+    assert run_hash(suite.with_over(seed=(0, 1, 2, 3)), "test") == name
+    assert run_hash(suite.with_over(horizon=(1.0,)), "test") != name
+    assert run_hash(suite, "another") != name
+
+
+def test_another_seed_is_another_case_and_known_seeds_keep_their_ids(suite: Suite, plan: Plan) -> None:
+    more = make_plan(suite.with_over(seed=(0, 1, 2)), MACHINE)
+    assert {case.id for case in plan.cases} < {case.id for case in more.cases}
+
+
+def test_what_does_not_fit_says_why_and_shows_in_the_forecast(suite: Suite) -> None:
+    small = make_plan(suite, MACHINE.model_copy(update={"memory_bytes": 10 * 2**20}))
+    misfits = [case for case in small.cases if not case.fits]
+    assert misfits
+    assert all("memory" in (case.reason or "") for case in misfits)
+    assert "does not fit" in render(small)
+
+
+def test_a_plan_reads_back_from_its_json(plan: Plan) -> None:
+    assert Plan.model_validate_json(plan.to_json()) == plan
+
+
+def test_planning_imports_no_torch() -> None:
+    program = (
+        "import sys; from bench.plan import make_plan, Machine; from bench.suite import load_suite\n"
+        f"make_plan(load_suite({str(SUITES / 'quickstart.yaml')!r}), Machine(machine_class='x'))\n"
+        "print([m for m in ('torch', 'pandas', 'matplotlib', 'lm_eval') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+# --- budgets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "kind"),
+    [("30min", 1800, "time_s"), ("90", 90, "time_s"), ("5M tokens", 5e6, "tokens"), ("1e15 FLOP", 1e15, "flops"),
+     ("2h", 7200, "time_s"), ("1 token", 1, "tokens"), ("3T flops", 3e12, "flops")],
+)  # fmt: skip
+def test_amounts_mean_what_a_person_thinks(text: str, amount: float, kind: str) -> None:
+    budget = parse_budget(text)
+    assert (budget.amount, budget.kind) == (amount, kind)
+
+
+@pytest.mark.parametrize("text", ["", "much", "-5min", "0", "5 parsecs", "tokens", "1e15 FLOP/s", "NaN tokens"])
+def test_other_words_are_refused_with_a_hint(text: str) -> None:
+    with pytest.raises(BudgetError, match="hint"):
+        parse_budget(text)
+
+
+def spent(plan: Plan) -> float:
+    return sum(case.estimate.train_flops or 0.0 for case in plan.cases)
+
+
+def test_a_budget_takes_whole_seeds_before_tokens(suite: Suite) -> None:
+    four = suite.with_over(seed=(0, 1, 2, 3))
+    whole = spent(make_plan(four, MACHINE))
+    cut, notes = fit(four, MACHINE, parse_budget(f"{int(0.8 * whole)} flop"))
+    assert cut.over.seed == (0, 1, 2)
+    assert cut.over.scale == four.over.scale
+    assert notes == ["seeds cut to 0, 1, 2"]
+
+
+def test_below_two_seeds_the_tokens_shrink_for_all_arms_alike(suite: Suite) -> None:
+    whole = spent(make_plan(suite, MACHINE))
+    cut, notes = fit(suite, MACHINE, parse_budget(f"{int(0.5 * whole)} flop"))
+    assert cut.over.seed == suite.over.seed
+    assert 0.4 * whole < spent(make_plan(cut, MACHINE)) <= 0.5 * whole
+    assert "tokens cut to" in notes[-1]
+
+
+def test_a_study_that_fits_is_left_alone(suite: Suite) -> None:
+    assert fit(suite, MACHINE, parse_budget("10d")) == (suite, [])
+
+
+def test_what_nothing_fits_is_refused(suite: Suite) -> None:
+    with pytest.raises(BudgetError, match="nothing of this study fits"):
+        fit(suite, MACHINE, parse_budget("1k flop"))
+
+
+def test_a_time_budget_needs_a_calibration(suite: Suite) -> None:
+    with pytest.raises(BudgetError, match="not known here"):
+        fit(suite, Machine(machine_class="x"), parse_budget("1s"))
