@@ -26,7 +26,7 @@ def section(study: RunFolder) -> Section:
         ("One-sided error of each test", words(f"{alpha:g}", small=halved)),
         ("Printed intervals", words(f"{level_words(study)}, two-sided")),
         ("Tuning", words("the same number of trials for every arm" if design.tuned else
-                         "arms were not tuned with equal effort: no claim can be settled")),
+                         "arms were not tuned with equal effort: a confirming study would settle nothing")),
         ("Looks at the data", words(str(len(study.looks)) if study.looks else "none recorded")),
         ("Preparation is charged against", words("the largest horizon" if hypothesis.budget is None else
                                                  numbers.si(hypothesis.budget) + " tokens")),
