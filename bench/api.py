@@ -77,6 +77,7 @@ def this_machine(*, calibrate: bool) -> Machine:
         memory_bytes=machine.available_memory_bytes(),
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},
+        peak_flops_per_s=dict(speeds.peak_flops_per_s) if speeds and not speeds.busy else {},
     )
 
 
@@ -126,6 +127,7 @@ def run(
             limits=runner.Limits(time_s=loaded.limits.case_time, memory_bytes=loaded.limits.case_memory),
             commit=found["machine"].get("commit"),
             env=found["env"],
+            flops_per_s_peak=machine.peak_flops_per_s,
             idle_power_w=idle_power_w("cuda" if found["machine"]["gpus"] else "cpu"),
         )
         runner.run_cases(folder, planned, context)

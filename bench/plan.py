@@ -83,6 +83,8 @@ class Machine(Frozen):
     disk_bytes: int | None = None
     flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
     """Sustained training FLOP/s by precision (`fp32`, `bf16`); empty before a calibration."""
+    peak_flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
+    """Best measured rate of a matrix product by precision; empty where it was not measured undisturbed."""
 
 
 class ArmFacts(Frozen):
