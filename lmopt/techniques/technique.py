@@ -1,0 +1,67 @@
+"""What every technique is: frozen plain data that names the function which builds its working part.
+
+A package outside this one adds a technique by an entry point in the group `lmbench.techniques` whose name is
+`SEAM.KIND` (for example `ffn.mine`) and whose value is its config class; the class joins the union of that seam.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lmopt.quantities import Count
+
+ENTRY_POINT_GROUP = "lmbench.techniques"
+MAX_LAYERS = 1024
+MAX_WIDTH = 131_072
+MAX_CONTEXT = 16_777_216
+
+Positive = Annotated[Count, Field(gt=0)]
+
+
+class Plain(BaseModel):
+    """Frozen data: unknown keys are refused, docstrings under fields become descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Technique(Plain):
+    """A choice at one seam. `builder` is `module:function`, imported when the run needs it."""
+
+    builder: ClassVar[str]
+
+
+def builder(technique: Technique) -> Callable[..., Any]:
+    """The function that turns a technique's description into the working part.
+
+    Raises:
+        LookupError: the module or function named by the description is not there.
+    """
+    module, _, function = type(technique).builder.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise LookupError(f"technique {technique!r}: cannot load its builder {module}:{function} ({error})") from error
+
+
+@functools.cache
+def plugins(seam: str) -> tuple[type[Technique], ...]:
+    """Techniques that other installed packages offer at `seam`. A broken one is skipped; `doctor` names it."""
+    found: list[type[Technique]] = []
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name.partition(".")[0] != seam:
+            continue
+        try:
+            config = entry.load()
+        except Exception:  # noqa: BLE001 - foreign code: whatever it raises must not break every suite
+            continue
+        if isinstance(config, type) and issubclass(config, Technique):
+            found.append(config)
+    return tuple(found)
