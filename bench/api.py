@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.casefolder import write_atomically
-from bench.plan import Machine, Plan, make_plan
+from bench.estimate import Machine
+from bench.plan import Plan, make_plan
 from bench.suite import Suite, load_suite
 
 if TYPE_CHECKING:

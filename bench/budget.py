@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.plan import Machine, Plan, make_plan
+from bench.estimate import Machine
+from bench.plan import Plan, make_plan
 from bench.suite import Suite
 from lmopt.quantities import human_count, human_seconds, parse_count, parse_duration_s
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bench.case import Case
 from bench.design import Frozen
-from bench.plan import Case
 from bench.record import Reading
 
 PROGRESS_EVERY_S = 0.5

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from bench.plan import Case, Plan
+from bench.case import Case
+from bench.plan import Plan
 from bench.record import Record
 from lmopt.quantities import human_bytes, human_count, human_seconds
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.plan import Case, Plan
+from bench.case import Case
+from bench.plan import Plan
 from lmopt.quantities import human_bytes, human_count, human_seconds
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from bench import budget as budgets
 from bench import calibrate, source
 from bench.budget import Budget, BudgetError, parse_budget
+from bench.estimate import Machine
 from bench.findings import validate
-from bench.plan import Machine, make_plan
+from bench.plan import make_plan
 from bench.problems import Problem, SuiteError
 from bench.suite import Suite
 from lmopt import cost

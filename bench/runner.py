@@ -20,9 +20,10 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from bench.case import Case
 from bench.casefolder import Job, Outcome, read_progress, write_atomically
 from bench.executors import Executor, Exit, Running
-from bench.plan import Case, Plan
+from bench.plan import Plan
 from bench.process import signal_name
 from bench.record import CaseKey, Record, append, read
 

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bench.case import Case
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.design import ArmDesign, Design
 from bench.executors import Exit
-from bench.plan import Case, Plan
+from bench.plan import Plan
 from bench.record import Record, reading
 
 Behaviour = Callable[[Job, Path], Exit | None]

@@ -8,8 +8,9 @@ import pytest
 
 from bench import calibrate
 from bench import init as initiating
+from bench.estimate import Machine
 from bench.init import NOMINAL_FLOPS_PER_S, init, learning_rate
-from bench.plan import Machine, make_plan
+from bench.plan import make_plan
 from bench.problems import SuiteError
 from bench.suite import Suite, check, load_suite
 from lmopt import cost

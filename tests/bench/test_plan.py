@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.budget import BudgetError, fit, parse_budget
+from bench.case import Case
+from bench.estimate import Machine
 from bench.forecast import render
-from bench.plan import Case, Machine, Plan, make_plan, run_hash
+from bench.plan import Plan, make_plan, run_hash
 from bench.suite import Suite, load_suite
 from lmopt import cost
 
@@ -107,7 +109,8 @@ def test_a_plan_reads_back_from_its_json(plan: Plan) -> None:
 
 def test_planning_imports_no_torch() -> None:
     program = (
-        "import sys; from bench.plan import make_plan, Machine; from bench.suite import load_suite\n"
+        "import sys; from bench.plan import make_plan\n"
+        "from bench.estimate import Machine; from bench.suite import load_suite\n"
         f"make_plan(load_suite({str(SUITES / 'quickstart.yaml')!r}), Machine(machine_class='x'))\n"
         "print([m for m in ('torch', 'pandas', 'matplotlib', 'lm_eval') if m in sys.modules])"
     )

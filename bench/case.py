@@ -1,0 +1,74 @@
+"""One unit of work: what it computes, what it builds on, what it is expected to cost.
+
+A case is known by a hash of its content, so that the same work has the same id in every plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bench.design import Frozen
+from bench.record import CaseKind
+from lmopt.recipe import Recipe
+
+Purpose = Literal[
+    "corpus", "shards", "reference", "variant", "claim_point", "truncated", "half", "smaller", "timing", "evaluate"
+]
+
+
+class Estimate(Frozen):
+    """What a case is expected to cost here, before it runs."""
+
+    train_flops: float | None = None
+    peak_memory_bytes: int | None = None
+    time_s: float | None = None
+    disk_bytes: int | None = None
+
+
+class Case(Frozen):
+    """One unit of work, identified by what it computes."""
+
+    id: str
+    kind: CaseKind
+    arm: str
+    scale: str | None = None
+    seed: int | None = None
+    horizon: float | None = None
+    parents: tuple[str, ...] = ()
+    purpose: Purpose
+    recipe: Recipe | None = None
+    spec: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What the kind needs beside the recipe: a stage, tasks, timing blocks."""
+    estimate: Estimate = Estimate()
+    fits: bool = True
+    reason: str | None = None
+    """Why it does not fit this machine."""
+
+    @property
+    def label(self) -> str:
+        """Short name for people: `train moe/s seed 0 x1.0`."""
+        parts = [self.kind if self.purpose not in ("corpus", "shards") else self.purpose, self.arm]
+        if self.scale is not None:
+            parts[1] += f"/{self.scale}"
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        if self.horizon is not None:
+            parts.append(f"x{self.horizon:g}")
+        return " ".join(parts)
+
+
+def canonical_hash(value: Any, digits: int) -> str:
+    """The first hex digits of the SHA-256 of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def identify(case: Case) -> Case:
+    """Fill in the id: a hash of what is computed, not of what the arm is called."""
+    recipe = None if case.recipe is None else case.recipe.model_dump(mode="json")
+    content = [case.kind, recipe, case.spec, case.scale, case.seed, case.horizon, list(case.parents)]
+    return case.model_copy(update={"id": canonical_hash(content, 16)})

@@ -1,0 +1,79 @@
+"""What a case will cost on a machine, in closed form, and whether it fits there.
+
+No torch: costs come from `lmopt.cost` and, where one was made, from a short calibration of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import Field
+
+from bench.case import Case, Estimate
+from bench.design import Frozen
+from bench.expansion import flops_per_step
+from bench.suite import Suite
+from lmopt import cost
+from lmopt.recipe import Recipe
+
+CHECKPOINT_COPIES = 3
+"""Weights and two Adam moments, each in float32."""
+
+
+class Machine(Frozen):
+    """What planning needs to know of a machine."""
+
+    machine_class: str
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
+    """Sustained training FLOP/s by precision (`fp32`, `bf16`); empty before a calibration."""
+    peak_flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
+    """Best measured rate of a matrix product by precision; empty where it was not measured undisturbed."""
+
+
+def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
+    """The case with its estimate, and with the reason where it does not fit the machine."""
+    estimate = _estimate(case, suite, machine)
+    limit = min(filter(None, (suite.limits.case_memory, machine.memory_bytes)), default=None)
+    reason = None
+    if limit and estimate.peak_memory_bytes and estimate.peak_memory_bytes > limit:
+        reason = (
+            f"needs about {estimate.peak_memory_bytes / 2**30:.1f} GiB of memory, {limit / 2**30:.1f} GiB are there; "
+            "hint: lower batching.micro_sequences or the scale"
+        )
+    elif machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
+        reason = (
+            f"needs about {estimate.disk_bytes / 2**30:.1f} GiB of disk, {machine.disk_bytes / 2**30:.1f} GiB are free"
+        )
+    return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
+
+
+def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
+    if case.recipe is None:
+        return Estimate()
+    memory_bytes = cost.peak_memory_bytes(case.recipe)
+    disk_bytes = 4 * CHECKPOINT_COPIES * cost.parameters(case.recipe).total
+    speed = machine.flops_per_s.get(case.recipe.precision.kind)
+    if case.kind == "train":
+        assert case.horizon is not None
+        flops = flops_per_step(case.recipe) * case.recipe.steps(case.horizon)
+        time_s = flops / speed if speed else None
+        return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
+    if case.kind == "timing":
+        reference = Recipe.model_validate(case.spec["reference"])
+        steps = suite.timing.blocks * suite.timing.steps
+        time_s = _timing_time_s(steps, (case.recipe, reference), machine)
+        memory_bytes += cost.peak_memory_bytes(reference)
+        return Estimate(peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=0)
+    return Estimate(peak_memory_bytes=memory_bytes, disk_bytes=0)
+
+
+def _timing_time_s(steps: int, recipes: Iterable[Recipe], machine: Machine) -> float | None:
+    total_s = 0.0
+    for recipe in recipes:
+        speed = machine.flops_per_s.get(recipe.precision.kind)
+        if not speed:
+            return None
+        total_s += steps * flops_per_step(recipe) / speed
+    return total_s

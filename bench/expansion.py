@@ -1,0 +1,129 @@
+"""Suite -> cases: what has to be run to compare the arms, and why each of them.
+
+In no order yet but that parents come before their children; what a case costs is not asked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from bench.case import Case, Purpose, canonical_hash, identify
+from bench.design import Design
+from bench.suite import Arm, Scale, Suite
+from lmopt import cost
+from lmopt.recipe import Recipe
+
+SAME_HORIZON = 0.02
+"""A claim arm's horizon this close to its claim point is left to the claim point, which joins the arm's curve."""
+
+
+def with_claim_points(suite: Suite) -> Design:
+    """The design, with the horizon at which each claim arm has spent (1 - at_least) of the reference's FLOPs."""
+    design = suite.design()
+    points = {
+        arm.name: {scale.name: _claim_horizon(suite, arm, scale) for scale in suite.over.scale}
+        for arm in suite.arms
+        if arm.role == "claim"
+    }
+    return design.model_copy(update={"claim_points": points})
+
+
+def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
+    recipe = suite.resolve(arm.name, scale.name)
+    reference = suite.resolve(arm.against or suite.baseline.name, scale.name)
+    allowed_flops = (1 - suite.hypothesis.saving.at_least) * flops_per_step(reference) * reference.steps(1.0)
+    steps = max(1, int(allowed_flops / flops_per_step(recipe)))
+    return round(steps * recipe.batching.tokens / recipe.tokens, 6)
+
+
+def flops_per_step(recipe: Recipe) -> float:
+    """Training FLOPs of one optimizer step, as executed."""
+    return cost.train_flops_per_token(recipe).executed * recipe.batching.tokens
+
+
+def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
+    """Every case of the study; parents come before their children."""
+    corpus = _corpus_case(suite)
+    yield corpus
+    shards: dict[str, Case] = {}
+    for arm in suite.all_arms():
+        steps = [step.model_dump(mode="json") for step in suite.resolve(arm.name, suite.over.scale[0].name).data]
+        key = canonical_hash(steps, 16)
+        if key not in shards:
+            shards[key] = identify(
+                Case(id="", kind="prepare", arm=arm.name, purpose="shards", parents=(corpus.id,),
+                     spec={"stage": "shards", "steps": steps})
+            )  # fmt: skip
+            yield shards[key]
+    for arm, scale in product(suite.all_arms(), suite.over.scale):
+        recipe = suite.resolve(arm.name, scale.name)
+        data = shards[canonical_hash([step.model_dump(mode="json") for step in recipe.data], 16)]
+        yield from _arm_cases(suite, design, arm, scale, recipe, data)
+
+
+def _corpus_case(suite: Suite) -> Case:
+    spec = {"stage": "corpus", "data": suite.data.model_dump(mode="json")}
+    return identify(Case(id="", kind="prepare", arm=suite.baseline.name, purpose="corpus", spec=spec))
+
+
+def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
+    is_reference = arm.name == suite.baseline.name
+    if not is_reference:
+        yield _timing_case(suite, arm, scale, recipe, data)
+    if arm.role == "timing":
+        return
+    for (horizon, purpose), seed in product(_horizons(suite, design, arm, scale).items(), suite.over.seed):
+        train = identify(
+            Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
+                 parents=(data.id, *data.parents), purpose=purpose, recipe=recipe)
+        )  # fmt: skip
+        yield train
+        if suite.evaluate.tasks and _is_evaluated(suite, purpose, horizon):
+            yield identify(
+                Case(id="", kind="evaluate", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
+                     parents=(train.id, *data.parents), purpose="evaluate", recipe=recipe,
+                     spec={"tasks": list(suite.evaluate.tasks), "limit": suite.evaluate.limit})
+            )  # fmt: skip
+
+
+def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[float, Purpose]:
+    """horizon -> why it is run. A horizon that serves two ends keeps the first."""
+    found: dict[float, Purpose] = {}
+    is_referred = arm.name in {suite.baseline.name} | {other.against for other in suite.arms}
+    if is_referred:
+        found |= dict.fromkeys(suite.over.horizon, "reference")
+    elif suite.layout == "full" and arm.role == "claim":
+        found |= {horizon: "variant" for horizon in suite.over.horizon if horizon <= 1.0}
+    else:
+        found[1.0] = "variant"
+    if arm.role == "claim":
+        point = design.claim_points[arm.name][scale.name]
+        near = [horizon for horizon in found if horizon != 1.0 and abs(horizon - point) <= SAME_HORIZON * point]
+        found = {horizon: purpose for horizon, purpose in found.items() if is_referred or horizon not in near}
+        found.setdefault(point, "claim_point")
+    if is_referred and any(other.role == "claim" for other in suite.arms):
+        if suite.controls.truncated:
+            found[round(1 - suite.hypothesis.saving.at_least, 6)] = "truncated"
+        if suite.controls.half:
+            found[0.5] = "half"
+    return found
+
+
+def _is_evaluated(suite: Suite, purpose: Purpose, horizon: float) -> bool:
+    if suite.evaluate.when == "every":
+        return True
+    return purpose in ("claim_point", "truncated", "half") or (purpose == "reference" and horizon == 1.0)
+
+
+def _timing_case(suite: Suite, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Case:
+    against = arm.against or suite.baseline.name
+    spec = {
+        "against": against,
+        "reference": suite.resolve(against, scale.name).model_dump(mode="json"),
+        **suite.timing.model_dump(mode="json"),
+    }
+    return identify(
+        Case(id="", kind="timing", arm=arm.name, scale=scale.name, seed=suite.over.seed[0], parents=(data.id,),
+             purpose="timing", recipe=recipe, spec=spec)
+    )  # fmt: skip
