@@ -28,6 +28,7 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_controls(draft), *_gate(draft), *_tasks(draft), *_budget(draft),
+        *_planted(draft),
     ]  # fmt: skip
     return found + (list(_files(draft)) if look_at_files else [])
 
@@ -229,6 +230,19 @@ def _budget(draft: Draft) -> Iterator[Finding]:
             parse_budget(budget)
         except BudgetError as error:
             yield Finding(("budget",), *split_hint(str(error)))
+
+
+def _planted(draft: Draft) -> Iterator[Finding]:
+    """A planted effect is for self-tests: in any other study it would be a strawman."""
+    if draft.data.get("purpose") == "selftest":
+        return
+    for variant in draft.variants:
+        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        if value_of(holder, "ffn", "kind") == "wasteful":
+            message = "`wasteful` does work for nothing, to plant an effect that is known"
+            yield Finding(
+                (*variant.path, inside, "ffn", "kind"), message, "only a suite of `purpose: selftest` may use it"
+            )
 
 
 def _files(draft: Draft) -> Iterator[Finding]:

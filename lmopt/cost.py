@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmopt.recipe import Moe, Recipe, Relu2, SwiGlu
+from lmopt.recipe import Moe, Recipe, Relu2, SwiGlu, Wasteful
 
 ATTENTION_BACKWARD_EXECUTED = 2.5
 """Backward over forward of a fused attention kernel: five products against two, because it computes the scores again
@@ -94,6 +94,11 @@ def ffn_cost(ffn: object, width: int) -> FfnCost:
             matrices = 3 if isinstance(ffn, SwiGlu) else 2
             weights = matrices * width * hidden
             return FfnCost(weights, weights, 2 * weights, activations_per_token=width + matrices * hidden)
+        case Wasteful():
+            living, dead = (ffn_cost(SwiGlu(hidden=hidden), width) for hidden in (ffn.hidden_for(width), ffn.dead))
+            weights = living.parameters_total + dead.parameters_total
+            activations = living.activations_per_token + dead.activations_per_token
+            return FfnCost(weights, weights, 2 * weights, activations_per_token=activations)
         case Moe():
             hidden = ffn.hidden_for(width)
             matrices = 3 if ffn.activation == "swiglu" else 2

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from lmopt.quantities import Count
 from lmopt.techniques.batching import FixedBatch
 from lmopt.techniques.datastep import ExactDedup, NearDedup
-from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu
+from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.optimizer import AdamW, Cosine
 from lmopt.techniques.precision import Bf16, Fp32
 from lmopt.techniques.technique import (
@@ -35,7 +35,7 @@ from lmopt.techniques.technique import (
 __all__ = [
     "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "Batching", "Bf16", "Cosine",
     "DataStep", "ExactDedup", "Ffn", "FixedBatch", "Fp32", "Model", "Moe", "NearDedup", "Optimizer", "Plain",
-    "Positive", "Precision", "Recipe", "Relu2", "Schedule", "SwiGlu", "Technique", "builder", "plugins", "techniques",
+    "Positive", "Precision", "Recipe", "Relu2", "Schedule", "SwiGlu", "Technique", "Wasteful", "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def _union(seam: str, *own: type[Technique]) -> Any:
     return Annotated[functools.reduce(operator.or_, members), Field(discriminator="kind")]
 
 
-Ffn = _union("ffn", SwiGlu, Relu2, Moe)
+Ffn = _union("ffn", SwiGlu, Relu2, Moe, Wasteful)
 Precision = _union("precision", Fp32, Bf16)
 Optimizer = _union("optimizer", AdamW)
 Schedule = _union("schedule", Cosine)

@@ -69,3 +69,22 @@ class Moe(Technique):
         if self.top_k > self.experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed experts ({self.experts})")
         return self
+
+
+class Wasteful(Technique):
+    """SwiGLU beside a dead branch, whose output is computed and thrown away. For self-tests of the harness only.
+
+    The branch costs FLOPs and time and changes neither the loss nor any gradient: an arm without it saves a share that
+    is known in advance.
+    """
+
+    builder: ClassVar[str] = "lmopt.arch.wasteful:build"
+    kind: Literal["wasteful"] = "wasteful"
+    hidden: Annotated[Positive, Field(le=4 * MAX_WIDTH)] | None = None
+    """Inner width of the living branch. Default: as `swiglu`."""
+    dead: Annotated[Positive, Field(le=4 * MAX_WIDTH)]
+    """Inner width of the dead branch."""
+
+    def hidden_for(self, width: int) -> int:
+        """Inner width of the living branch in a model of this width."""
+        return SwiGlu(hidden=self.hidden).hidden_for(width)

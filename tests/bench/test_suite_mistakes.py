@@ -26,6 +26,12 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "unknown key `lr`",
         "`lr` belongs inside `optimizer`",
     ),
+    "planted effect": (
+        (MOE, "change: {ffn: {kind: wasteful, dead: 8}}"),
+        "13:26",
+        "does work for nothing",
+        "only a suite of `purpose: selftest`",
+    ),
     "unknown kind": ((MOE, "change: {ffn: {kind: mo}}"), "13:26", "unknown kind 'mo'", "did you mean `moe`?"),
     "kind without its mapping": (
         ("{kind: fp32}", "fp32"),

@@ -14,7 +14,7 @@ from bench.instruments import flops
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.transformer import build
-from lmopt.recipe import Fp32, Model, Moe, Recipe, Relu2, SwiGlu
+from lmopt.recipe import Fp32, Model, Moe, Recipe, Relu2, SwiGlu, Wasteful
 
 
 def recipe(ffn, length=16, **shape) -> Recipe:
@@ -25,6 +25,7 @@ def recipe(ffn, length=16, **shape) -> Recipe:
 KINDS = {
     "swiglu": recipe(SwiGlu()),
     "relu2": recipe(Relu2()),
+    "wasteful": recipe(Wasteful(dead=40)),
     "moe": recipe(Moe(experts=4, top_k=2, hidden=8)),
     "moe-loop": recipe(Moe(experts=4, top_k=2, hidden=8, kernel="loop")),
     "moe-top1": recipe(Moe(experts=4, top_k=1, hidden=8, activation="relu2")),
