@@ -191,11 +191,18 @@ def report(run: Path | str) -> list[Path]:
     return build(Path(run))
 
 
-def gate(run: Path | str, baseline: Path | str, *, update: bool = False) -> GateResult:
-    """Compare a run with a stored baseline: passed, regressed, or could not measure."""
+def gate(run: Path | str, baseline: Path | str, *, update: bool = False, noise: Path | str | None = None) -> GateResult:
+    """Compare a run with a stored baseline: passed, regressed, or could not measure.
+
+    Args:
+        run: the run folder.
+        baseline: the baseline file; with `update` it is written from the run, and nothing is compared.
+        update: store this run's values.
+        noise: with `update`, an A/A run from whose scatter noisy rules take their floors.
+    """
     from bench.gate import gate as against_baseline
 
-    return against_baseline(Path(run), Path(baseline), update=update)
+    return against_baseline(Path(run), Path(baseline), update=update, noise=Path(noise) if noise else None)
 
 
 def compare(*runs: Path | str) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bench.design import Design, GateRule
 from bench.metrics import Metric, find
 from bench.record import Record
+from bench.stats.noise import pooled
 from bench.study import Study, same_horizon
 
 SCHEMA = 1
@@ -36,6 +38,16 @@ class Cell(_Stored):
     """Repeated readings inside one case (interleaved blocks), where the case has no seeds to repeat over."""
 
 
+class Floor(_Stored):
+    """What an A/A run says of a metric: runs that differ in nothing but their initial weights scatter by this much."""
+
+    sd: float
+    """Standard deviation of ln(metric) of one run."""
+    df: int
+    run: str
+    """The A/A run."""
+
+
 class Baseline(_Stored):
     """Everything a run is compared with."""
 
@@ -46,6 +58,8 @@ class Baseline(_Stored):
     commit: str | None = None
     metrics: dict[str, dict[str, Cell]]
     """metric -> case (`train all/s x1`) -> its values."""
+    noise: dict[str, Floor] = Field(default_factory=dict[str, Floor])
+    """metric -> its scatter in an A/A run, from which noisy rules take their floor; empty: the rules state it."""
 
 
 def cells(study: Study, metric: Metric, rule: GateRule) -> dict[str, Cell]:
@@ -91,16 +105,54 @@ def _samples(record: Record, metric: str) -> tuple[float, ...]:
     return tuple(arm / reference if metric == "step_time_ratio" else arm for arm, reference in pairs)
 
 
-def of(study: Study) -> Baseline:
-    """The values of a study that its gate rules are about."""
+def of(study: Study, noise: Mapping[str, Floor] | None = None) -> Baseline:
+    """The values of a study that its gate rules are about, with the noise to hold against them."""
     metrics: dict[str, dict[str, Cell]] = {}
     for rule in study.design.gate:
         metrics.setdefault(rule.metric, {}).update(cells(study, find(rule.metric), rule))
     commits = {record.commit for record in study.records.values()}
     return Baseline(
         schema=SCHEMA, suite=study.design.suite, run=study.run, machine_class=study.machine_class,
-        commit=commits.pop() if len(commits) == 1 else None, metrics=metrics,
+        commit=commits.pop() if len(commits) == 1 else None, metrics=metrics, noise=dict(noise or {}),
     )  # fmt: skip
+
+
+def noise_of(study: Study, metrics: Sequence[str]) -> dict[str, Floor]:
+    """The scatter of metrics over the arms of an A/A study, pooled over its seeds and scales at horizon 1.0.
+
+    A metric that its trainings do not hold (a timing's) is left to the floor of its rule.
+
+    Raises:
+        BaselineError: no arm differs from the baseline by its initialisation alone, or no metric has enough values.
+    """
+    alike = [study.design.baseline, *(arm.name for arm in study.design.arms if _is_placebo(study, arm.name))]
+    if len(alike) < 2:
+        raise BaselineError(
+            f"run {study.run} of {study.design.suite} holds no A/A arm, so it says nothing about noise; "
+            "hint: give a run of suites/aa.yaml, or an arm `change: {model: {init_stream: 1}}`"
+        )
+    found: dict[str, Floor] = {}
+    for name in metrics:
+        metric = find(name)
+        groups: dict[object, list[float]] = {}
+        for arm, scale, seed in product(alike, study.design.scales, study.design.seeds):
+            record = study.at("train", arm, scale, seed, 1.0)
+            value = metric.of(record) if record is not None and record.status == "ok" else None
+            if value is not None:
+                groups.setdefault((scale, seed), []).append(value)
+        noise = pooled(groups)
+        if noise is not None:
+            found[name] = Floor(sd=noise.sd, df=noise.df, run=f"{study.design.suite}/{study.run}")
+    if not found:
+        listed = ", ".join(metrics) or "any noisy rule"
+        raise BaselineError(f"run {study.run} of {study.design.suite} holds too few values of {listed} to tell noise")
+    return found
+
+
+def _is_placebo(study: Study, arm: str) -> bool:
+    """Whether an arm differs from the baseline in the draw of its initial weights and in nothing else."""
+    changes = [str(facts.get("change", "")) for facts in study.facts.get(arm, {}).values()]
+    return bool(changes) and all(change.startswith("model.init_stream:") and ";" not in change for change in changes)
 
 
 def without_value(study: Study, design: Design) -> Iterable[GateRule]:

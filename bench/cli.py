@@ -156,7 +156,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _gate(arguments: argparse.Namespace) -> int:
     from bench import api
 
-    result = api.gate(arguments.run, arguments.baseline, update=arguments.update)
+    if arguments.noise and not arguments.update:
+        print("lmbench gate: --noise is stored with a baseline\nhint: add --update", file=sys.stderr)
+        return 2
+    result = api.gate(arguments.run, arguments.baseline, update=arguments.update, noise=arguments.noise)
     if arguments.junit:
         arguments.junit.write_text(result.to_junit(), encoding="utf-8")
     if arguments.markdown:
@@ -247,6 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("run", type=Path, metavar="RUN")
     gate.add_argument("--baseline", type=Path, required=True, metavar="FILE")
     gate.add_argument("--update", action="store_true", help="write this run's values to the baseline file")
+    gate.add_argument(
+        "--noise", type=Path, metavar="RUN", help="with --update: an A/A run, whose scatter sets the floors"
+    )
     gate.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
     gate.add_argument("--markdown", type=Path, metavar="FILE", help="also write Markdown for a pull request")
     _add_json(gate)

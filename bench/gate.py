@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import baseline as stored
-from bench.baseline import Baseline, BaselineError, Cell
+from bench.baseline import Baseline, BaselineError, Cell, Floor
 from bench.design import GateRule
 from bench.gatereport import Check, GateResult
 from bench.metrics import Metric, UnknownMetric, find
 from bench.record import RecordError
 from bench.stats.effect import Effect, combine, mean_of
+from bench.stats.noise import Noise
 from bench.stats.power import detectable
 from bench.study import Study, StudyError, load
 from bench.words import interval, percent
@@ -26,25 +27,26 @@ FLOP_METRICS = ("train_flops", "train_model_flops", "train_flops_per_token", "in
 """Refused where the independent counts disagree."""
 
 
-def gate(run: Path, baseline: Path, *, update: bool = False) -> GateResult:
+def gate(run: Path, baseline: Path, *, update: bool = False, noise: Path | None = None) -> GateResult:
     """Compare a run with a baseline file, or write that file from the run.
 
     Args:
         run: the run folder.
         baseline: the baseline file; with `update` it is written, and nothing is compared.
         update: store this run's values.
+        noise: with `update`, an A/A run whose scatter replaces the floors of noisy rules.
 
     Returns:
         What was found; unreadable, edited or empty records and a broken baseline are `could not measure`.
     """
     try:
         study = load(run)
-        return _store(study, baseline) if update else compare(study, stored.read(baseline))
+        return _store(study, baseline, noise) if update else compare(study, stored.read(baseline))
     except (RecordError, StudyError, BaselineError, UnknownMetric) as error:
         return GateResult(suite=run.name, problems=(str(error),))
 
 
-def _store(study: Study, path: Path) -> GateResult:
+def _store(study: Study, path: Path, noise: Path | None) -> GateResult:
     suite = study.design.suite
     if not study.design.gate:
         return GateResult(suite=suite, problems=(NO_RULES,))
@@ -52,8 +54,20 @@ def _store(study: Study, path: Path) -> GateResult:
     if unmeasured:
         problem = f"nothing was stored: the run holds no value of {', '.join(unmeasured)}"
         return GateResult(suite=suite, problems=(problem,))
-    stored.write(path, stored.of(study))
-    return GateResult(suite=suite, notes=(f"stored this run's values in {path}",), updated=True)
+    floors = stored.noise_of(load(noise), _noisy_metrics(study)) if noise is not None else {}
+    stored.write(path, stored.of(study, floors))
+    notes = [f"stored this run's values in {path}"]
+    notes += [f"noise of {name}: {percent(floor.sd, 2)} a run, from {floor.run}" for name, floor in floors.items()]
+    return GateResult(suite=suite, notes=tuple(notes), updated=True)
+
+
+def _noisy_metrics(study: Study) -> list[str]:
+    """Metrics of the rules that compare by interval and floor."""
+    return list(dict.fromkeys(rule.metric for rule in study.design.gate if not _is_exact(rule, find(rule.metric))))
+
+
+def _is_exact(rule: GateRule, metric: Metric) -> bool:
+    return rule.kind == "exact" if rule.kind else metric.exact
 
 
 NO_RULES = "the suite has no gate rules, so nothing can be said; hint: add `gate: [{metric: train_flops_per_token}]`"
@@ -80,7 +94,8 @@ def compare(study: Study, baseline: Baseline) -> GateResult:
 
 def _apply(study: Study, baseline: Baseline, rule: GateRule, same_machine: bool) -> Iterator[Check]:
     metric = find(rule.metric)
-    exact = rule.kind == "exact" if rule.kind else metric.exact
+    exact = _is_exact(rule, metric)
+    noise = baseline.noise.get(rule.metric)
     if not exact and not same_machine:
         yield Check(rule, "", "skipped", "noisy, and the baseline is from another machine")
         return
@@ -101,7 +116,7 @@ def _apply(study: Study, baseline: Baseline, rule: GateRule, same_machine: bool)
         elif exact:
             yield _exact(rule, metric, name, before[name], after[name])
         else:
-            yield _noisy(rule, metric, name, before[name], after[name], study.design.hypothesis.alpha)
+            yield _noisy(rule, metric, name, (before[name], after[name]), study.design.hypothesis.alpha, noise)
 
 
 def _concerns(cell: str, rule: GateRule) -> bool:
@@ -176,26 +191,32 @@ def _pairs(before: Cell, after: Cell) -> list[tuple[str, float, float]]:
     return [(stored.WITHOUT_SEED, ones.pop(), twos.pop())] if len(ones) == len(twos) == 1 else []
 
 
-def _noisy(rule: GateRule, metric: Metric, name: str, before: Cell, after: Cell, alpha: float) -> Check:
-    effect = _worsening(metric, before, after)
+def _noisy(
+    rule: GateRule, metric: Metric, name: str, cells: tuple[Cell, Cell], alpha: float, noise: Floor | None
+) -> Check:
+    effect = _worsening(metric, *cells)
     if effect is None:
         return Check(rule, name, "could not measure", "no seed is in both")
-    one, two = (math.fsum(cell.values.values()) / len(cell.values) for cell in (before, after))
-    worse = effect.low
-    bounds = [None if effect.se is None else effect.lower(alpha), None if effect.se is None else effect.upper(alpha)]
+    one, two = (math.fsum(cell.values.values()) / len(cell.values) for cell in cells)
+    worse, lower, upper = effect.low, effect.lower(alpha), effect.upper(alpha)
+    floor, source = rule.floor, ""
+    if noise is not None:
+        floor, source = Noise(noise.sd, noise.df).floor(effect.n, alpha), f" of chance, after {noise.run}"
+    bounds = [None, None] if effect.se is None else [lower, upper]
     direction = "worse" if worse >= 0 else "better"
     told = f"{one:.6g} -> {two:.6g}{_unit(metric)}, {percent(abs(worse), 2)} {direction}"
     told += f" {interval(bounds, 100, 2)}" if effect.se is not None else ", no interval from one seed"
     room = detectable(effect, alpha)
-    told += f"; could have seen {percent(max(room, rule.floor), 1)}" if room is not None else ""
-    if worse > rule.floor and effect.lower(alpha) > 0:
-        return Check(rule, name, "regressed", f"{told}; the floor is {percent(rule.floor)}", one, two)
-    if worse > rule.floor:
-        reason = f"{told}; above the floor of {percent(rule.floor)} but within the noise: more seeds are needed"
+    told += f"; could have seen {percent(max(room, floor), 1)}" if room is not None else ""
+    limit = f"the floor{source} is {percent(floor, 2 if noise else 1)}"
+    if worse > floor and (lower > 0 or noise is not None):
+        return Check(rule, name, "regressed", f"{told}; {limit}", one, two)
+    if worse > floor:
+        reason = f"{told}; above the floor of {percent(floor)} but within the noise: more seeds are needed"
         return Check(rule, name, "could not measure", reason, one, two)
-    if worse < -rule.floor and effect.upper(alpha) < 0:
+    if worse < -floor and (upper < 0 or noise is not None):
         return Check(rule, name, "improved", told, one, two)
-    return Check(rule, name, "passed", told, one, two)
+    return Check(rule, name, "passed", f"{told}; {limit}" if noise else told, one, two)
 
 
 def _worsening(metric: Metric, before: Cell, after: Cell) -> Effect | None:

@@ -35,7 +35,8 @@ from lmopt.techniques.technique import (
 __all__ = [
     "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "Batching", "Bf16", "Cosine",
     "DataStep", "ExactDedup", "Ffn", "FixedBatch", "Fp32", "Model", "Moe", "NearDedup", "Optimizer", "Plain",
-    "Positive", "Precision", "Recipe", "Relu2", "Schedule", "SwiGlu", "Technique", "Wasteful", "builder", "plugins", "techniques",
+    "Positive", "Precision", "Recipe", "Relu2", "Schedule", "SwiGlu", "Technique", "Wasteful", "builder", "plugins",
+    "techniques",
 ]  # fmt: skip
 
 

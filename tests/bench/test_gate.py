@@ -16,7 +16,7 @@ from bench.gate import compare, gate
 from bench.gatereport import Check, GateResult
 from bench.metrics import find
 from bench.record import Record, missing, reading
-from tests.bench.synthetic import Synthetic, make_run, study_of, synthesize
+from tests.bench.synthetic import EXPONENT, FLOOR, LIFT, Planted, Synthetic, make_run, study_of, synthesize, write
 
 EXACT = (GateRule(metric="train_flops_per_token"),)
 NOISY = (GateRule(metric="val_loss", floor=0.01),)
@@ -111,6 +111,74 @@ def test_better_is_reported():
     result = gated(study(NOISY), changed(study(NOISY), scale_metric("val_loss", 0.9)))
     assert result.outcome == "pass"
     assert any(check.finding == "improved" for check in result.checks)
+
+
+def aa_study(arms=11, seeds=4, noise=0.05, draw=1) -> Synthetic:
+    """Runs that differ by chance alone: SD of ln(compute) 0.05 is one of about 0.0043 in ln(loss)."""
+    placebos = tuple(Planted(f"a{n}") for n in range(arms))
+    synthetic = synthesize(arms=placebos, seeds=seeds, noise=noise, items=0, draw=draw)
+    for placebo in placebos:
+        for facts in synthetic.plan["arms"][placebo.name].values():
+            facts["change"] = f"model.init_stream: 0 -> {placebo.name[1:]}"
+    return synthetic
+
+
+def gated_with_noise(before: Synthetic, after: Synthetic) -> GateResult:
+    floors = baseline.noise_of(study_of(aa_study()), ["val_loss"])
+    return compare(study_of(after), baseline.of(study_of(before), floors))
+
+
+def test_the_noise_of_an_aa_run_is_what_was_planted():
+    floor = baseline.noise_of(study_of(aa_study(seeds=30)), ["val_loss"])["val_loss"]
+    slope = EXPONENT * LIFT / (FLOOR + LIFT)  # d ln(loss) / d ln(compute) at horizon 1.0
+    assert floor.sd == pytest.approx(0.05 * slope, rel=0.1)
+    assert floor.df == 30 * 11
+
+
+def test_an_aa_run_sets_the_floor_of_a_noisy_rule():
+    wide = (GateRule(metric="val_loss", floor=0.5),)
+    worse = changed(study(wide), scale_metric("val_loss", 1.03))
+    assert gated(study(wide), worse).outcome == "pass"
+    result = gated_with_noise(study(wide), worse)
+    assert result.outcome == "regressed"
+    assert any("of chance, after synthetic/" in check.why for check in result.checks)
+
+
+def test_a_change_within_the_noise_of_an_aa_run_passes_whatever_the_rules_floor():
+    strict = (GateRule(metric="val_loss", floor=0.0),)
+    worse = changed(study(strict), scale_metric("val_loss", 1.001))
+    assert gated(study(strict), worse).outcome == "regressed"
+    assert gated_with_noise(study(strict), worse).outcome == "pass"
+
+
+def test_false_alarms_against_the_noise_of_an_aa_run_are_as_rare_as_alpha():
+    rule = (GateRule(metric="val_loss", arm="dense"),)
+    floors = baseline.noise_of(study_of(aa_study(seeds=30)), ["val_loss"])
+    alarms = compared = 0
+    for draw in range(60):
+        before = baseline.of(study_of(study(rule, noise=0.05, seed_noise=0.0, draw=2 * draw)), floors)
+        for check in compare(study_of(study(rule, noise=0.05, seed_noise=0.0, draw=2 * draw + 1)), before).checks:
+            compared += 1
+            alarms += check.finding == "regressed"
+    assert compared >= 240
+    assert alarms <= 0.025 * compared + 4 * (0.025 * compared) ** 0.5
+    assert alarms > 0
+
+
+def test_a_run_without_aa_arms_says_nothing_about_noise(tmp_path):
+    run = make_run(tmp_path / "run", items=0, gate=NOISY)
+    result = gate(run, tmp_path / "baseline.json", update=True, noise=run)
+    assert result.outcome == "could not measure"
+    assert "no A/A arm" in result.problems[0]
+    assert not (tmp_path / "baseline.json").exists()
+
+
+def test_noise_is_stored_with_the_baseline(tmp_path):
+    aa = write(tmp_path / "aa", aa_study())
+    run = make_run(tmp_path / "run", items=0, gate=NOISY)
+    assert gate(run, tmp_path / "baseline.json", update=True, noise=aa).outcome == "pass"
+    assert baseline.read(tmp_path / "baseline.json").noise["val_loss"].df == 44
+    assert gate(run, tmp_path / "baseline.json").outcome == "pass"
 
 
 @pytest.mark.parametrize(("ratio", "outcome"), [(1.5, "pass"), (2.0, "regressed"), (1.51, "pass")])
