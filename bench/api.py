@@ -79,6 +79,7 @@ def this_machine(*, calibrate: bool) -> Machine:
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},
         peak_flops_per_s=dict(speeds.peak_flops_per_s) if speeds and not speeds.busy else {},
+        disturbed=speeds is not None and speeds.busy,
     )
 
 

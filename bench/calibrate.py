@@ -1,19 +1,23 @@
 """A short measurement of this machine, so that `plan` can say how long a study takes before it is started.
 
 Matrix products of a few widths and a small model's training step at each precision, and the bandwidth of memory: some
-three seconds on an idle machine, kept in the user's cache folder by machine and software. What was measured on a busy
-machine is measured again once it is idle, and the better figure kept. An estimate, never evidence.
+four seconds on an idle machine, in a process of its own (torch would stay in a runner's memory for hours), kept in the
+user's cache folder by machine and software. What was measured beside other work is measured again once the machine is
+idle, and the better figure kept. An estimate, never evidence.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench import machine
@@ -33,13 +37,24 @@ SLICE_S = 0.1
 COPY_BYTES = 256 * 2**20
 TRAIN_SHAPE = {"layers": 4, "width": 256, "heads": 4, "vocab": 4096}
 """About 4M parameters: between the smallest suites and those that need an accelerator."""
+SPARSE_FFN = {"kind": "moe", "experts": 8, "top_k": 2}
+TRAIN_KINDS: dict[str, dict[str, object]] = {
+    "fp32": {"precision": {"kind": "fp32"}},
+    "bf16": {"precision": {"kind": "bf16"}},
+    "bf16+moe": {"precision": {"kind": "bf16"}, "ffn": SPARSE_FFN},
+}
+"""Name of a training rate -> what the step is made of. A sparse step does fewer FLOP/s than a dense one."""
 TRAIN_SEQUENCES = 4
 TRAIN_LENGTH = 256
 TRAIN_S = 0.6
 """Time spent on training steps at one precision (a step that takes longer is the only one)."""
 BUSY_LOAD = 0.75
 """Load average a core above which a measurement is taken to be disturbed."""
-SCHEMA = 2
+BUSY_SHARE = 0.1
+"""Share of the usable cores that other processes may take meanwhile. A load average of the last minute does not know
+what has just begun."""
+TIMEOUT_S = 300.0
+SCHEMA = 3
 
 
 class Calibration(BaseModel):
@@ -57,7 +72,7 @@ class Calibration(BaseModel):
     matmul_flops_per_s: dict[str, dict[int, float]]
     """Precision -> width -> FLOP/s of (2048, width) x (width, width)."""
     train_flops_per_s: dict[str, float]
-    """Precision -> FLOP/s of the training step of a small dense decoder, executed FLOPs."""
+    """`fp32`, `bf16`, `bf16+moe` -> FLOP/s of the training step of a small decoder, executed FLOPs."""
     bytes_per_s: float
     """Memory bandwidth: bytes read plus bytes written, of a copy that fits no cache."""
     busy: bool
@@ -70,11 +85,14 @@ class Calibration(BaseModel):
 
 
 def calibrate(*, folder: Path | None = None, facts: machine.Facts | None = None) -> Calibration:
-    """The kept calibration of this machine, or a new one (some three seconds beside the import of torch).
+    """The kept calibration of this machine, or a new one (some four seconds beside the import of torch).
 
     Args:
         folder: where it is kept; default the user's cache folder.
         facts: this machine's fingerprint, if it is known already.
+
+    Raises:
+        RuntimeError: the measuring process ended without a result; holds what it said.
     """
     facts = facts or machine.fingerprint()
     env = machine.env_id(facts)
@@ -82,7 +100,7 @@ def calibrate(*, folder: Path | None = None, facts: machine.Facts | None = None)
     busy = machine.is_busy(facts, BUSY_LOAD)
     if kept is not None and (busy or not kept.busy):
         return kept
-    measured = measure(env, busy=busy)
+    measured = _measured_apart(env, busy=busy)
     if kept is not None:
         measured = better(kept, measured)
     path = _path(folder, env)
@@ -121,24 +139,48 @@ def better(one: Calibration, other: Calibration) -> Calibration:
     )
 
 
+def _measured_apart(env: str, *, busy: bool) -> Calibration:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "bench.calibrate", env, *(["--busy"] if busy else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"calibrating this machine failed with code {done.returncode}: {done.stderr[-2000:].strip()}"
+        )
+    return Calibration.model_validate_json(done.stdout)
+
+
 def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, ...] = WIDTHS) -> Calibration:
     """Measure the machine now."""
     import torch
+
+    others_s, begin = _others_s(), clock()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rates = {
         precision: {width: _matmul_rate(getattr(torch, dtype), width, device, clock) for width in widths}
         for precision, dtype in PRECISIONS.items()
     }
+    train = {name: _train_rate(parts, device, clock) for name, parts in TRAIN_KINDS.items()}
+    bytes_per_s = _bandwidth(device, clock)
+    elapsed_s = max(clock() - begin, 1) / NS_PER_S
+    taken = (_others_s() - others_s) / (elapsed_s * len(os.sched_getaffinity(0)))
     return Calibration(
         env=env,
         device=device,
         threads=torch.get_num_threads(),
         matmul_flops_per_s=rates,
-        train_flops_per_s={precision: _train_rate(precision, device, clock) for precision in PRECISIONS},
-        bytes_per_s=_bandwidth(device, clock),
-        busy=busy,
+        train_flops_per_s=train,
+        bytes_per_s=bytes_per_s,
+        busy=busy or taken > BUSY_SHARE,
     )
+
+
+def _others_s() -> float:
+    """Seconds of processor time that everything but this process has used since the machine started."""
+    of_all, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = of_all.idle + getattr(of_all, "iowait", 0.0)
+    return sum(of_all[:8]) - idle - (own.user + own.system)
 
 
 def _path(folder: Path | None, env: str) -> Path:
@@ -154,8 +196,8 @@ def _matmul_rate(dtype: torch.dtype, width: int, device: str, clock: Clock) -> f
     return 2 * ROWS * width * width / _best_s(lambda: torch.mm(left, right), SLICE_S, device, clock)
 
 
-def _train_rate(precision: str, device: str, clock: Clock) -> float:
-    """Executed FLOP/s of the training step of a small dense decoder on random tokens."""
+def _train_rate(parts: Mapping[str, object], device: str, clock: Clock) -> float:
+    """Executed FLOP/s of the training step of a small decoder on random tokens."""
     import torch
 
     from lmopt import cost
@@ -166,7 +208,7 @@ def _train_rate(precision: str, device: str, clock: Clock) -> float:
     recipe = Recipe.model_validate(
         {
             "model": TRAIN_SHAPE,
-            "precision": {"kind": precision},
+            **parts,
             "batching": {"sequences": TRAIN_SEQUENCES, "length": TRAIN_LENGTH},
             "tokens": 1000 * tokens,
         }
@@ -204,3 +246,7 @@ def _best_s(work: Callable[[], object], within_s: float, device: str, clock: Clo
     while clock() - begin < within_s * NS_PER_S:
         later_ns.append(run_ns())
     return min(later_ns, default=warm_up_ns) / NS_PER_S
+
+
+if __name__ == "__main__":
+    print(measure(sys.argv[1], busy="--busy" in sys.argv[2:]).model_dump_json())

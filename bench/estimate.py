@@ -27,9 +27,17 @@ class Machine(Frozen):
     memory_bytes: int | None = None
     disk_bytes: int | None = None
     flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
-    """Sustained training FLOP/s by precision (`fp32`, `bf16`); empty before a calibration."""
+    """Sustained training FLOP/s by precision (`fp32`, `bf16`), and by precision and feed-forward (`bf16+moe`); empty
+    before a calibration."""
     peak_flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
     """Best measured rate of a matrix product by precision; empty where it was not measured undisturbed."""
+    disturbed: bool = False
+    """Other work ran beside the calibration, so that the machine is faster than these rates."""
+
+    def speed_of(self, recipe: Recipe) -> float | None:
+        """Training FLOP/s to expect of a recipe; None before a calibration."""
+        precision = recipe.precision.kind
+        return self.flops_per_s.get(f"{precision}+{recipe.ffn.kind}") or self.flops_per_s.get(precision)
 
 
 def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
@@ -54,7 +62,7 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
         return Estimate()
     memory_bytes = cost.peak_memory_bytes(case.recipe)
     disk_bytes = 4 * CHECKPOINT_COPIES * cost.parameters(case.recipe).total
-    speed = machine.flops_per_s.get(case.recipe.precision.kind)
+    speed = machine.speed_of(case.recipe)
     if case.kind == "train":
         assert case.horizon is not None
         flops = flops_per_step(case.recipe) * case.recipe.steps(case.horizon)
@@ -72,7 +80,7 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
 def _timing_time_s(steps: int, recipes: Iterable[Recipe], machine: Machine) -> float | None:
     total_s = 0.0
     for recipe in recipes:
-        speed = machine.flops_per_s.get(recipe.precision.kind)
+        speed = machine.speed_of(recipe)
         if not speed:
             return None
         total_s += steps * flops_per_step(recipe) / speed

@@ -11,7 +11,7 @@ from lmopt.quantities import human_bytes, human_count, human_seconds
 
 def render(plan: Plan) -> str:
     """Several small tables of plain text."""
-    parts = [_headline(plan), _arms(plan), _cases(plan), _totals(plan), _misfits(plan)]
+    parts = [_headline(plan), _arms(plan), _cases(plan), _totals(plan), *plan.notes, _misfits(plan)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -18,6 +18,11 @@ from bench.expansion import cases_of, with_claim_points
 from bench.suite import Arm, Scale, Suite
 from lmopt import cost
 
+DISTURBED = (
+    "other work ran while this machine's speed was measured: the times are too long; "
+    "hint: plan again when it is idle, the better figure is kept"
+)
+
 
 class ArmFacts(Frozen):
     """What an arm is, in numbers and words, at one scale."""
@@ -38,6 +43,8 @@ class Plan(Frozen):
     design: Design
     arms: dict[str, dict[str, ArmFacts]]
     cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+    """What a person should know of the estimates."""
 
     def to_json(self) -> str:
         """plan.json."""
@@ -58,6 +65,7 @@ def make_plan(suite: Suite, machine: Machine) -> Plan:
         design=design,
         arms={arm.name: {s.name: _facts(suite, arm, s) for s in suite.over.scale} for arm in suite.all_arms()},
         cases=cases,
+        notes=(DISTURBED,) if machine.disturbed else (),
     )
 
 

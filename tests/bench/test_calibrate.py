@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import calibrate
@@ -34,12 +35,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(env)
         return example(env, busy=busy)
 
-    monkeypatch.setattr(calibrate, "measure", measure)
+    monkeypatch.setattr(calibrate, "_measured_apart", measure)
     return asked
 
 
 def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_train_rate", lambda _precision, _device, _clock: 7.0)
+    monkeypatch.setattr(calibrate, "_train_rate", lambda _parts, _device, _clock: 7.0)
     monkeypatch.setattr(calibrate, "SLICE_S", 1e-5)
     monkeypatch.setattr(calibrate, "COPY_BYTES", 4096)
     ticks = iter(range(0, 10**9, 1000))
@@ -48,7 +49,35 @@ def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch)
     assert found.matmul_flops_per_s["fp32"][8] == pytest.approx(flops / 1e-6)
     assert found.matmul_flops_per_s["bf16"][8] == pytest.approx(flops / 1e-6)
     assert found.bytes_per_s == pytest.approx(2 * calibrate.COPY_BYTES / 1e-6)
-    assert found.train_flops_per_s == {"fp32": 7.0, "bf16": 7.0}
+    assert found.train_flops_per_s == {"fp32": 7.0, "bf16": 7.0, "bf16+moe": 7.0}
+
+
+@pytest.mark.parametrize(("others_s", "busy"), [(0.0, False), (1e6, True)])
+def test_other_work_meanwhile_is_noticed(monkeypatch: pytest.MonkeyPatch, others_s: float, busy: bool) -> None:
+    monkeypatch.setattr(calibrate, "_train_rate", lambda _parts, _device, _clock: 7.0)
+    monkeypatch.setattr(calibrate, "SLICE_S", 1e-5)
+    monkeypatch.setattr(calibrate, "COPY_BYTES", 4096)
+    readings = iter([100.0, 100.0 + others_s])
+    monkeypatch.setattr(calibrate, "_others_s", lambda: next(readings))
+    ticks = iter(range(0, 10**9, 1000))
+    assert calibrate.measure("0123456789", busy=False, clock=lambda: next(ticks), widths=(8,)).busy is busy
+
+
+def test_our_own_seconds_are_not_those_of_others() -> None:
+    def all_s() -> float:
+        times = psutil.cpu_times()
+        return sum(times[:8]) - times.idle - times.iowait
+
+    own_s, whole_s, others_s = psutil.Process().cpu_times().user, all_s(), calibrate._others_s()
+    while psutil.Process().cpu_times().user < own_s + 0.5:
+        sum(range(1000))
+    assert (all_s() - whole_s) - (calibrate._others_s() - others_s) == pytest.approx(0.5, abs=0.2)
+
+
+def test_a_failure_of_the_measuring_process_says_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="failed with code 1"):
+        calibrate._measured_apart("0123456789", busy=False)
 
 
 def test_a_training_step_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +89,7 @@ def test_a_training_step_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     ticks = iter(range(0, 10**12, 10**9))  # every look at the clock is a second later
     model = {**calibrate.TRAIN_SHAPE}
     recipe = Recipe.model_validate({"model": model, "batching": {"sequences": 4, "length": 8}, "tokens": 32})
-    rate = calibrate._train_rate("fp32", "cpu", lambda: next(ticks))
+    rate = calibrate._train_rate({"precision": {"kind": "fp32"}}, "cpu", lambda: next(ticks))
     assert rate == pytest.approx(cost.train_flops_per_token(recipe).executed * 4 * 8)
 
 

@@ -170,3 +170,15 @@ def test_what_nothing_fits_is_refused(suite: Suite) -> None:
 def test_a_time_budget_needs_a_calibration(suite: Suite) -> None:
     with pytest.raises(BudgetError, match="not known here"):
         fit(suite, Machine(machine_class="x"), parse_budget("1s"))
+
+
+def test_a_sparse_step_is_expected_at_the_speed_of_sparse_steps(suite: Suite) -> None:
+    slow = MACHINE.model_copy(update={"flops_per_s": {"bf16": 1e11, "fp32": 5e10, "bf16+moe": 5e10}})
+    usual, slower = (trainings(make_plan(suite, machine), "moe")[1.0].estimate.time_s for machine in (MACHINE, slow))
+    assert usual is not None
+    assert slower == pytest.approx(2 * usual)
+
+
+def test_a_calibration_beside_other_work_is_said(suite: Suite, plan: Plan) -> None:
+    assert "other work ran" not in render(plan)
+    assert "other work ran" in render(make_plan(suite, MACHINE.model_copy(update={"disturbed": True})))
