@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bench.executors import Executor
     from bench.gate import GateResult
     from bench.runner import Display
+    from bench.study import Study
 
 __all__ = ["RunResult", "compare", "gate", "judge", "load_suite", "make_plan", "plan", "report", "run"]
 
@@ -156,20 +157,19 @@ def judge(run: Path | str) -> dict[str, Any]:
     Raises:
         RecordError, StudyError: the records cannot be judged; nothing is written.
     """
-    from bench import verdict
+    from bench import study, verdict
 
     folder = Path(run)
-    found = verdict.judge(folder)
+    seen = study.load(folder)
+    found = verdict.judge_study(seen)
     write_atomically(folder / "verdict.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
-    _log_look(folder, found)
+    _log_look(folder, seen, found)
     return found
 
 
-def _log_look(folder: Path, verdict: Mapping[str, Any]) -> None:
+def _log_look(folder: Path, seen: Study, verdict: Mapping[str, Any]) -> None:
     """One line a judging that saw other records than the last: looking is what has to be paid for, not printing."""
-    from bench.record import read
-
-    records = [record.sha256 for record in read(folder / "records.jsonl")]
+    records = [record.sha256 for record in seen.records.values()]
     path = folder / "looks.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     if lines and json.loads(lines[-1])["records"] == records:

@@ -94,8 +94,8 @@ def readings(study: Study, arm: ArmDesign, scale: str) -> Readings:
 def _missing(study: Study, arms: Iterable[str], scale: str, seed: int) -> str | None:
     """The first training that a seed's reading needs and lacks, in words."""
     for name in arms:
-        for case in study.planned("train", name, scale):
-            if case.seed == seed and case.purpose in CURVE_PURPOSES and study.finished(case) is None:
+        for case in study.of_seed("train", name, scale, seed):
+            if case.purpose in CURVE_PURPOSES and study.finished(case) is None:
                 return study.missing_words(case)
     return None
 

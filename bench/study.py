@@ -93,6 +93,17 @@ class Study:
             found.setdefault((case.kind, case.arm, case.scale), []).append(case)
         return found
 
+    @cached_property
+    def _by_seed(self) -> dict[tuple[Any, ...], list[PlannedCase]]:
+        found: dict[tuple[Any, ...], list[PlannedCase]] = {}
+        for case in self.cases.values():
+            found.setdefault((case.kind, case.arm, case.scale, case.seed), []).append(case)
+        return found
+
+    def of_seed(self, kind: CaseKind, arm: str, scale: str, seed: int) -> list[PlannedCase]:
+        """Planned cases of a kind, arm, scale and seed, in running order."""
+        return self._by_seed.get((kind, arm, scale, seed), [])
+
     def planned(self, kind: CaseKind, arm: str, scale: str | None) -> list[PlannedCase]:
         """Planned cases of a kind, arm and scale, in running order."""
         return self._by_place.get((kind, arm, scale), [])
@@ -104,14 +115,14 @@ class Study:
 
     def at(self, kind: CaseKind, arm: str, scale: str, seed: int, horizon: float) -> Record | None:
         """The finished record at a horizon."""
-        for case in self.planned(kind, arm, scale):
-            if case.seed == seed and same_horizon(case.horizon, horizon):
+        for case in self.of_seed(kind, arm, scale, seed):
+            if same_horizon(case.horizon, horizon):
                 return self.finished(case)
         return None
 
     def trainings(self, arm: str, scale: str, seed: int) -> list[Record]:
         """Finished trainings of one seed by rising horizon."""
-        cases = [case for case in self.planned("train", arm, scale) if case.seed == seed]
+        cases = self.of_seed("train", arm, scale, seed)
         found = [record for case in cases if (record := self.finished(case)) is not None]
         return sorted(found, key=lambda record: record.case.horizon or 0.0)
 
