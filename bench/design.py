@@ -76,6 +76,23 @@ class ArmDesign(Frozen):
     """Same parameters and batches as its reference: almost no noise of its own, and none lent to other arms."""
 
 
+AblationKind = Literal["add_one", "leave_one_out", "factorial"]
+
+
+class AblationDesign(Frozen):
+    """How the arms of an ablation take a combined change apart."""
+
+    of: Name
+    """The arm that has every factor on."""
+    designs: tuple[AblationKind, ...]
+    factors: dict[Name, str]
+    """factor -> what it changes, in words."""
+    cells: dict[Name, tuple[Name, ...]]
+    """arm -> the factors that are on; the baseline has none, `of` has all."""
+    generators: tuple[str, ...] | None = None
+    """Of the factorial part (`D=ABC`, factors lettered in order); empty where it is full, None where there is none."""
+
+
 class GateRule(Frozen):
     """One thing that must not get worse."""
 
@@ -107,6 +124,8 @@ class Design(Frozen):
     gate: tuple[GateRule, ...] = ()
     tuned: bool = False
     """Every arm had the same number of learning-rate trials."""
+    ablation: AblationDesign | None = None
+    """The ablation, if the study has one."""
     claim_points: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     """arm -> scale -> the horizon at which its total cost is at most (1 - at_least) of the reference's."""
     controls: dict[str, str] = Field(default_factory=dict[str, str])

@@ -68,8 +68,7 @@ def _corpus_case(suite: Suite) -> Case:
 
 
 def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
-    is_reference = arm.name == suite.baseline.name
-    if not is_reference:
+    if arm.timed and arm.name != suite.baseline.name:
         yield _timing_case(suite, arm, scale, recipe, data)
     if arm.role == "timing":
         return

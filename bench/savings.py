@@ -68,22 +68,35 @@ def readings(study: Study, arm: ArmDesign, scale: str) -> Readings:
     with at horizon 1.0, whose cost is known and never inverted. Everywhere else the arm's end loss at horizon 1.0 is
     read on the reference's curve of the same seed.
     """
+    if study.design.layout != "full" or arm.role != "claim":
+        return on_reference(study, arm, scale)
     reference = study.reference(arm)
     by_seed: dict[int, Value] = {}
     dropped: dict[int, str] = {}
     for seed in study.design.seeds:
         missing = _missing(study, (arm.name, reference), scale, seed)
+        end = _end_at_one(study, reference, scale, seed)
+        mine = _ends(study, study.trainings(arm.name, scale, seed))
         if missing:
             dropped[seed] = missing
-            continue
-        mine, theirs = (_ends(study, study.trainings(name, scale, seed)) for name in (arm.name, reference))
-        end = _end_at_one(study, reference, scale, seed)
+        elif end is None or math.isinf(end.loss):
+            dropped[seed] = f"{reference} has no final loss at horizon 1 to compare with"
+        elif mine:
+            by_seed[seed] = _minus(log_cost_at(mine, end.loss), math.log(end.cost))
+    return Readings(by_seed, dropped)
+
+
+def on_reference(study: Study, arm: ArmDesign, scale: str) -> Readings:
+    """ln C_arm / C_reference at the loss that the arm ended with at horizon 1.0, read on the reference's curve."""
+    reference = study.reference(arm)
+    by_seed: dict[int, Value] = {}
+    dropped: dict[int, str] = {}
+    for seed in study.design.seeds:
+        missing = _missing(study, (arm.name, reference), scale, seed)
+        theirs = _ends(study, study.trainings(reference, scale, seed))
         own_end = _end_at_one(study, arm.name, scale, seed)
-        if study.design.layout == "full" and arm.role == "claim":
-            if end is None or math.isinf(end.loss):
-                dropped[seed] = f"{reference} has no final loss at horizon 1 to compare with"
-            elif mine:
-                by_seed[seed] = _minus(log_cost_at(mine, end.loss), math.log(end.cost))
+        if missing:
+            dropped[seed] = missing
         elif own_end is None or not any(math.isfinite(point.loss) for point in theirs):
             dropped[seed] = f"no final loss of {arm.name} at horizon 1, or no curve of {reference}"
         else:

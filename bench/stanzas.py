@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bench import design
-from bench.design import Endpoint, Frozen, Name, Role
+from bench.design import AblationKind, Endpoint, Frozen, Name, Role
 from bench.merge import SCALE_PATHS
 from lmopt.quantities import Bytes, Count, Seconds
 from lmopt.recipe import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Positive
@@ -50,9 +50,31 @@ class Arm(Frozen):
     """The arm that it is compared with; default: the baseline. `change` is from the baseline in any case."""
     parallel: bool = False
     """Same parameters and batches as its reference: almost no noise of its own, and none lent to other arms."""
+    timed: bool = True
+    """Whether its step time is compared with its reference's too (a timing case)."""
     change: RecipeMapping = Field(default_factory=dict[str, Any])
     """What differs from the baseline's recipe, and nothing else: mappings merge, another `kind` replaces the whole
     technique, lists replace."""
+
+
+class Ablation(Frozen):
+    """A combined change taken apart: the arms that this needs are made from this line."""
+
+    of: Name
+    """The arm whose change is taken apart. Its factors are the data steps that it adds, each by its `kind`, and the
+    other parts of the recipe that it changes, each by the `kind` that it names, else by its key (`optimizer`)."""
+    design: Annotated[tuple[AblationKind, ...], Field(min_length=1, max_length=3)] = ("add_one", "leave_one_out")
+    """`add_one`: the baseline with one factor. `leave_one_out`: the whole without one. `factorial`: all combinations,
+    or the fraction that `resolution` asks for, with seeds as blocks: shows interactions."""
+    resolution: Literal["full", 3, 4, 5] = "full"
+    """Of the factorial: `full`, or the smallest fraction with at least this resolution (3: main effects mixed with
+    pairs; 4: pairs mixed with pairs; 5: pairs mixed with triples only)."""
+    factors: Annotated[
+        dict[Name, Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_ARMS)]], Field(max_length=MAX_ARMS)
+    ] = Field(default_factory=dict[str, tuple[str, ...]])
+    """Names for groups of changes that are switched together; a change that none names is a factor by itself."""
+    timed: bool = False
+    """Whether the step times of the made arms are compared too."""
 
 
 class Scale(Frozen):

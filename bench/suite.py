@@ -11,14 +11,26 @@ from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
-from bench import design, source
+from bench import ablation, design, source
 from bench.crosscheck import crosscheck
 from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
-from bench.draft import canonical
+from bench.draft import Draft, canonical
 from bench.findings import Finding, validate
 from bench.merge import expand, in_words
 from bench.problems import Problem, SuiteError, format_problem, suggest
-from bench.stanzas import MAX_ARMS, Arm, Baseline, Controls, Evaluate, Hypothesis, Limits, Over, Scale, Timing
+from bench.stanzas import (
+    MAX_ARMS,
+    Ablation,
+    Arm,
+    Baseline,
+    Controls,
+    Evaluate,
+    Hypothesis,
+    Limits,
+    Over,
+    Scale,
+    Timing,
+)
 from lmopt.data.spec import Data
 from lmopt.recipe import Recipe
 
@@ -42,6 +54,8 @@ class Suite(Frozen):
     """What every arm is compared with."""
     arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=MAX_ARMS)]
     """The variants."""
+    ablation: Ablation | None = None
+    """A combined change taken apart into its factors."""
     over: Over
     """Scales, seeds and horizons."""
     layout: Layout = "economical"
@@ -66,7 +80,9 @@ class Suite(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _spell_out(cls, data: Any) -> Any:
-        return canonical(to_jsonable_python(data, fallback=lambda value: value)) if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        return ablation.with_arms(canonical(to_jsonable_python(data, fallback=lambda value: value)))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -117,7 +133,7 @@ class Suite(Frozen):
             purpose=self.purpose,
             layout=self.layout,
             baseline=self.baseline.name,
-            arms=tuple(ArmDesign(**arm.model_dump(exclude={"change"})) for arm in self.arms),
+            arms=tuple(ArmDesign(**arm.model_dump(exclude={"change", "timed"})) for arm in self.arms),
             scales=tuple(scale.name for scale in self.over.scale),
             seeds=self.over.seed,
             horizons=self.over.horizon,
@@ -125,6 +141,7 @@ class Suite(Frozen):
             gate=self.gate,
             tuned=self.tuned,
             controls=self._control_arms(),
+            ablation=ablation.design_of(Draft.of(self.model_dump(mode="json"))),
         )
 
     def _control_arms(self) -> dict[str, str]:

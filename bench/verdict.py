@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import claims, endpoints, ledger, savings
+from bench import claims, endpoints, interactions, ledger, savings
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
@@ -50,6 +50,7 @@ def judge_study(study: Study) -> dict[str, Any]:
         "schema": SCHEMA, "suite": study.design.suite, "run": study.run, "purpose": study.design.purpose,
         "layout": study.design.layout, "hypothesis": hypothesis, "look": {"number": look, "alpha": alpha},
         "reference": {scale: _reference(study, scale) for scale in study.design.scales}, "arms": arms,
+        "ablation": _ablation(study, alpha),
     }  # fmt: skip
 
 
@@ -158,6 +159,18 @@ def _timing_arm(study: Study, arm: ArmDesign, scale: str, alpha: float) -> dict[
         "outcome": step["outcome"], "why": step["why"], "endpoints": {"time": step},
         "per_token": _per_token(study, arm, scale, alpha), "next": [],
     }  # fmt: skip
+
+
+def _ablation(study: Study, alpha: float) -> dict[str, Any] | None:
+    """The factors of a combined change, taken apart at each scale; None where the study has no ablation."""
+    design = study.design.ablation
+    if design is None:
+        return None
+    scales: dict[str, Any] = {}
+    for scale in study.design.scales:
+        cases = [case for arm in design.cells for case in study.planned("train", arm, scale)]
+        scales[scale] = interactions.judge(study, scale, alpha, unfinished(study, cases))
+    return {**design.model_dump(mode="json"), "level": 1 - 2 * alpha, "scales": scales}
 
 
 # --- descriptive ---------------------------------------------------------------------------------

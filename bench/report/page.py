@@ -10,9 +10,7 @@ from bench.report.cells import points_cell, share_cell, tone_of
 from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, conditions, endpoint, sentence
 from bench.report.runfolder import RunFolder, mapping
 from bench.report.sections import (
-    accuracy as accuracy_section,
-)
-from bench.report.sections import (
+    ablation,
     appendix,
     arms,
     certainty,
@@ -24,9 +22,25 @@ from bench.report.sections import (
     machine,
     savings,
 )
+from bench.report.sections import (
+    accuracy as accuracy_section,
+)
 from bench.report.tree import Cell, Claim, Headline, Page, Tone, words
 
-SECTIONS = (arms, curves, savings, accuracy_section, domains, ledger, certainty, gaps, counts, machine, appendix)
+SECTIONS = (
+    arms,
+    curves,
+    savings,
+    ablation,
+    accuracy_section,
+    domains,
+    ledger,
+    certainty,
+    gaps,
+    counts,
+    machine,
+    appendix,
+)
 """In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
 
 

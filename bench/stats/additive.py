@@ -81,7 +81,7 @@ def _effect(values: Mapping[int, Value], centres: Mapping[int, float], pooled: _
     own, own_df = _own(list(centres.values()))
     sd = math.sqrt(own / own_df) if own_df > 0 else None
     se, df, how = None, 0, "no replicate"
-    if arms > 1 and pooled.df > own_df and not _is_noisier(own / 2, own_df, pooled):
+    if arms > 1 and pooled.df > own_df and not is_noisier(own / 2, own_df, pooled.squares, pooled.df):
         se, df, how = math.sqrt(2 * pooled.squares / pooled.df / n), pooled.df, f"additive model over {arms} arms"
     elif own_df > 0:
         se, df, how = math.sqrt(own / own_df / n), own_df, "paired t"
@@ -100,9 +100,15 @@ def _own(values: Sequence[float]) -> tuple[float, int]:
     return math.fsum((value - mean) ** 2 for value in values), len(values) - 1
 
 
-def _is_noisier(own: float, own_df: int, pooled: _Residual) -> bool:
-    """Whether an arm's share of the residual (half its paired sum of squares) stands out from the rest's."""
-    rest, rest_df = max(pooled.squares - own, 0.0), pooled.df - own_df
+def is_noisier(own: float, own_df: int, squares: float, df: int) -> bool:
+    """Whether a contrast's share of the residual stands out from the rest's (F test at `NOISIER_P`).
+
+    Args:
+        own: its sum of squares over seeds, over the sum of its squared weights (2 for an arm against its reference).
+        own_df: degrees of freedom of `own`.
+        squares, df: of the whole residual, `own` included.
+    """
+    rest, rest_df = max(squares - own, 0.0), df - own_df
     if own_df <= 0 or rest_df <= 0 or own == 0:
         return False
     if rest == 0:
