@@ -10,6 +10,7 @@ as it does for a fused kernel (letters: see transformer.py; G query heads share 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,12 @@ def _group(x_BHTC: Tensor, key_heads: int, rows: slice) -> Tensor:
     return x_BHTC[:, :, rows].reshape(batch * key_heads, heads // key_heads * (rows.stop - rows.start), width)
 
 
+@functools.cache
+def _mask(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-inf above the diagonal, added to a block's scores."""
+    return torch.full((rows, rows), float("-inf"), dtype=dtype, device=device).triu_(1)
+
+
 @torch.library.custom_op("lmopt::causal_attention", mutates_args=())
 def causal_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(C)) V where no query sees a later key.
@@ -49,7 +56,7 @@ def causal_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool)
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
     out_BTHC = q_BHTC.new_empty(batch, length, heads, width)
     kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
-    mask = q_BHTC.new_full((BLOCK, BLOCK), float("-inf")).triu_(1)
+    mask = _mask(BLOCK, q_BHTC.dtype, q_BHTC.device)
     used = 0
     for start, end in _blocks(length):
         rows = end - start

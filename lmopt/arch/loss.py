@@ -26,7 +26,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=high, device=x_ND.device)
         wants_grad = any(ctx.needs_input_grad)
         grad_x_ND = torch.empty(x_ND.shape, dtype=dtype, device=x_ND.device) if wants_grad else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if wants_grad else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=high) if wants_grad else None
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
@@ -39,33 +39,49 @@ class _HeadCrossEntropy(torch.autograd.Function):
             grad_weight_VD += torch.mm(logits.T, x.masked_fill(ignored, 0))
         if wants_grad:
             ctx.save_for_backward(grad_x_ND, grad_weight_VD, count)
-            ctx.x_dtype = x_ND.dtype
+            ctx.dtypes = x_ND.dtype, weight_VD.dtype
         return total / count
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x_ND, grad_weight_VD, count = ctx.saved_tensors
         grad = grad / count
-        return (grad_x_ND * grad).to(ctx.x_dtype), grad_weight_VD * grad, None, None, None
+        x_dtype, weight_dtype = ctx.dtypes
+        return (grad_x_ND * grad).to(x_dtype), (grad_weight_VD * grad).to(weight_dtype), None, None, None
 
 
 def _softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, high: torch.dtype) -> Tensor:
     """Turn logits in place into softmax - one_hot(target), the gradient of a token's loss; returns the summed loss.
 
-    A few rows at a time, so that the float32 copy stays in a core's cache, and one exponential an entry: softmax is
-    computed first, and the log-sum-exp follows from its largest entry, max(p) = exp(max(z) - logsumexp(z)).
+    A few rows at a time, so that the one float32 copy, in which softmax runs in place, stays in a core's cache. The
+    loss is read off the target's probability: no pass of its own, no second exponential.
     """
     total = torch.zeros((), dtype=high, device=logits_NV.device)
-    whole = logits_NV.device.type != "cpu" or torch.compiler.is_compiling()
+    # a tracer's or counter's stand-in for a tensor has no values to look at
+    whole = logits_NV.device.type != "cpu" or torch.compiler.is_compiling() or type(logits_NV) is not Tensor
     block = len(logits_NV) if whole else max(1, BLOCK_BYTES // (high.itemsize * logits_NV.shape[1]))
     for logits, targets in zip(logits_NV.split(block), targets_N.split(block), strict=True):
         index = targets.clamp(min=0)[:, None]
-        z = logits.to(high)
-        p = torch.softmax(z, dim=-1)
-        logsumexp = z.amax(-1) - p.amax(-1).log_()
-        total += ((logsumexp - z.gather(1, index)[:, 0]) * (targets != IGNORED)).sum()
+        z = logits.to(high, copy=True)
+        p = torch.softmax(z, dim=-1) if whole else torch.softmax(z, dim=-1, out=z)
+        nats = _whole_nats(z, p, index) if whole else _nats(logits, p, index)
+        total += (nats * (targets != IGNORED)).sum()
         logits.copy_(p.scatter_add_(1, index, torch.full_like(index, -1, dtype=high)))
     return total
+
+
+def _nats(logits_NV: Tensor, p_NV: Tensor, index_N1: Tensor) -> Tensor:
+    """-log p[target]; from the logits where a probability is too small for the type (a loss above 87 nats)."""
+    p_N = p_NV.gather(1, index_N1)[:, 0]
+    if bool((p_N < torch.finfo(p_N.dtype).tiny).any()):
+        z = logits_NV.to(p_NV.dtype)
+        return z.logsumexp(-1) - z.gather(1, index_N1)[:, 0]
+    return p_N.log_().neg_()
+
+
+def _whole_nats(z_NV: Tensor, p_NV: Tensor, index_N1: Tensor) -> Tensor:
+    """The same without looking at a value: log-sum-exp from the largest entry, max(p) = exp(max(z) - logsumexp(z))."""
+    return z_NV.amax(-1) - p_NV.amax(-1).log_() - z_NV.gather(1, index_N1)[:, 0]
 
 
 def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
