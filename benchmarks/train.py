@@ -1,11 +1,12 @@
 """Our training step against peers' at equal parameters, batch and sequence, in bf16: tokens/s and ratios.
 
-    python benchmarks/train.py --sizes 3M,10M,30M --nanogpt PATH
+    python benchmarks/train.py --sizes 3M,10M,30M --nanogpt PATH --nanochat PATH
 
 Each contender lives in a process of its own, as it ships: its own allocator, its own compiled code. One works at a
 time, in palindromic rounds (A B C C B A), so that a drift of the machine's speed falls on all alike; a ratio compares
-blocks of the same round. Peers: Hugging Face GPT-2 and Llama from `transformers`, and nanoGPT's `model.py` from a
-checkout given by `--nanogpt` with the training step of its `train.py`. Suffixes: `+compiled` (torch.compile), `+heap`
+blocks of the same round. Peers: Hugging Face GPT-2 and Llama from `transformers`, litgpt's Llama from PyPI, nanoGPT's
+`model.py` with the training step of its `train.py`, and nanochat's `gpt.py` with the optimizer it sets up itself (it
+has value embeddings, so more parameters), from checkouts given by path. Suffixes: `+compiled` (torch.compile), `+heap`
 (our allocator thresholds given to the peer too).
 
 The table goes to standard output, progress to standard error; `--json FILE` keeps every block.
@@ -143,6 +144,51 @@ def hf_llama(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[i
     return _hugging_face(LlamaForCausalLM(config), compiled)
 
 
+def litgpt(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:  # noqa: ARG001
+    """litgpt's Llama shape with the head tied to the embedding, as ours is; its own chunked cross-entropy."""
+    import torch
+    from litgpt.config import Config
+    from litgpt.model import GPT
+    from litgpt.utils import chunked_cross_entropy
+
+    config = Config(
+        block_size=LENGTH, padded_vocab_size=VOCAB, n_layer=size.layers, n_embd=size.width, n_head=size.heads,
+        rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP", intermediate_size=math.ceil(8 * size.width / 3 / 32) * 32,
+    )  # fmt: skip
+    model = GPT(config)
+    model.lm_head.weight = model.transformer.wte.weight
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    return _count(model), _autocast_step(model, optimizer, compiled, lambda m, x, y: chunked_cross_entropy(m(x), y))
+
+
+def nanochat(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:
+    """nanochat's model as it ships, in its own bfloat16, with its own Muon and AdamW."""
+    os.environ["NANOCHAT_DTYPE"] = "bfloat16"
+    sys.path.insert(0, str(options.nanochat))
+    import torch
+    from nanochat.gpt import GPT, GPTConfig
+
+    config = GPTConfig(sequence_len=LENGTH, vocab_size=VOCAB, n_layer=size.layers, n_head=size.heads,
+                       n_kv_head=size.heads, n_embd=size.width, window_pattern="L")  # fmt: skip
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    optimizer, batches = model.setup_optimizer(), tokens()
+    run = torch.compile(model, dynamic=False) if compiled else model
+
+    def step() -> float:
+        batch = next(batches)
+        loss = run(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+        loss.backward()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return _count(model), step
+
+
 def _hugging_face(model: Any, compiled: bool) -> tuple[int, Callable[[], float]]:
     """`transformers`' model with the fused AdamW that its Trainer uses."""
     import torch
@@ -186,8 +232,15 @@ def tokens() -> Iterator[Any]:
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CONTENDERS = {"ours": ours, "nanogpt": nanogpt, "hf-gpt2": hf_gpt2, "hf-llama": hf_llama}
-DEFAULT = "ours,ours+compiled,nanogpt,nanogpt+heap,nanogpt+compiled,hf-gpt2,hf-llama"
+CONTENDERS = {
+    "ours": ours,
+    "nanogpt": nanogpt,
+    "nanochat": nanochat,
+    "litgpt": litgpt,
+    "hf-gpt2": hf_gpt2,
+    "hf-llama": hf_llama,
+}
+DEFAULT = "ours,ours+compiled,nanogpt,nanogpt+heap,nanogpt+compiled,nanochat,litgpt,hf-gpt2,hf-llama"
 
 
 # --- a contender's process -----------------------------------------------------------------------
@@ -346,6 +399,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", default="3M,10M,30M", help=f"of {', '.join(SIZES)} (default: all)")
     parser.add_argument("--contenders", default=DEFAULT, help="the first is the reference (default: %(default)s)")
     parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT; without it that peer is left out")
+    parser.add_argument("--nanochat", metavar="PATH", help="the same for nanochat")
     parser.add_argument("--ffn", choices=("swiglu", "relu2"), default="swiglu", help="our feed-forward")
     parser.add_argument("--rounds", type=int, default=6, help="palindromic rounds (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps a block (default: %(default)s)")
@@ -362,8 +416,9 @@ def arguments() -> argparse.Namespace:
     wrong += [c for c in options.contenders.split(",") if c.partition("+")[0] not in CONTENDERS]
     if wrong:
         parser.error(f"unknown: {', '.join(wrong)}")
-    if options.nanogpt and not (Path(options.nanogpt) / "model.py").is_file():
-        parser.error(f"--nanogpt {options.nanogpt}: no model.py there")
+    for path, file in ((options.nanogpt, "model.py"), (options.nanochat, "nanochat/gpt.py")):
+        if path and not (Path(path) / file).is_file():
+            parser.error(f"{path}: no {file} there")
     if options.clock == "cpu" and options.threads != 1:
         parser.error("--clock cpu needs --threads 1: waiting threads spin, and spinning counts as processor time")
     return options
@@ -372,7 +427,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure every size and print its table."""
     options = arguments()
-    names = [n for n in options.contenders.split(",") if options.nanogpt or not n.startswith("nanogpt")]
+    given = {"nanogpt": options.nanogpt, "nanochat": options.nanochat}
+    names = [name for name in options.contenders.split(",") if given.get(name.partition("+")[0], True)]
     sizes = []
     for name in options.sizes.split(","):
         size = SIZES[name]

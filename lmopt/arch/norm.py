@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,24 +23,48 @@ class RmsNorm(nn.Module):
         return nn.functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+BLOCK_BYTES = 256 * 2**10
+"""Float32 rows worked on at once, so that the passes over them meet in a core's cache, not in memory: at width 512
+both directions took 4.7 ms instead of 6.9 (2,048 rows, one core with 2 MiB of second-level cache); 128 KiB to 1 MiB
+are alike, and at width 192 there is nothing to gain."""
+
+
+def _blocks(x_ND: Tensor, high: torch.dtype) -> Iterator[slice]:
+    size = max(1, BLOCK_BYTES // (high.itemsize * x_ND.shape[1]))
+    for start in range(0, len(x_ND), size):
+        yield slice(start, start + size)
+
+
 class _EagerRmsNorm(torch.autograd.Function):
     """The same by hand: torch's CPU version is composed of small parts, and its backward takes 2.5 times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         high = torch.promote_types(x.dtype, torch.float32)
-        xf = x.to(high, copy=True)
-        scale = torch.linalg.vector_norm(xf, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight_D, scale)
-        return xf.mul_(scale).mul_(weight_D).to(x.dtype)
+        x_ND = x.reshape(-1, x.shape[-1])
+        y_ND = torch.empty_like(x_ND)
+        scale_N1 = x_ND.new_empty(len(x_ND), 1, dtype=high)
+        for rows in _blocks(x_ND, high):
+            xf = x_ND[rows].to(high, copy=True)
+            scale = torch.linalg.vector_norm(xf, dim=-1, keepdim=True).square_().div_(xf.shape[-1]).add_(eps).rsqrt_()
+            scale_N1[rows] = scale
+            y_ND[rows] = xf.mul_(scale).mul_(weight_D)
+        ctx.save_for_backward(x_ND, weight_D, scale_N1)
+        return y_ND.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight_D, scale = ctx.saved_tensors
-        width = x.shape[-1]
-        unit_ND = x.to(scale.dtype, copy=True).mul_(scale).reshape(-1, width)  # x / rms(x)
-        grad_ND = grad.to(scale.dtype, copy=True).reshape(-1, width)
-        product_ND = grad_ND * unit_ND
-        along_N = torch.mv(product_ND, weight_D.to(scale.dtype)).div_(-width)  # what the scale itself depends on
-        grad_x_ND = grad_ND.mul_(weight_D).addcmul_(unit_ND, along_N[:, None]).mul_(scale.reshape(-1, 1))
-        return grad_x_ND.to(x.dtype).view_as(x), product_ND.sum(0).to(weight_D.dtype), None
+        x_ND, weight_D, scale_N1 = ctx.saved_tensors
+        high, width = scale_N1.dtype, x_ND.shape[1]
+        weight = weight_D.to(high)
+        grad_ND = grad.reshape(-1, width)
+        grad_x_ND = torch.empty_like(x_ND)
+        grad_weight_D = torch.zeros_like(weight)
+        for rows in _blocks(x_ND, high):
+            unit = x_ND[rows].to(high, copy=True).mul_(scale_N1[rows])  # x / rms(x)
+            g = grad_ND[rows].to(high, copy=True)
+            product = g * unit
+            grad_weight_D += product.sum(0)
+            along = torch.mv(product, weight).div_(-width)  # what the scale itself depends on
+            grad_x_ND[rows] = g.mul_(weight).addcmul_(unit, along[:, None]).mul_(scale_N1[rows])
+        return grad_x_ND.view(grad.shape), grad_weight_D.to(weight_D.dtype), None
