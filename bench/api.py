@@ -14,6 +14,7 @@ from bench.casefolder import write_atomically
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
 from bench.suite import Suite, load_suite
+from lmopt.compute.topology import nodes
 
 if TYPE_CHECKING:
     from bench.executors import Executor
@@ -78,6 +79,7 @@ def this_machine(*, calibrate: bool) -> Machine:
         machine_class=machine.machine_class(fingerprint),
         memory_bytes=machine.available_memory_bytes(),
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
+        numa=tuple(nodes()),
         flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},
         peak_flops_per_s=dict(speeds.peak_flops_per_s) if speeds and not speeds.busy else {},
         disturbed=speeds is not None and speeds.busy,

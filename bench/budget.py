@@ -88,7 +88,7 @@ def _spent(plan: Plan, budget: Budget) -> float:
         return sum(case.estimate.train_flops or 0.0 for case in plan.cases)
     if budget.kind == "tokens":
         return sum(
-            case.recipe.steps(case.horizon) * case.recipe.batching.tokens
+            case.recipe.trained_tokens(case.horizon)
             for case in plan.cases
             if case.kind == "train" and case.recipe and case.horizon
         )

@@ -45,8 +45,10 @@ class Case(Frozen):
     """What the kind needs beside the recipe: a stage, tasks, timing blocks."""
     estimate: Estimate = Estimate()
     fits: bool = True
+    applies: bool = True
+    """Whether it would change anything on this machine (a placement on one NUMA node would not)."""
     reason: str | None = None
-    """Why it does not fit this machine."""
+    """Why it does not fit this machine, or does not apply to it."""
 
     @property
     def label(self) -> str:

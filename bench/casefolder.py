@@ -41,7 +41,7 @@ class Job(Frozen):
 class Outcome(Frozen):
     """outcome.json: what a case found."""
 
-    status: Literal["ok", "diverged", "failed"]
+    status: Literal["ok", "diverged", "failed", "not_applicable"]
     reason: str | None = None
     segments: int = 1
     metrics: dict[str, Reading] = Field(default_factory=dict[str, Reading])

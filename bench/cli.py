@@ -48,6 +48,9 @@ def _code_of(error: Exception) -> int | None:
         "DataError": INVALID,
         "BudgetError": INVALID,
         "PublishError": INVALID,
+        "ProfileError": INVALID,
+        "UnsupportedPrecision": INVALID,
+        "NoSuchNode": INVALID,
     }
     if isinstance(error, OSError):
         return INVALID
@@ -133,7 +136,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _profile(arguments: argparse.Namespace) -> int:
     from bench.profile import profile
 
-    print(profile(arguments.suite, arguments.arm, steps=arguments.steps, out=arguments.out))
+    print(profile(arguments.suite, arguments.arm, steps=arguments.steps, out=arguments.out, run=arguments.into))
     return OK
 
 
@@ -231,7 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--arm", required=True, metavar="A")
     profile.add_argument("--steps", type=int, default=5, metavar="N", help="profiled steps (default: 5)")
     profile.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the trace goes (default: results/profiles/<suite>)"
+        "--out", type=Path, metavar="DIR", help="where the files go (default: results/profiles/<suite>)"
+    )
+    profile.add_argument(
+        "--run", dest="into", type=Path, metavar="RUN", help="a run folder of the suite, to show it in its report"
     )
 
     init = _command(commands, "init", _init, "write a new commented suite")

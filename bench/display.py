@@ -76,6 +76,8 @@ def describe_record(record: Record) -> str:
         return f"FAILED: {record.reason}"
     if record.status == "diverged":
         return f"diverged: {record.reason}"
+    if record.status == "not_applicable":
+        return str(record.reason)
     parts: list[str] = []
     for name, text in (
         ("val_loss", "loss {:.4f}"),

@@ -14,6 +14,7 @@ from bench.design import Frozen
 from bench.expansion import flops_per_step
 from bench.suite import Suite
 from lmopt import cost
+from lmopt.compute.topology import Node, not_applicable
 from lmopt.recipe import Recipe
 
 CHECKPOINT_COPIES = 3
@@ -31,19 +32,25 @@ class Machine(Frozen):
     before a calibration."""
     peak_flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
     """Best measured rate of a matrix product by precision; empty where it was not measured undisturbed."""
+    numa: tuple[Node, ...] = ()
+    """NUMA nodes, for placements."""
     disturbed: bool = False
     """Other work ran beside the calibration, so that the machine is faster than these rates."""
 
     def speed_of(self, recipe: Recipe) -> float | None:
         """Training FLOP/s to expect of a recipe; None before a calibration."""
-        precision = recipe.precision.kind
+        precision = recipe.precision.arithmetic
         return self.flops_per_s.get(f"{precision}+{recipe.ffn.kind}") or self.flops_per_s.get(precision)
 
 
 def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     """The case with its estimate, and with the reason where it does not fit the machine."""
     estimate = _estimate(case, suite, machine)
-    limit = min(filter(None, (suite.limits.case_memory, machine.memory_bytes)), default=None)
+    reason = _not_applicable(case, machine)
+    if reason:
+        return case.model_copy(update={"estimate": estimate, "applies": False, "reason": reason})
+    own = getattr(case.recipe.batching, "memory", None) if case.recipe else None
+    limit = min(filter(None, (suite.limits.case_memory, machine.memory_bytes, own)), default=None)
     reason = None
     if limit and estimate.peak_memory_bytes and estimate.peak_memory_bytes > limit:
         reason = (
@@ -57,6 +64,18 @@ def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
 
 
+def _not_applicable(case: Case, machine: Machine) -> str | None:
+    """Why the case, or what it is timed against, would change nothing here.
+
+    Raises:
+        NoSuchNode: a placement names a node that this machine lacks.
+    """
+    recipes = [case.recipe] if case.recipe else []
+    recipes += [Recipe.model_validate(case.spec["reference"])] if case.kind == "timing" else []
+    found = (not_applicable(recipe.placement, list(machine.numa)) for recipe in recipes)
+    return next(filter(None, found), None)
+
+
 def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
     if case.recipe is None:
         return Estimate()
@@ -65,7 +84,7 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
     speed = machine.speed_of(case.recipe)
     if case.kind == "train":
         assert case.horizon is not None
-        flops = flops_per_step(case.recipe) * case.recipe.steps(case.horizon)
+        flops = cost.training_flops(case.recipe, case.horizon)
         time_s = flops / speed if speed else None
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
     if case.kind == "timing":

@@ -32,13 +32,21 @@ def with_claim_points(suite: Suite) -> Design:
 def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
     recipe = suite.resolve(arm.name, scale.name)
     reference = suite.resolve(arm.against or suite.baseline.name, scale.name)
-    allowed_flops = (1 - suite.hypothesis.saving.at_least) * flops_per_step(reference) * reference.steps(1.0)
-    steps = max(1, int(allowed_flops / flops_per_step(recipe)))
+    allowed_flops = (1 - suite.hypothesis.saving.at_least) * _mean_flops_per_step(reference) * reference.steps(1.0)
+    steps = max(1, int(allowed_flops / _mean_flops_per_step(recipe)))
+    if len(recipe.phases(1.0)) > 1:  # steps differ: the same share of every phase
+        return round(steps / recipe.steps(1.0), 6)
     return round(steps * recipe.batching.tokens / recipe.tokens, 6)
 
 
+def _mean_flops_per_step(recipe: Recipe) -> float:
+    if len(recipe.phases(1.0)) > 1:
+        return cost.training_flops(recipe, 1.0) / recipe.steps(1.0)
+    return flops_per_step(recipe)
+
+
 def flops_per_step(recipe: Recipe) -> float:
-    """Training FLOPs of one optimizer step, as executed."""
+    """Training FLOPs of one full optimizer step, as executed."""
     return cost.train_flops_per_token(recipe).executed * recipe.batching.tokens
 
 

@@ -94,4 +94,5 @@ def _totals(plan: Plan) -> str:
 
 def _misfits(plan: Plan) -> str:
     misfits: list[Case] = [case for case in plan.cases if not case.fits]
-    return "\n".join(f"does not fit: {case.label}: {case.reason}" for case in misfits)
+    lines = [f"does not fit: {case.label}: {case.reason}" for case in misfits]
+    return "\n".join([*lines, *(f"{case.label}: {case.reason}" for case in plan.cases if not case.applies)])

@@ -15,6 +15,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +105,9 @@ def available_memory_bytes(root: Path = ROOT) -> int | None:
 
 def numa(root: Path = ROOT) -> list[dict[str, Any]]:
     """NUMA nodes: number, its CPUs as the kernel lists them, memory in bytes, distances to all nodes."""
-    nodes: list[dict[str, Any]] = []
-    folders = (root / "sys/devices/system/node").glob("node[0-9]*")
-    for folder in sorted(folders, key=lambda path: int(path.name.removeprefix("node"))):
-        memory = re.search(r"MemTotal:\s+(\d+) kB", _text(folder / "meminfo") or "")
-        nodes.append(
-            {
-                "node": int(folder.name.removeprefix("node")),
-                "cpus": _text(folder / "cpulist") or "",
-                "memory_bytes": int(memory[1]) * 1024 if memory else None,
-                "distances": [int(number) for number in (_text(folder / "distance") or "").split()],
-            }
-        )
-    return nodes
+    from lmopt.compute.topology import nodes
+
+    return [asdict(node) | {"distances": list(node.distances)} for node in nodes(root)]
 
 
 def cgroup_limits(root: Path = ROOT) -> dict[str, Any]:

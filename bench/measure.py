@@ -10,10 +10,12 @@ import statistics
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench import workloads
+from bench.apart import StepsApart
 from bench.casefolder import Job, Outcome, Progress
 from bench.evaluate import items
 from bench.evaluate.harness import TaskResults
@@ -23,6 +25,7 @@ from bench.instruments.flops import FlopCounts
 from bench.instruments.table import Window
 from bench.record import Reading, missing, reading
 from bench.trainlog import TrainLog
+from lmopt.compute.decisions import write_decisions
 from lmopt.recipe import Recipe
 from lmopt.step import Step
 from lmopt.train.loop import TrainState
@@ -71,16 +74,26 @@ def prepare(job: Job, folder: Path) -> Outcome:
 
 
 def train(job: Job, folder: Path) -> Outcome:
-    """Train to the horizon, then validate; continues from a checkpoint that is there."""
+    """Train to the horizon, then validate, where the recipe places it; continues from a checkpoint that is there."""
+    with workloads.placed(_training_of(job)[0]) as where:
+        outcome = _train(job, folder)
+    return outcome.model_copy(update={"detail": outcome.detail | {"placement": where}}) if where else outcome
+
+
+def _train(job: Job, folder: Path) -> Outcome:
     recipe, seed, horizon = _training_of(job)
     data = _shards_folder(job)
     window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
     window.before_model()
     state, log = _start_or_resume(recipe, seed, horizon, folder)
-    counts = flops.count(state.model, recipe)
+    counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
     compile_s = _warm_up(recipe, seed, data)
-    batches = Stall(workloads.batches(recipe, data, seed=seed, start_step=state.step))
-    log.begin(total_tokens=state.total_steps * recipe.batching.tokens, flops_per_token=counts.train_flops_per_token)
+    batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions))
+    log.begin(
+        total_tokens=state.pace.total_tokens,
+        flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},
+        full_length=recipe.batching.length,
+    )
     window.start()
     _pull(workloads.train(state, batches), state, log, window, folder)
     metrics = window.stop()
@@ -90,13 +103,16 @@ def train(job: Job, folder: Path) -> Outcome:
     metrics |= _validation_metrics(job, state, folder)
     detail = {
         "tokens": log.tokens,
-        "steps": state.total_steps,
+        "steps": state.step,
         "curve": log.points,
-        "counts": counts.to_dict(),
+        "counts": _counts_detail(counts, recipe),
         "router": state.model.report(),
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
     }
+    if state.pace.decisions:
+        detail["batching"] = [asdict(one) for one in state.pace.decisions]
+        write_decisions(state.pace.decisions, folder / "batching.jsonl")
     return Outcome(status="ok", segments=log.segments, metrics=metrics, detail=detail)
 
 
@@ -117,9 +133,24 @@ def _start_or_resume(recipe: Recipe, seed: int, horizon: float, folder: Path) ->
     state = workloads.resume(folder / "checkpoint", recipe)
     if state is None:
         return workloads.start(recipe, seed=seed, horizon=horizon), log
-    yielded = state.step - len(state.unread)  # a step whose numbers were not read yet is yielded again
-    log.restore(yielded * recipe.batching.tokens)
+    # a step whose numbers were not read yet is yielded again
+    log.restore(state.pace.tokens_by_length(state.yielded_tokens))
     return state, log
+
+
+def _lengths(recipe: Recipe, horizon: float) -> list[int]:
+    """Lengths of sequences in a training, ascending; the full one among them."""
+    return sorted({phase.length for phase in recipe.phases(horizon)} | {recipe.batching.length})
+
+
+def _counts_detail(counts: Mapping[int, FlopCounts], recipe: Recipe) -> dict[str, Any]:
+    """The three counts of the full length; of shorter ones where there are any, and whatever disagrees."""
+    detail = counts[recipe.batching.length].to_dict()
+    shorter = {str(length): count.to_dict() for length, count in counts.items() if length != recipe.batching.length}
+    if not shorter:
+        return detail
+    found = [one.disagreement for one in counts.values() if one.disagreement]
+    return detail | {"shorter": shorter, "agree": not found, "disagreement": "; ".join(found) or None}
 
 
 def _warm_up(recipe: Recipe, seed: int, data: Path) -> float:
@@ -153,15 +184,20 @@ def _pull(steps: Iterator[Step], state: TrainState, log: TrainLog, window: Windo
 
 
 def _training_metrics(
-    job: Job, counts: FlopCounts, log: TrainLog, compile_s: float, energy: Reading
+    job: Job, by_length: Mapping[int, FlopCounts], log: TrainLog, compile_s: float, energy: Reading
 ) -> dict[str, Reading]:
     """FLOPs by count, times by stopwatch, joules a token, share of the machine's peak."""
-    model_flops = counts.train_model_flops_per_token * log.tokens
+    counts = by_length[max(by_length)]
+    executed = sum(by_length[length].train_flops_per_token * tokens for length, tokens in log.tokens_by_length.items())
+    model_flops = sum(
+        by_length[length].train_model_flops_per_token * tokens for length, tokens in log.tokens_by_length.items()
+    )
+    per_token = executed / log.tokens if len(by_length) > 1 else counts.train_flops_per_token
     step_s = statistics.median(log.durations_s) if log.durations_s else None
     metrics = {
-        "train_flops": reading(counts.train_flops_per_token * log.tokens, "FLOP", "counted"),
+        "train_flops": reading(executed, "FLOP", "counted"),
         "train_model_flops": reading(model_flops, "FLOP", "counted"),
-        "train_flops_per_token": reading(counts.train_flops_per_token, "FLOP/token", "counted"),
+        "train_flops_per_token": reading(per_token, "FLOP/token", "counted"),
         "infer_flops_per_token": reading(counts.infer_flops_per_token, "FLOP/token", "counted"),
         "train_time_s": reading(log.elapsed_s, "s", "timed", "host"),
         "tokens_per_s": reading(log.tokens / log.elapsed_s, "token/s", "timed", "host"),
@@ -229,9 +265,7 @@ def timing(job: Job, folder: Path) -> Outcome:
     data = _shards_folder(job)
     half = max(1, spec["steps"] // 2)
     total = spec["warmup"] + 2 * half * spec["blocks"]
-    pulled = {
-        side: workloads.timed(recipe, data, seed=job.case.seed or 0, steps=total) for side, recipe in recipes.items()
-    }
+    pulled = {side: _timed(recipe, recipes, data, job.case.seed or 0, total) for side, recipe in recipes.items()}
     progress = Progress(folder, total=spec["blocks"], unit="blocks")
     compile_s = sum(_drop(steps, spec["warmup"]) for steps in pulled.values())
     blocks: list[dict[str, Any]] = []
@@ -239,6 +273,9 @@ def timing(job: Job, folder: Path) -> Outcome:
         blocks.append(_block(pulled, half))
         progress.show(number + 1, phase="timing")
         _stop_if_asked()
+    for steps in pulled.values():
+        if isinstance(steps, StepsApart):
+            steps.close()
     ratios = [block["arm_s"] / block["reference_s"] for block in blocks]
     tokens = recipes["arm"].batching.tokens
     step_s = statistics.median(block["arm_s"] for block in blocks)
@@ -255,6 +292,13 @@ def timing(job: Job, folder: Path) -> Outcome:
         "reference_tokens_per_step": recipes["reference"].batching.tokens,
     }
     return Outcome(status="ok", metrics=metrics, detail=detail)
+
+
+def _timed(recipe: Recipe, recipes: Mapping[str, Recipe], data: Path, seed: int, steps: int) -> Iterator[Step]:
+    """Steps of one side; in a process of its own where a side has a placement."""
+    if all(one.placement.kind == "anywhere" for one in recipes.values()):
+        return workloads.timed(recipe, data, seed=seed, steps=steps)
+    return StepsApart(lambda: workloads.timed_in_place(recipe, data, seed=seed, steps=steps))
 
 
 def _drop(steps: Iterator[Step], count: int) -> float:

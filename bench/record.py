@@ -20,7 +20,8 @@ SCHEMA = 1
 
 Grade = Literal["counted", "counter", "integrated", "modelled", "timed"]
 """How a number came about: exact count, hardware energy counter, sampled power, estimate, stopwatch."""
-Status = Literal["ok", "diverged", "failed"]
+Status = Literal["ok", "diverged", "failed", "not_applicable"]
+"""`diverged` is a result; `failed` is tried again; `not_applicable`: the case would change nothing on this machine."""
 CaseKind = Literal["prepare", "train", "finetune", "evaluate", "generate", "timing"]
 
 

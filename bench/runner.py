@@ -169,12 +169,16 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
 
 def _blocked(case: Case, finished: Mapping[str, Record]) -> Outcome | None:
     """A case that cannot run gets its reason instead."""
+    if not case.applies:
+        return Outcome(status="not_applicable", reason=case.reason)
     if not case.fits:
         return Outcome(status="failed", reason=f"not run: {case.reason}")
     for parent in case.parents:
         record = finished.get(parent)
         if record is None:
             return Outcome(status="failed", reason=f"not run: case {parent}, which it builds on, has no result")
+        if record.status == "not_applicable":
+            return Outcome(status="not_applicable", reason=record.reason)
         if record.status == "diverged":
             return Outcome(status="failed", reason=f"not run: case {parent}, which it builds on, diverged")
     return None
@@ -193,7 +197,7 @@ def _execute(folder: Path, case: Case, context: RunContext) -> Outcome:
         parents={parent: str((folder / "cases" / parent).resolve()) for parent in case.parents},
         commit=context.commit,
         env=context.env,
-        flops_per_s_peak=context.flops_per_s_peak.get(case.recipe.precision.kind) if case.recipe else None,
+        flops_per_s_peak=context.flops_per_s_peak.get(case.recipe.precision.arithmetic) if case.recipe else None,
         idle_power_w=context.idle_power_w,
     )
     left = _left_by_killed_runner(place, job)

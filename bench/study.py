@@ -111,7 +111,7 @@ class Study:
     def finished(self, case: PlannedCase) -> Record | None:
         """The case's record if it has a result (`ok` or `diverged`)."""
         record = self.records.get(case.id)
-        return record if record is not None and record.status != "failed" else None
+        return record if record is not None and record.status in ("ok", "diverged") else None
 
     def at(self, kind: CaseKind, arm: str, scale: str, seed: int, horizon: float) -> Record | None:
         """The finished record at a horizon."""
@@ -179,6 +179,8 @@ class Study:
     def missing_words(self, case: PlannedCase) -> str:
         """Why a case has no result, in words."""
         record = self.records.get(case.id)
+        if record is not None and record.status == "not_applicable":
+            return f"{case.label}: {record.reason}"
         if record is not None:
             return f"{case.label}: failed ({record.reason or 'no reason was recorded'})"
         return f"{case.label}: " + ("no record" if case.fits else f"does not fit ({case.reason})")

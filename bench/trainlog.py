@@ -30,24 +30,34 @@ class TrainLog:
         self.points: list[dict[str, Any]] = []
         """The loss curve: each point the mean loss over the steps since the last."""
         self._losses: list[float] = []
+        self.tokens_by_length: dict[int, int] = {}
+        """Tokens trained on, by the length of their sequences."""
         self._every = 1
-        self._flops_per_token = 0.0
+        self._flops_per_token: Mapping[int, float] = {}
+        self._full_length = 0
 
-    def restore(self, tokens: int) -> None:
-        """Continue after `tokens` of training; what was logged beyond them is forgotten."""
+    def restore(self, tokens_by_length: Mapping[int, int]) -> None:
+        """Continue after so many tokens, by the length of their sequences; what was logged beyond is forgotten."""
+        tokens = sum(tokens_by_length.values())
         try:
             kept: Mapping[str, Any] = json.loads(self._path.read_text())
         except (OSError, ValueError):
             kept = {}
-        self.tokens = tokens
+        self.tokens, self.tokens_by_length = tokens, dict(tokens_by_length)
         self.segments = int(kept.get("segments", 1)) + 1
         self.elapsed_s = float(kept.get("elapsed_s", 0.0))
         self.points = [point for point in kept.get("points", []) if point["tokens"] <= tokens]
 
-    def begin(self, *, total_tokens: int, flops_per_token: float) -> None:
-        """Say how long the training is, so that the curve gets some sixty points."""
+    def begin(self, *, total_tokens: int, flops_per_token: Mapping[int, float], full_length: int) -> None:
+        """Say how long the training is, so that the curve gets some sixty points, and what its tokens cost.
+
+        Args:
+            flops_per_token: by length of sequence.
+            full_length: the length of a step that does not say its own.
+        """
         self._every = max(1, total_tokens // CURVE_POINTS)
         self._flops_per_token = flops_per_token
+        self._full_length = full_length
 
     def add(self, step: Step, duration_s: float) -> None:
         """A finished step and the seconds it took."""
@@ -56,6 +66,8 @@ class TrainLog:
         self.durations_s.append(duration_s - compile_s)
         self.elapsed_s += duration_s - compile_s
         before, self.tokens = self.tokens, self.tokens + step.tokens
+        length = int(step.notes.get("length", self._full_length))
+        self.tokens_by_length[length] = self.tokens_by_length.get(length, 0) + step.tokens
         if step.loss is not None:
             self._losses.append(step.loss)
         if self._losses and self.tokens // self._every > before // self._every:
@@ -63,11 +75,15 @@ class TrainLog:
                 {
                     "tokens": self.tokens,
                     "loss": sum(self._losses) / len(self._losses),
-                    "train_flops": self.tokens * self._flops_per_token,
+                    "train_flops": self._flops(),
                     "seconds": self.elapsed_s,
                 }
             )
             self._losses.clear()
+
+    def _flops(self) -> float:
+        """Executed so far."""
+        return sum(self._flops_per_token[length] * tokens for length, tokens in self.tokens_by_length.items())
 
     def save(self) -> None:
         """Write beside the checkpoint that was just saved."""

@@ -17,6 +17,7 @@ import torch
 from bench import measure
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.measure import Interrupted
+from lmopt.compute.numa import NotApplicable
 from lmopt.train.loop import Diverged
 
 INTERRUPTED = 75
@@ -41,6 +42,8 @@ def work(folder: Path) -> int:
         return INTERRUPTED
     except Diverged as error:
         outcome = Outcome(status="diverged", reason=str(error))
+    except NotApplicable as error:
+        outcome = Outcome(status="not_applicable", reason=str(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
         traceback.print_exc()
         outcome = Outcome(status="failed", reason=f"out of memory: {error}")

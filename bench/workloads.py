@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from bench.evaluate import perplexity
 from bench.evaluate.harness import TaskResults, evaluate_steps
 from bench.record import Reading
+from lmopt.compute import numa
 from lmopt.compute.memory import tune_allocator
 from lmopt.data import corpus, shards, tokenizer, validation
 from lmopt.data.spec import Data
@@ -59,9 +61,9 @@ def start(recipe: Recipe, *, seed: int, horizon: float) -> TrainState:
     return loop.start(recipe, seed=seed, horizon=horizon, device=device())
 
 
-def batches(recipe: Recipe, data: Path, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
-    """Training batches from `start_step` on: a pure function of the seed and the step."""
-    return builder(recipe.batching)(recipe.batching, shards.open_shards(data), seed=seed, start_step=start_step)
+def batches(recipe: Recipe, data: Path, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Portions of training text from number `start` on: a pure function of the seed and the number."""
+    return builder(recipe.batching)(recipe.batching, shards.open_shards(data), seed=seed, start=start)
 
 
 def train(state: TrainState, batches: Iterator[Tensor]) -> Iterator[Step]:
@@ -69,10 +71,44 @@ def train(state: TrainState, batches: Iterator[Tensor]) -> Iterator[Step]:
     return loop.train(state, batches)
 
 
+@contextmanager
+def placed(recipe: Recipe) -> Generator[dict[str, Any]]:
+    """Threads and memory where the recipe wants them; afterwards the mapping says where they were.
+
+    Raises:
+        NotApplicable: this machine has one NUMA node.
+        NoSuchNode: the recipe names a node that is not there.
+    """
+    found: dict[str, Any] = {}
+    before = numa.allocation_counts()
+    with builder(recipe.placement)(recipe.placement) as where:
+        yield found
+        if not where.nodes:
+            return
+        by_node, after = numa.pages_by_node(), numa.allocation_counts()
+        found |= {"kind": where.kind, "nodes": where.nodes, "cpus": where.cpus, "bytes_by_node": by_node}
+        found["remote_bytes"] = numa.remote_bytes(by_node, where.nodes)
+        found["allocations"] = {
+            node: {name: count - before.get(node, {}).get(name, 0) for name, count in counts.items()}
+            for node, counts in after.items()
+        }
+
+
 def timed(recipe: Recipe, data: Path, *, seed: int, steps: int) -> Iterator[Step]:
-    """So many training steps for the stopwatch; what they learn is thrown away."""
+    """So many full training steps for the stopwatch; what they learn is thrown away.
+
+    Where batches or sequences grow, only what they grow to is timed: how many steps have which size is no question of
+    time.
+    """
+    recipe = recipe.model_copy(update={"batching": recipe.batching.full})
     state = start(recipe, seed=seed, horizon=steps * recipe.batching.tokens / recipe.tokens)
     return train(state, batches(recipe, data, seed=seed))
+
+
+def timed_in_place(recipe: Recipe, data: Path, *, seed: int, steps: int) -> Iterator[Step]:
+    """`timed` in the recipe's placement, which holds until the last step was pulled."""
+    with placed(recipe):
+        yield from timed(recipe, data, seed=seed, steps=steps)
 
 
 def save(state: TrainState, folder: Path) -> None:
@@ -108,12 +144,14 @@ def evaluate(
 ) -> Generator[Step, None, TaskResults]:
     """Downstream tasks on a trained model, in the precision of its training."""
     tune_allocator()
-    forward = builder(recipe.precision)(recipe.precision, device()).forward
+    compute = builder(recipe.precision)(recipe.precision, device())
+    model = checkpoint.load_model(model_folder, device())
+    compute.prepare(model)
     return evaluate_steps(
-        checkpoint.load_model(model_folder, device()),
+        model,
         tokenizer.load(corpus_folder / "tokenizer.json"),
         spec["tasks"],
         limit=spec["limit"],
         corpus=corpus_folder,
-        forward=forward,
+        forward=compute.forward,
     )

@@ -104,7 +104,7 @@ class Loops:
     def metered(self) -> None:
         """What a worker does around the same steps."""
         log = TrainLog(self._folder / "checkpoint")
-        log.begin(total_tokens=self._count * TOKENS, flops_per_token=1.0)
+        log.begin(total_tokens=self._count * TOKENS, flops_per_token={TOKENS: 1.0}, full_length=TOKENS)
         state: Any = SimpleNamespace(total_steps=self._count)
         batches = Stall(range(self._count))
         _pull(self._steps(batches), state, log, self._window, self._folder)

@@ -165,6 +165,16 @@ def train_flops_per_token(recipe: Recipe, device: str = "cpu") -> TrainFlops:
     return TrainFlops(sequence.executed / length, sequence.model / length)
 
 
+def training_flops(recipe: Recipe, horizon: float, device: str = "cpu") -> float:
+    """Executed FLOPs of a whole training: shorter sequences of a warm-up cost less attention a token."""
+    windows = recipe.batching.portion
+    return sum(
+        phase.steps * phase.portions * windows * (recipe.batching.length / phase.length)
+        * train_flops(recipe, phase.length, device).executed
+        for phase in recipe.phases(horizon)
+    )  # fmt: skip
+
+
 def infer_flops_per_token(recipe: Recipe) -> float:
     """Forward FLOPs a token when a sequence of the recipe's batch length is read at once."""
     return forward_flops(recipe, recipe.batching.length).total / recipe.batching.length
@@ -194,14 +204,20 @@ EXPERT_RUNTIME_BYTES = 100 * 2**20
 
 
 def peak_memory_bytes(recipe: Recipe) -> int:
-    """Estimated peak of a training step over the empty process.
+    """Estimated peak of a training step over the empty process."""
+    held, a_sequence = memory_parts(recipe)
+    return held + recipe.batching.held_sequences * a_sequence
 
-    Weights, gradients and two Adam moments in float32, a copy of the weights in the products' type, and the activations
-    kept for backward by one forward pass.
+
+def memory_parts(recipe: Recipe) -> tuple[int, int]:
+    """Bytes that are held whatever the batch, and bytes that each sequence of a forward pass adds.
+
+    Held: weights, gradients and moments as precision and optimizer keep them, a copy of the weights in the products'
+    type, the head's chunk. A sequence: the activations kept for backward, with what exists for a moment beside them.
     """
     held, model = parameters(recipe), recipe.model
-    bytes_per_number = 2 if recipe.precision.kind == "bf16" else 4
-    sequences, length = recipe.batching.micro_sequences or recipe.batching.sequences, recipe.batching.length
+    bytes_per_number = 2 if recipe.precision.arithmetic == "bf16" else 4
+    length = recipe.batching.length
     per_token = (
         2 * model.width  # residual stream before each half of a block
         + 2 * model.width  # normalised inputs of the two halves
@@ -210,8 +226,10 @@ def peak_memory_bytes(recipe: Recipe) -> int:
         + ffn_cost(recipe.ffn, model.width).activations_per_token
         + (model.heads * length * 5 // 8 if keeps_probabilities("cpu", length) else 0)  # causal half, by blocks
     )
-    activations = sequences * length * (model.layers * per_token + 4 * model.width)
-    weights = held.total * (4 + 4 + 8 + (bytes_per_number if bytes_per_number < 4 else 0))
-    kept = round(activations * bytes_per_number * (1 + TRANSIENT_SHARE))
+    activations = length * (model.layers * per_token + 4 * model.width)
+    kept_and_gradient = 2 * recipe.precision.weight_bytes
+    a_parameter = kept_and_gradient + recipe.precision.copy_bytes + recipe.optimizer.state_bytes
     runtime = RUNTIME_BYTES + (EXPERT_RUNTIME_BYTES if isinstance(recipe.ffn, Moe) else 0)
-    return weights + kept + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding + runtime
+    in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
+    whole = round(held.total * a_parameter) + in_full + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding + runtime
+    return whole, round(activations * bytes_per_number * (1 + TRANSIENT_SHARE))

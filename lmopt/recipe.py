@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from lmopt.quantities import Count
-from lmopt.techniques.batching import FixedBatch
+from lmopt.techniques.batching import (
+    AdaptiveMicro,
+    BatchRamp,
+    FixedBatch,
+    LengthWarmup,
+    NoiseRamp,
+    Packed,
+    Phase,
+)
 from lmopt.techniques.datastep import ExactDedup, NearDedup
 from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
-from lmopt.techniques.optimizer import AdamW, Cosine
-from lmopt.techniques.precision import Bf16, Fp32
+from lmopt.techniques.optimizer import AdamW, AdamW8bit, Cosine
+from lmopt.techniques.placement import Anywhere, Bound, FirstTouch, Interleaved
+from lmopt.techniques.precision import Bf16, Bf16Stochastic, Fp32, Int8
 from lmopt.techniques.technique import (
     ENTRY_POINT_GROUP,
     MAX_CONTEXT,
@@ -33,10 +42,11 @@ from lmopt.techniques.technique import (
 )
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "Batching", "Bf16", "Cosine",
-    "DataStep", "ExactDedup", "Ffn", "FixedBatch", "Fp32", "Model", "Moe", "NearDedup", "Optimizer", "Plain",
-    "Positive", "Precision", "Recipe", "Relu2", "Schedule", "SwiGlu", "Technique", "Wasteful", "builder", "plugins",
-    "techniques",
+    "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "AdamW8bit", "AdaptiveMicro",
+    "Anywhere", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound", "Cosine", "DataStep", "ExactDedup",
+    "Ffn", "FirstTouch", "FixedBatch", "Fp32", "Int8", "Interleaved", "LengthWarmup", "Model", "Moe", "NearDedup",
+    "NoiseRamp", "Optimizer", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
+    "Schedule", "SwiGlu", "Technique", "Wasteful", "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -49,10 +59,11 @@ def _union(seam: str, *own: type[Technique]) -> Any:
 
 
 Ffn = _union("ffn", SwiGlu, Relu2, Moe, Wasteful)
-Precision = _union("precision", Fp32, Bf16)
-Optimizer = _union("optimizer", AdamW)
+Precision = _union("precision", Fp32, Bf16, Bf16Stochastic, Int8)
+Optimizer = _union("optimizer", AdamW, AdamW8bit)
 Schedule = _union("schedule", Cosine)
-Batching = _union("batching", FixedBatch)
+Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
+Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
 DataStep = _union("data", ExactDedup, NearDedup)
 
 
@@ -124,12 +135,27 @@ class Recipe(Plain):
     """Learning rate over the run; every horizon anneals fully."""
     batching: Batching = FixedBatch()
     """How steps are filled with tokens."""
+    placement: Placement = Anywhere()
+    """Where threads run and memory lies on a machine of several NUMA nodes."""
     data: tuple[DataStep, ...] = ()
     """Steps that the training text goes through, in order, before it is tokenised."""
     compile: bool = False
     """Compile the training step (torch.compile); compilation time is booked apart."""
     tokens: Positive
     """Training tokens at horizon 1.0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, data: Any) -> Any:
+        """A technique described without its `kind` is the one that its seam has by default."""
+        if not isinstance(data, Mapping):
+            return data
+        filled = dict(data)
+        for name, field in cls.model_fields.items():
+            kind = getattr(field.default, "kind", None)
+            if kind is not None and isinstance(filled.get(name), Mapping):
+                filled[name] = {"kind": kind, **filled[name]}
+        return filled
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -141,9 +167,21 @@ class Recipe(Plain):
             raise ValueError(f"tokens ({self.tokens}) is less than one step of {per_step} tokens")
         return self
 
+    def phases(self, horizon: float) -> tuple[Phase, ...]:
+        """What the steps at a horizon are like, as far as it is known before the training."""
+        return self.batching.phases(horizon * self.tokens)
+
     def steps(self, horizon: float) -> int:
-        """Optimizer steps at a horizon: horizon x tokens, rounded to whole steps (at least one)."""
-        return max(1, round(horizon * self.tokens / self.batching.tokens))
+        """Optimizer steps at a horizon: horizon x tokens, rounded to whole steps (at least one).
+
+        Where batches grow as the training finds fit, the most that there can be.
+        """
+        return sum(phase.steps for phase in self.phases(horizon))
+
+    def trained_tokens(self, horizon: float) -> int:
+        """Tokens of all steps at a horizon."""
+        portions = sum(phase.steps * phase.portions for phase in self.phases(horizon))
+        return portions * self.batching.portion * self.batching.length
 
 
 SEAMS: dict[str, Any] = {
@@ -152,6 +190,7 @@ SEAMS: dict[str, Any] = {
     "optimizer": Optimizer,
     "schedule": Schedule,
     "batching": Batching,
+    "placement": Placement,
     "data": DataStep,
 }
 """Every seam with its union of techniques."""

@@ -109,18 +109,18 @@ class FlopCounts:
         }
 
 
-def count(model: nn.Module, recipe: Recipe) -> FlopCounts:
-    """Count one sequence of the recipe's length, on the model as built. The model is left as it was.
+def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCounts:
+    """Count one sequence of a length (default: the recipe's), on the model as built. The model is left as it was.
 
     Raises:
         LookupError: the feed-forward is a foreign technique that does not say what it costs.
     """
-    length = recipe.batching.length
+    length = length or recipe.batching.length
     device = next(model.parameters()).device
     closed = cost.forward_flops(recipe, length)
     closed_train = cost.train_flops(recipe, length, device.type)
     held = cost.parameters(recipe)
-    autocast = recipe.precision.kind == "bf16"
+    autocast = recipe.precision.arithmetic == "bf16"
     forward = Counts(
         closed=closed.total,
         dispatched=dispatched(model, length, backward=False, autocast=autocast),
@@ -172,7 +172,7 @@ def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool) -
     parameters = list(model.parameters())
     device = parameters[0].device
     tokens_BT = torch.zeros(1, length, dtype=torch.int64, device=device)
-    counter = FlopCounterMode(display=False, custom_mapping=_known_operators(FORMULAS))
+    counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
     with counter, torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         language_model = cast(LanguageModel, model)
         if backward:
@@ -261,7 +261,7 @@ FORMULAS: Mapping[str, Formula] = {
 versions of torch refuse to count when key heads are grouped)."""
 
 
-def _known_operators(formulas: Mapping[str, Formula]) -> dict[Any, Formula]:
+def known_operators(formulas: Mapping[str, Formula]) -> dict[Any, Formula]:
     """The formulas whose operator this version of torch has, by operator."""
     found: dict[Any, Formula] = {}
     for name, formula in formulas.items():
@@ -326,9 +326,15 @@ def _grouped_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     return slots * width * features
 
 
+def _linear_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    (rows, width), (features, _) = _shape(inputs[0]), _shape(inputs[1])
+    return rows * width * features
+
+
 HANDLES: Mapping[str, Any] = {
     "aten::scaled_dot_product_attention": _attention_macs,
     "lmopt::causal_attention": _attention_macs,
     "prim::PythonOp._GroupedLinear": _grouped_macs,
+    "prim::PythonOp._Int8Product": _linear_macs,
 }
 """What fvcore cannot see: fused attention, and products inside an autograd function, which it calls by its name."""

@@ -61,17 +61,27 @@ class Attention(nn.Module):
             q_BHTC, k_BKTC = self.query_norm(q_BHTC), self.key_norm(k_BKTC)
         return rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BKTC, cos_TC, sin_TC), v_BKTC
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, cos_TC, sin_TC)
-        return self.output(attend(q_BHTC, k_BKTC, v_BKTC).flatten(2))
+        return self.output(attend(q_BHTC, k_BKTC, v_BKTC, segments_BT).flatten(2))
 
 
-def attend(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
-    """Causal attention by the kernel that is fastest on the tensors' device: B x T x H x C."""
+def attend(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+    """Causal attention by the kernel that is fastest on the tensors' device: B x T x H x C.
+
+    Where `segments_BT` numbers the documents of a packed sequence, none sees another.
+    """
     if keeps_probabilities(q_BHTC.device.type, q_BHTC.shape[2]):
         keep = torch.is_grad_enabled() and (q_BHTC.requires_grad or k_BKTC.requires_grad or v_BKTC.requires_grad)
-        return causal_attention(q_BHTC, k_BKTC, v_BKTC, keep)[0]
+        return causal_attention(q_BHTC, k_BKTC, v_BKTC, keep, segments_BT)[0]
     grouped = bool(k_BKTC.shape[1] != q_BHTC.shape[1])  # a tensor under a tracer
+    seen_B1TT = None if segments_BT is None else _seen(segments_BT)
     return nn.functional.scaled_dot_product_attention(
-        q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=grouped
+        q_BHTC, k_BKTC, v_BKTC, attn_mask=seen_B1TT, is_causal=seen_B1TT is None, enable_gqa=grouped
     ).transpose(1, 2)
+
+
+def _seen(segments_BT: Tensor) -> Tensor:
+    """Which keys each query sees: those of its own segment up to itself."""
+    same_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return same_B1TT.tril()

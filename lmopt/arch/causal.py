@@ -45,8 +45,10 @@ def _mask(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @torch.library.custom_op("lmopt::causal_attention", mutates_args=())
-def causal_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(C)) V where no query sees a later key.
+def causal_attention(
+    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool, segments_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(C)) V where no query sees a later key, nor one of another segment where these are given.
 
     Returns the result as B x T x H x C and, if `keep`, the probabilities of all blocks in one flat tensor (else empty).
     """
@@ -62,6 +64,9 @@ def causal_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool)
         rows = end - start
         scores = torch.bmm(_group(scaled_BHTC, key_heads, slice(start, end)), k[:, :end].transpose(1, 2))
         scores.view(batch * heads, rows, end)[:, :, start:].add_(mask[:rows, :rows])
+        if segments_BT is not None:
+            apart_BRS = segments_BT[:, start:end, None] != segments_BT[:, None, :end]
+            scores.view(batch, heads, rows, end).masked_fill_(apart_BRS[:, None], float("-inf"))
         if keep:
             p = kept[used : used + scores.numel()].view_as(scores)
             torch.softmax(scores, -1, out=p)
@@ -74,7 +79,7 @@ def causal_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, keep: bool)
 
 
 @causal_attention.register_fake
-def _(q_BHTC: Tensor, _k: Tensor, _v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def _(q_BHTC: Tensor, _k: Tensor, _v: Tensor, keep: bool, _segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
     batch, heads, length, width = q_BHTC.shape
     kept = batch * heads * _kept(length) if keep else 0
     return q_BHTC.new_empty(batch, length, heads, width), q_BHTC.new_empty(kept)
@@ -111,16 +116,16 @@ def _(_grad: Tensor, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, _kept: Tens
     return q_BHTC.new_empty(q_BHTC.shape), k_BKTC.new_empty(k_BKTC.shape), v_BKTC.new_empty(v_BKTC.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
-    q_BHTC, k_BKTC, v_BKTC, keep = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    q_BHTC, k_BKTC, v_BKTC, keep, _segments = inputs  # backward sees them in the probabilities
     if not keep:
         raise ValueError("causal_attention: a gradient needs keep=True")
     ctx.save_for_backward(q_BHTC, k_BKTC, v_BKTC, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad_BTHC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *causal_attention_backward(grad_BTHC, *ctx.saved_tensors), None
+def _backward(ctx: Any, grad_BTHC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    return *causal_attention_backward(grad_BTHC, *ctx.saved_tensors), None, None
 
 
 causal_attention.register_autograd(_backward, setup_context=_save)

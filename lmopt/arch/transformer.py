@@ -46,8 +46,10 @@ class Block(nn.Module):
         self.ffn_norm = RmsNorm(model.width, model.norm_eps)
         self.ffn = ffn
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC)
+    def forward(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, segments_BT)
         y_BTD, auxiliary = self.ffn(self.ffn_norm(x_BTD))
         return x_BTD + y_BTD, auxiliary
 
@@ -76,7 +78,7 @@ class Transformer(nn.Module):
         """The output matrix: the embedding where the head is tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def hidden(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalised output of the last block (B x T x D) and the sum of auxiliary losses (scalar, float32)."""
         length = tokens_BT.shape[1]
         if length > self.model.context:
@@ -85,7 +87,7 @@ class Transformer(nn.Module):
         cos_TC, sin_TC = self.rotary(length, x_BTD.dtype)
         auxiliary = torch.zeros((), device=x_BTD.device)
         for block in self.blocks:
-            x_BTD, extra = block(x_BTD, cos_TC, sin_TC)
+            x_BTD, extra = block(x_BTD, cos_TC, sin_TC, segments_BT)
             if extra is not None:
                 auxiliary = auxiliary + extra
         return self.norm(x_BTD), auxiliary
@@ -95,12 +97,12 @@ class Transformer(nn.Module):
         x_BTD, _ = self.hidden(tokens_BT)
         return nn.functional.linear(x_BTD, self.head_weight_VD)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Losses:
         """Cross-entropy of `targets_BT` after `tokens_BT`, without ever holding the logits of all tokens.
 
-        Targets of -100 are left out of the mean.
+        Targets of -100 are left out of the mean. `segments_BT` numbers the documents of packed sequences.
         """
-        x_BTD, auxiliary = self.hidden(tokens_BT)
+        x_BTD, auxiliary = self.hidden(tokens_BT, segments_BT)
         return Losses(cross_entropy(x_BTD.flatten(0, 1), self.head_weight_VD, targets_BT.flatten()), auxiliary)
 
     def report(self) -> dict[str, float]:

@@ -8,10 +8,12 @@ process: every arm of a comparison gets it, or none.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 # mallopt(3): parameter numbers from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -59,3 +61,56 @@ def tune_allocator() -> Allocator:
 
 def _untouched(reason: str) -> Allocator:
     return Allocator(False, reason, None)
+
+
+# --- what is free --------------------------------------------------------------------------------
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Memory that this process could still take: of the CUDA device in use, else of the machine and its control group.
+
+    None where neither says.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    found = [_machine_bytes(proc), _group_bytes(cgroup)]
+    return min((size for size in found if size is not None), default=None)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU torch raises a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def give_back() -> None:
+    """Return freed memory that this process holds on to, so that others can have it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing was held on to
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _machine_bytes(proc: Path) -> int | None:
+    try:
+        text = (proc / "meminfo").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _group_bytes(cgroup: Path) -> int | None:
+    """What is left of the control group's limit (version 2, as a container sees it)."""
+    try:
+        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used))

@@ -1,6 +1,7 @@
 """Training batches: which tokens a step sees, as a pure function of the seed and the step.
 
-Letters: B sequences, L tokens a sequence. A batch has L + 1 columns: inputs are [:, :-1], targets [:, 1:].
+Letters: B sequences, L tokens a sequence. A batch has L + 1 columns: inputs are [:, :-1], targets [:, 1:]. What is
+drawn at once is a portion: the whole batch of `fixed`, a part of it where batches or sequences grow.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from lmopt.recipe import FixedBatch
 ORDER_STREAM, OFFSET_STREAM = 0, 1
 
 
-def build(config: FixedBatch, shards: Shards, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
-    """Endless batches from `start_step` on (0 is the first), int64 [B, L + 1].
+def build(config: FixedBatch, shards: Shards, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless portions from number `start` on (0 is the first), int64 [B, L + 1] with B the windows of a portion.
 
     The tokens are cut into windows of L + 1 that overlap by one. Each epoch visits every window once, in an order and
-    from a first token (0 to L - 1) drawn from the seed and the epoch; a batch may straddle two epochs. The same seed
-    and step give the same batch, whatever was drawn before.
+    from a first token (0 to L - 1) drawn from the seed and the epoch; a portion may straddle two epochs. The same seed
+    and number give the same portion, whatever was drawn before.
 
     Raises:
         DataError: the corpus has fewer windows than one batch.
@@ -37,7 +38,7 @@ def build(config: FixedBatch, shards: Shards, *, seed: int, start_step: int = 0)
             f"the corpus has {len(shards.tokens)} tokens, and one batch of {config.sequences} sequences of "
             f"{config.length} needs {needed}\nhint: a larger corpus, or fewer or shorter sequences"
         )
-    return _batches(config, shards.tokens, windows, seed, start_step)
+    return _portions(config, shards.tokens, windows, seed, start)
 
 
 def windows_per_epoch(tokens: int, length: int) -> int:
@@ -50,15 +51,15 @@ def epochs(tokens: int, config: FixedBatch, steps: int) -> float:
     return steps * config.sequences / max(windows_per_epoch(tokens, config.length), 1)
 
 
-def _batches(
-    config: FixedBatch, tokens: NDArray[np.unsignedinteger], windows: int, seed: int, step: int
+def _portions(
+    config: FixedBatch, tokens: NDArray[np.unsignedinteger], windows: int, seed: int, number: int
 ) -> Iterator[Tensor]:
     column_L = np.arange(config.length + 1)
     while True:
-        place_B = np.arange(step * config.sequences, (step + 1) * config.sequences)
+        place_B = np.arange(number * config.portion, (number + 1) * config.portion)
         start_B = np.array([_start(seed, *divmod(int(place), windows), windows, config.length) for place in place_B])
         yield torch.from_numpy(tokens[start_B[:, None] + column_L].astype(np.int64))
-        step += 1
+        number += 1
 
 
 def _start(seed: int, epoch: int, place: int, windows: int, length: int) -> int:

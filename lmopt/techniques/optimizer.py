@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lmopt.quantities import Share
+from lmopt.quantities import Count, Share
 from lmopt.techniques.technique import Technique
 
 
@@ -25,6 +25,25 @@ class AdamW(Technique):
     """Decoupled weight decay of matrices."""
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = 1.0
     """Largest global gradient norm; null switches clipping off."""
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state a parameter: two float32 moments."""
+        return 8
+
+
+class AdamW8bit(AdamW):
+    """AdamW whose two moments are kept in 8 bits, scaled block by block (Dettmers et al., 2110.02861)."""
+
+    builder: ClassVar[str] = "lmopt.train.compact:build"
+    kind: Literal["adamw_8bit"] = "adamw_8bit"  # pyright: ignore[reportIncompatibleVariableOverride]
+    block: Annotated[Count, Field(ge=16, le=65_536)] = 256
+    """Numbers that share a scale."""
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state a parameter: two codes, and two float32 scales a block."""
+        return 2 + 2 * 4 / self.block
 
 
 class Cosine(Technique):

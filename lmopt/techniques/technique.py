@@ -38,13 +38,16 @@ class Technique(Plain):
     builder: ClassVar[str]
 
 
-def builder(technique: Technique) -> Callable[..., Any]:
+def builder(technique: Technique, part: str = "builder") -> Callable[..., Any]:
     """The function that turns a technique's description into the working part.
+
+    Args:
+        part: the class variable that names the function, where a technique has several parts (batching: its `pace`).
 
     Raises:
         LookupError: the module or function named by the description is not there.
     """
-    module, _, function = type(technique).builder.partition(":")
+    module, _, function = getattr(type(technique), part).partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

@@ -31,7 +31,7 @@ from lmopt.recipe import Recipe
 from lmopt.train import loop
 from lmopt.train.loop import Dispatched, TrainState
 
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 2
 """Checkpoints kept in a folder: the newest, and the one before in case the newest turns out damaged."""
 DESCRIPTION = "checkpoint.json"
@@ -57,7 +57,10 @@ def save(state: TrainState, folder: Path) -> Path:
         "seed": state.seed,
         "horizon": state.horizon,
         "step": state.step,
-        "unread": [{"step": d.step, "numbers": d.numbers.tolist(), "notes": d.notes} for d in state.unread],
+        "pace": state.pace.state(),
+        "unread": [
+            {"step": d.step, "numbers": d.numbers.tolist(), "notes": d.notes, "tokens": d.tokens} for d in state.unread
+        ],
     }
     tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
     place = folder / f"step-{state.step:08d}"
@@ -211,7 +214,10 @@ def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, 
     state.optimizer.restore(tensors)
     loop.restore_random_state(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})
     state.step = description["step"]
-    state.unread = deque(Dispatched(d["step"], torch.tensor(d["numbers"]), d["notes"]) for d in description["unread"])
+    state.pace.restore(description["pace"])
+    state.unread = deque(
+        Dispatched(d["step"], torch.tensor(d["numbers"]), d["notes"], d["tokens"]) for d in description["unread"]
+    )
     return state
 
 

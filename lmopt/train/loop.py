@@ -1,6 +1,7 @@
 """Training one model: a generator of finished steps that the caller times, meters and stops from outside.
 
-Letters: B sequences, L tokens a sequence. Read `train` from top to bottom; `_update` is one optimizer step.
+Letters: B sequences, L tokens a sequence, P windows of a portion. Read `train` from top to bottom; `_update` is one
+optimizer step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from lmopt.arch import transformer
+from lmopt.arch.loss import IGNORED
 from lmopt.compute import memory
+from lmopt.compute.pace import Scheduled, Update
 from lmopt.compute.precision import Compute
 from lmopt.recipe import Recipe, builder
 from lmopt.step import Step
@@ -43,6 +46,7 @@ class Dispatched:
     numbers: Tensor
     """(2,) float32: mean cross-entropy in nats a token, global gradient norm before clipping."""
     notes: dict[str, float]
+    tokens: int
 
 
 @dataclass
@@ -53,20 +57,31 @@ class TrainState:
     seed: int
     horizon: float
     device: torch.device
-    total_steps: int
+    pace: Scheduled
+    """What each step holds, and how far the training is in the data."""
     model: Any
-    """The Transformer; float32 parameters."""
+    """The Transformer, its parameters as the precision keeps them (float32, or bfloat16 for `bf16_sr`)."""
     loss: Callable[[Tensor, Tensor], Any]
     """`model.loss`, compiled where the recipe says so."""
     optimizer: Any
-    share: Callable[[int], float]
-    """Step (0 for the first) -> share of the peak learning rate."""
+    share: Callable[[float], float]
+    """Training done after a step, in full steps -> share of the peak learning rate."""
     compute: Compute
     allocator: memory.Allocator
     step: int = 0
     """Updates done. The step that was yielded last may be one behind: see `unread`."""
     unread: deque[Dispatched] = field(default_factory=deque)
     """Steps done whose numbers were not yielded yet; saved with a checkpoint, so that none is lost."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training; where batches grow by themselves, the most that there can be."""
+        return self.pace.total_steps
+
+    @property
+    def yielded_tokens(self) -> int:
+        """Tokens of the steps that were yielded."""
+        return self.pace.portions * self.pace.tokens_a_portion - sum(step.tokens for step in self.unread)
 
 
 def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.device | str = "cpu") -> TrainState:
@@ -77,7 +92,7 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
         horizon: share of `recipe.tokens` to train for; the learning rate anneals fully within it.
 
     Raises:
-        ValueError: the vocabulary is not set, or the horizon is not a positive number.
+        ValueError: the vocabulary is not set, the horizon is not a positive number, or memory is too small.
         UnsupportedPrecision: the device cannot compute in the recipe's number format.
     """
     device = torch.device(device)
@@ -87,77 +102,132 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
         raise ValueError(f"horizon must be a positive number, got {horizon}")
     allocator = memory.tune_allocator()
     compute = builder(recipe.precision)(recipe.precision, device)
+    pace: Scheduled = builder(recipe.batching, "pace")(recipe.batching, recipe, horizon)
     torch.manual_seed(seed)
     model = transformer.build(recipe, seed=seed, device=device)
-    total_steps = recipe.steps(horizon)
+    compute.prepare(model)
     return TrainState(
         recipe=recipe,
         seed=seed,
         horizon=horizon,
         device=device,
-        total_steps=total_steps,
+        pace=pace,
         model=model,
         loss=torch.compile(model.loss, dynamic=False) if recipe.compile else model.loss,
         optimizer=builder(recipe.optimizer)(recipe.optimizer, model),
-        share=builder(recipe.schedule)(recipe.schedule, total_steps),
+        share=builder(recipe.schedule)(recipe.schedule, pace.total_tokens / recipe.batching.tokens),
         compute=compute,
         allocator=allocator,
     )
 
 
 def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = None) -> Iterator[Step]:
-    """Train from `state.step` to `state.total_steps`, yielding each finished step.
+    """Train until the pace is finished, yielding each finished step.
 
     Args:
-        batches: one (B, L+1) int64 tensor of token numbers a step, beginning with the batch of step `state.step`.
+        batches: portions, each a (P, L+1) int64 tensor of token numbers (packed: 2 x P x L+1, see `_Batch`), beginning
+            with number `state.pace.portions`. A step of the kind `fixed` takes one.
         lag: steps handed to the device before the first one's numbers are read, so that it never waits for Python.
             Default: 1 where the device works apart from Python, 0 on the CPU. The yielded steps are the same.
 
     Raises:
         Diverged: the loss or the gradient norm is not finite.
-        ValueError: a batch has another shape than the recipe says, or the batches run out.
+        ValueError: a portion has another shape than the recipe says, or the portions run out.
     """
     lag = lag if lag is not None else int(state.device.type != "cpu")
     state.model.train()
     batches = iter(batches)
     while len(state.unread) > lag:
         yield _read(state)
-    compile_pending = state.recipe.compile
-    while state.step < state.total_steps:
-        tokens_BL1 = _next_batch(state, batches)
-        notes = {}
-        if compile_pending:
-            notes["compile_time_s"] = _compile(state, tokens_BL1)
-            compile_pending = False
-        share = state.share(state.step)
-        numbers = _update(state, tokens_BL1, share)
+    compiled: set[tuple[int, ...]] = set()
+    while not state.pace.finished:
+        update = state.pace.next()
+        batch = _next_batch(state, update, batches)
+        notes = {"length": float(update.length)} if update.length != state.recipe.batching.length else {}
+        part = next(batch.parts(update.micro))
+        if state.recipe.compile and part.inputs_BL.shape not in compiled:
+            notes["compile_time_s"] = _compile(state, part)
+            compiled.add(tuple(part.inputs_BL.shape))
+        share = state.share(state.pace.done_after(update))
+        numbers = _update(state, batch, update, share)
         state.step += 1
         notes["lr"] = share * state.recipe.optimizer.lr
-        if state.step % REPORT_EVERY == 0 or state.step == state.total_steps:
+        if state.step % REPORT_EVERY == 0 or state.pace.finished:
             notes.update(state.model.report())
-        state.unread.append(Dispatched(state.step, numbers, notes))
+        state.unread.append(Dispatched(state.step, numbers, notes, update.portions * state.pace.tokens_a_portion))
         while len(state.unread) > lag:
             yield _read(state)
     while state.unread:
         yield _read(state)
 
 
-def _update(state: TrainState, tokens_BL1: Tensor, share: float) -> Tensor:
-    """One optimizer step on one batch, in equal micro-batches. Returns (2,): cross-entropy and gradient norm.
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Sequences of one step, or of one forward pass."""
 
-    Both are means over micro-batches; these hold equally many tokens, so the cross-entropy is the batch's own mean.
-    An auxiliary loss (a router's balance) is computed within each micro-batch, as it would be on a device of its own.
+    inputs_BL: Tensor
+    targets_BL: Tensor
+    segments_BL: Tensor | None = None
+    """Number of each token's document within its sequence, 0 for padding; None where a sequence is one text."""
+    weight: Tensor | None = None
+    """Share of the step's targets that are in this part; None where parts are equal."""
+
+    def parts(self, micro: int | None) -> Iterator[_Batch]:
+        """Equal numbers of sequences, in order."""
+        size = micro or len(self.inputs_BL)
+        inputs, targets = self.inputs_BL.split(size), self.targets_BL.split(size)
+        if self.segments_BL is None:
+            yield from (_Batch(x, y) for x, y in zip(inputs, targets, strict=True))
+            return
+        count = (self.targets_BL != IGNORED).sum()
+        for x, y, segments in zip(inputs, targets, self.segments_BL.split(size), strict=True):
+            yield _Batch(x, y, segments, (y != IGNORED).sum() / count)
+
+
+def _update(state: TrainState, batch: _Batch, update: Update, share: float) -> Tensor:
+    """One optimizer step on one batch. Returns (2,): cross-entropy and gradient norm.
+
+    Where memory runs out and the pace may choose, the step starts over in smaller parts: the batch stays the same.
     """
-    micro = state.recipe.batching.micro_sequences or len(tokens_BL1)
-    passes = len(tokens_BL1) // micro
-    total = torch.zeros((), device=state.device)
-    for part in tokens_BL1.split(micro):
-        with state.compute.forward():
-            losses = state.loss(part[:, :-1], part[:, 1:])
-        ((losses.cross_entropy + losses.auxiliary) / passes).backward()
-        total += losses.cross_entropy.detach()
+    micro, kept = update.micro, random_state(state.device)
+    while True:
+        try:
+            cross_entropy, small_norm = _accumulate(state, batch, micro)
+            break
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not memory.ran_out(error):
+                raise
+            micro = state.pace.back_off(micro or len(batch.inputs_BL), error)
+            state.model.zero_grad(set_to_none=True)
+            restore_random_state(state.device, kept)
     norm = state.optimizer.step(share)
-    return torch.stack([total / passes, norm])
+    state.pace.took(update, small_norm, norm)
+    return torch.stack([cross_entropy, norm])
+
+
+def _accumulate(state: TrainState, batch: _Batch, micro: int | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the batch's mean loss, part by part; its cross-entropy, and the norm of the first part's gradient.
+
+    An auxiliary loss (a router's balance) is computed within each part, as it would be on a device of its own.
+    """
+    passes = len(batch.inputs_BL) // (micro or len(batch.inputs_BL))
+    total, small_norm = torch.zeros((), device=state.device), None
+    for number, part in enumerate(batch.parts(micro)):
+        with state.compute.forward():
+            losses = _losses(state, part)
+        loss = losses.cross_entropy + losses.auxiliary
+        (loss / passes if part.weight is None else loss * part.weight).backward()
+        total += losses.cross_entropy.detach() * (1.0 if part.weight is None else part.weight * passes)
+        if number == 0 and state.pace.watches_noise:
+            gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+            small_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * passes
+    return total / passes, small_norm
+
+
+def _losses(state: TrainState, part: _Batch) -> Any:
+    if part.segments_BL is None:
+        return state.loss(part.inputs_BL, part.targets_BL)
+    return state.loss(part.inputs_BL, part.targets_BL, part.segments_BL)
 
 
 def _read(state: TrainState) -> Step:
@@ -166,27 +236,36 @@ def _read(state: TrainState) -> Step:
     loss, norm = done.numbers.tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(done.step, loss, norm)
-    tokens = state.recipe.batching.tokens
-    return Step(index=done.step, tokens=tokens, loss=loss, notes={**done.notes, "grad_norm": norm})
+    return Step(index=done.step, tokens=done.tokens, loss=loss, notes={**done.notes, "grad_norm": norm})
 
 
-def _next_batch(state: TrainState, batches: Iterator[Tensor]) -> Tensor:
-    batch = next(batches, None)
-    if batch is None:
-        raise ValueError(f"batches ran out at step {state.step} of {state.total_steps}")
-    wanted = (state.recipe.batching.sequences, state.recipe.batching.length + 1)
-    if tuple(batch.shape) != wanted:
-        raise ValueError(f"step {state.step}: a batch of shape {tuple(batch.shape)}, expected {wanted} (B, L+1)")
-    return batch.to(state.device, non_blocking=True)
+def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -> _Batch:
+    """The step's portions, one below the other, cut to its length."""
+    batching = state.recipe.batching
+    taken = []
+    for _ in range(update.portions):
+        portion = next(portions, None)
+        if portion is None:
+            raise ValueError(f"batches ran out at step {state.step} of {state.total_steps}")
+        wanted = (batching.portion, batching.length + 1)
+        if tuple(portion.shape[-2:]) != wanted:
+            raise ValueError(f"step {state.step}: a batch of shape {tuple(portion.shape)}, expected {wanted} (B, L+1)")
+        taken.append(portion)
+    whole = torch.cat(taken, dim=-2) if len(taken) > 1 else taken[0]
+    cut = whole.unfold(-1, update.length + 1, update.length).flatten(-3, -2).to(state.device, non_blocking=True)
+    if cut.ndim == 2:
+        return _Batch(cut[:, :-1], cut[:, 1:])
+    tokens_BL1, segments_BL1 = cut
+    crosses = (segments_BL1[:, 1:] != segments_BL1[:, :-1]) | (segments_BL1[:, 1:] == 0)
+    return _Batch(tokens_BL1[:, :-1], tokens_BL1[:, 1:].masked_fill(crosses, IGNORED), segments_BL1[:, :-1])
 
 
-def _compile(state: TrainState, tokens_BL1: Tensor) -> float:
-    """Compile forward and backward on a real batch, leaving no trace in the state. Returns the seconds it took."""
+def _compile(state: TrainState, part: _Batch) -> float:
+    """Compile forward and backward on a part of a batch, leaving no trace in the state. Returns the seconds it took."""
     begin = time.monotonic()
     kept = random_state(state.device)
-    part = tokens_BL1[: state.recipe.batching.micro_sequences or len(tokens_BL1)]
     with state.compute.forward():
-        losses = state.loss(part[:, :-1], part[:, 1:])
+        losses = _losses(state, part)
     (losses.cross_entropy + losses.auxiliary).backward()
     state.model.zero_grad(set_to_none=True)
     restore_random_state(state.device, kept)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lmopt.recipe import AdamW, Cosine
+from lmopt.train.compact import CompactAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What Adam keeps for each parameter: running mean and mean square of its gradient (fp32), and updates done."""
@@ -76,23 +77,27 @@ class ClippedAdamW:
                 self.adam.state[p] = {moment: state[f"{moment}/{name}"] for moment in MOMENTS}
 
 
-def build(config: AdamW, model: nn.Module) -> ClippedAdamW:
-    """The optimizer of a recipe for the parameters of `model`."""
-    return ClippedAdamW(config, model)
+def build(config: AdamW, model: nn.Module) -> ClippedAdamW | CompactAdamW:
+    """The optimizer of a recipe for the parameters of `model`; weights kept in bfloat16 are rounded at random."""
+    kept_small = any(p.dtype == torch.bfloat16 for p in model.parameters())
+    return CompactAdamW(config, model) if kept_small else ClippedAdamW(config, model)
 
 
-def schedule(config: Cosine, total_steps: int) -> Callable[[int], float]:
-    """Step (0 for the first) -> learning rate as a share of the peak.
+def schedule(config: Cosine, total: float) -> Callable[[float], float]:
+    """Training done after a step, of `total` -> learning rate of that step, as a share of the peak.
+
+    Both in full steps (1 after the first of equal steps), so that where steps hold different numbers of tokens the
+    rate follows tokens, as length warm-up needs (Li et al., arXiv 2108.06084, section 4).
 
     Linear warm-up that reaches 1 at its last step, then half a cosine that reaches `final` at the last step
     (Loshchilov & Hutter, arXiv 1608.03983, eq. 5, without restarts), so that every horizon anneals fully.
     """
-    warmup = min(total_steps, max(1, round(config.warmup * total_steps)))
+    warmup = min(total, max(1, round(config.warmup * total)))
 
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = (step + 1 - warmup) / (total_steps - warmup)
+    def share(done: float) -> float:
+        if done <= warmup:
+            return done / warmup
+        progress = (done - warmup) / (total - warmup)
         return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return share

@@ -182,3 +182,38 @@ def test_a_sparse_step_is_expected_at_the_speed_of_sparse_steps(suite: Suite) ->
 def test_a_calibration_beside_other_work_is_said(suite: Suite, plan: Plan) -> None:
     assert "other work ran" not in render(plan)
     assert "other work ran" in render(make_plan(suite, MACHINE.model_copy(update={"disturbed": True})))
+
+
+def test_placement_arms_apply_where_there_are_several_nodes(tmp_path: Path) -> None:
+    from lmopt.compute.topology import NoSuchNode, nodes
+    from tests.lmopt.compute.trees import ONE_NODE, TWO_SOCKETS, plant
+
+    suite = load_suite(SUITES / "numa.yaml")
+    by_machine = {
+        name: make_plan(suite, MACHINE.model_copy(update={"numa": tuple(nodes(plant(tree, tmp_path / name)))}))
+        for name, tree in (("one", ONE_NODE), ("two", TWO_SOCKETS))
+    }
+    applies = {name: {c.arm: c.applies for c in made.cases} for name, made in by_machine.items()}
+    assert applies["one"] == {"anywhere": True, "bound": False, "first_touch": False, "interleaved": False}
+    assert all(applies["two"].values())
+    assert "timing bound/30m seed 0: not applicable here: one NUMA node" in render(by_machine["one"])
+    text = (SUITES / "numa.yaml").read_text().replace("node: 0", "node: 5")
+    (tmp_path / "s.yaml").write_text(text)
+    machine = MACHINE.model_copy(update={"numa": tuple(nodes(tmp_path / "two"))})
+    with pytest.raises(NoSuchNode, match="no NUMA node 5 on this machine; hint: its nodes are 0, 1"):
+        make_plan(load_suite(tmp_path / "s.yaml"), machine)
+
+
+def test_ramps_are_costed_phase_by_phase() -> None:
+    made = make_plan(load_suite(SUITES / "batching.yaml"), MACHINE)
+    flops = {c.arm: c.estimate.train_flops for c in made.cases if c.kind == "train" and c.horizon == 1.0}
+    assert flops["batch_ramp"] == pytest.approx(flops["fixed"], rel=0.02)
+    assert flops["length_warmup"] < 0.995 * flops["fixed"]
+    assert flops["micro"] == flops["fixed"]
+
+
+def test_a_memory_limit_below_one_sequence_does_not_fit(tmp_path: Path) -> None:
+    text = (SUITES / "batching.yaml").read_text().replace("{kind: adaptive,", "{kind: adaptive, memory: 1MB,")
+    (tmp_path / "s.yaml").write_text(text)
+    made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
+    assert {c.fits for c in made.cases if c.arm == "micro"} == {False}

@@ -194,3 +194,16 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
         adopt(tmp_path, plan(run="bbbbbbbbbb"), "suite: fake\n", {})
     adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
     assert json.loads((tmp_path / "plan.json").read_text())["run"] == "aaaaaaaaaa"
+
+
+def test_a_case_that_does_not_apply_here_is_said_so_and_neither_run_nor_tried_again(tmp_path: Path) -> None:
+    one, child = chain(2)
+    one = one.model_copy(update={"applies": False, "reason": "not applicable here: one NUMA node"})
+    first = context()
+    run_cases(tmp_path, plan(one, child), first)
+    assert first.executor.started == []
+    assert [(r.status, r.reason) for r in read(tmp_path / "records.jsonl")] == [
+        ("not_applicable", "not applicable here: one NUMA node")
+    ] * 2
+    run_cases(tmp_path, plan(one, child), context())
+    assert len(read(tmp_path / "records.jsonl")) == 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from bench.record import Record
 from bench.report import numbers
 from bench.report.runfolder import RunFolder
-from bench.report.tree import Cell, Column, Folded, Paragraph, Row, Section, Table, absent, words
+from bench.report.tree import Cell, Column, Folded, Paragraph, Row, Section, Table, Tone, absent, words
 
-STATUS_TONES = {"ok": "good", "diverged": "bad", "failed": "bad"}
+STATUS_TONES: dict[str, Tone] = {"ok": "good", "diverged": "bad", "failed": "bad", "not_applicable": "none"}
 SHOWN = {
     "prepare": ("prepare_time_s", "prepare_flops"),
     "train": ("train_flops", "train_time_s", "val_loss", "bits_per_byte"),
@@ -66,7 +66,7 @@ def _row(record: Record, *, is_last: bool) -> Row:
         words(case.scale or numbers.DASH, code=bool(case.scale)),
         _or_dash(case.seed),
         _or_dash(case.horizon),
-        words(status, tone="good" if record.status == "ok" else "bad", small=record.reason or ""),
+        words(status, tone=STATUS_TONES[record.status], small=record.reason or ""),
         _readings(record),
         words((record.sha256 or "")[:12] or numbers.DASH, code=True),
     )
@@ -78,7 +78,7 @@ def _or_dash(value: float | None) -> Cell:
 
 
 def _readings(record: Record) -> Cell:
-    if record.status == "failed":
+    if record.status in ("failed", "not_applicable"):
         return absent(record.reason or "the case failed")
     chosen = SHOWN.get(record.case.kind) or tuple(name for name in record.metrics if name.startswith("accuracy/"))
     parts = [

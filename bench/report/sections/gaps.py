@@ -66,7 +66,7 @@ def _cases(study: RunFolder) -> Table:
             continue
         record = last.get(case_id)
         if record is not None:
-            what, why = record.status, record.reason or "no reason was recorded"
+            what, why = record.status.replace("_", " "), record.reason or "no reason was recorded"
         elif case.get("fits") is False:
             what, why = "did not fit", str(case.get("reason") or "the plan says no more")
         else:
@@ -75,7 +75,7 @@ def _cases(study: RunFolder) -> Table:
         cells = (
             words(case_id, code=True), words(str(case.get("kind"))), words(str(case.get("arm")), code=True),
             words(DASH if seed is None else str(seed)), words(DASH if horizon is None else f"{horizon:g}"),
-            words(what, tone="bad" if record else "none"), words(why),
+            words(what, tone="bad" if record and record.status != "not_applicable" else "none"), words(why),
         )  # fmt: skip
         rows.append(Row(cells=cells))
     return Table(

@@ -14,7 +14,7 @@ from bench.instruments import flops
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.transformer import build
-from lmopt.recipe import Fp32, Model, Moe, Recipe, Relu2, SwiGlu, Wasteful
+from lmopt.recipe import Bf16Stochastic, Fp32, Int8, Model, Moe, Recipe, Relu2, SwiGlu, Wasteful, builder
 
 
 def recipe(ffn, length=16, **shape) -> Recipe:
@@ -32,13 +32,18 @@ KINDS = {
     "gqa": recipe(SwiGlu(), kv_heads=2, qk_norm=True),
     "untied": recipe(SwiGlu(), tied_head=False),
     "fp32": recipe(SwiGlu()).model_copy(update={"precision": Fp32()}),
+    "int8": recipe(SwiGlu(), length=32).model_copy(update={"precision": Int8(grad_weight=True)}),
+    "switchback": recipe(SwiGlu(), length=32).model_copy(update={"precision": Int8(outliers="smooth")}),
+    "bf16_sr": recipe(SwiGlu()).model_copy(update={"precision": Bf16Stochastic()}),
     "long": recipe(SwiGlu(), length=1025, layers=1),  # beyond what keeps its probabilities: torch's fused kernel
 }
 
 
 @pytest.mark.parametrize("described", KINDS.values(), ids=KINDS)
 def test_all_counts_are_equal(described):
-    found = flops.count(build(described, seed=0), described)
+    model = build(described, seed=0)
+    builder(described.precision)(described.precision).prepare(model)
+    found = flops.count(model, described)
     assert found.forward.closed == found.forward.dispatched == found.forward.fvcore
     assert found.train.closed == found.train.dispatched
     assert found.agree
@@ -103,7 +108,7 @@ def test_a_difference_within_half_a_percent_is_agreement():
 
 
 def counted(call, formulas=flops.FORMULAS) -> int:
-    with FlopCounterMode(display=False, custom_mapping=flops._known_operators(formulas)) as counter:
+    with FlopCounterMode(display=False, custom_mapping=flops.known_operators(formulas)) as counter:
         call()
     return counter.get_total_flops()
 
@@ -183,7 +188,7 @@ def test_attention_kernels_of_cuda_count_grouped_heads(kind):
     backward = flops.FORMULAS[f"aten::_scaled_dot_product_{kind}_attention_backward"]
     assert forward(q, k, k) == 2 * PAIR
     assert backward(q, q, k, k, q) == 5 * PAIR
-    assert f"_scaled_dot_product_{kind}_attention" in str(flops._known_operators(flops.FORMULAS))
+    assert f"_scaled_dot_product_{kind}_attention" in str(flops.known_operators(flops.FORMULAS))
 
 
 def test_grouped_products_in_all_four_forms():
@@ -194,16 +199,18 @@ def test_grouped_products_in_all_four_forms():
 
 
 def test_an_operator_that_this_torch_lacks_is_passed_over():
-    assert flops._known_operators({"aten::_not_in_any_version": flops.product_flops}) == {}
+    assert flops.known_operators({"aten::_not_in_any_version": flops.product_flops}) == {}
 
 
 @pytest.mark.parametrize("name", flops.HANDLES)
 def test_deleting_a_handle_loses_its_flops(name, monkeypatch):
-    described = KINDS["moe"]
+    described = KINDS["int8" if "Int8" in name else "moe"]
     model = build(described, seed=0)
+    builder(described.precision)(described.precision).prepare(model)
+    length = described.batching.length
     if name == "lmopt::causal_attention":  # seen by the tracer only where the model runs for real
         monkeypatch.setattr(flops, "_on_meta", lambda _: (_ for _ in ()).throw(NotImplementedError))
-    full = flops.traced(model, 16)
+    full = flops.traced(model, length)
     monkeypatch.setattr(flops, "HANDLES", {other: handle for other, handle in flops.HANDLES.items() if other != name})
-    assert full == cost.forward_flops(described, 16).total
-    assert flops.traced(model, 16) < full
+    assert full == cost.forward_flops(described, length).total
+    assert flops.traced(model, length) < full

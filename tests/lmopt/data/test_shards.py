@@ -140,8 +140,8 @@ def _counting(tokens: int) -> Shards:
     return Shards(np.arange(tokens, dtype=np.uint16), {"sha256": "", "tokens": tokens})
 
 
-def _take(count: int, tokens: int = 1000, *, seed: int = 0, start_step: int = 0) -> list[torch.Tensor]:
-    return list(itertools.islice(batches.build(CONFIG, _counting(tokens), seed=seed, start_step=start_step), count))
+def _take(count: int, tokens: int = 1000, *, seed: int = 0, start: int = 0) -> list[torch.Tensor]:
+    return list(itertools.islice(batches.build(CONFIG, _counting(tokens), seed=seed, start=start), count))
 
 
 def test_a_batch_is_windows_of_following_tokens() -> None:
@@ -154,7 +154,7 @@ def test_a_batch_is_windows_of_following_tokens() -> None:
 def test_any_step_can_be_the_first() -> None:
     whole = _take(40)
     for start in (0, 1, 7, 15, 39):
-        (batch,) = _take(1, start_step=start)
+        (batch,) = _take(1, start=start)
         assert torch.equal(batch, whole[start])
 
 

@@ -15,6 +15,9 @@ from lmopt.train.checkpoint import CheckpointError
 KINDS = {
     "fp32": {},
     "bf16": {"precision": {"kind": "bf16"}},
+    "bf16_sr": {"precision": {"kind": "bf16_sr"}},
+    "int8": {"precision": {"kind": "int8", "grad_weight": True, "rounding": "stochastic", "outliers": "smooth"}},
+    "adamw_8bit": {"optimizer": {"kind": "adamw_8bit", "lr": 1e-2, "block": 16}},
     "moe": {"ffn": {"kind": "moe", "experts": 4, "top_k": 2}},
     "moe bf16": {"ffn": {"kind": "moe", "experts": 4, "top_k": 2}, "precision": {"kind": "bf16"}},
     "untied": {"model": {"layers": 1, "width": 32, "heads": 2, "vocab": 64, "context": 16, "tied_head": False}},
@@ -175,9 +178,9 @@ def test_another_recipe_is_refused(two, recipe):
 
 def test_another_schema_is_refused(two):
     path = two / "step-00000004" / "checkpoint.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 9'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 9'))
     shutil.rmtree(two / "step-00000002")
-    with pytest.raises(CheckpointError, match="schema 9, this version reads 1"):
+    with pytest.raises(CheckpointError, match="schema 9, this version reads 2"):
         checkpoint.load(two)
 
 
@@ -198,4 +201,6 @@ def test_a_model_alone_comes_back_exactly(recipe, batches, tmp_path, change):
     model = checkpoint.load_model(tmp_path / "model")
     tokens = next(batches())[:, :-1]
     assert not model.training
-    assert torch.equal(model(tokens), state.model.eval()(tokens))
+    state.compute.prepare(model)
+    with state.compute.forward():
+        assert torch.equal(model(tokens), state.model.eval()(tokens))

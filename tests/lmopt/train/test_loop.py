@@ -14,6 +14,9 @@ KINDS = {
     "fp32": {},
     "bf16": {"precision": {"kind": "bf16"}},
     "relu2": {"ffn": {"kind": "relu2"}},
+    "bf16_sr": {"precision": {"kind": "bf16_sr"}},
+    "int8": {"precision": {"kind": "int8", "grad_weight": True, "rounding": "stochastic", "outliers": "smooth"}},
+    "adamw_8bit": {"optimizer": {"kind": "adamw_8bit", "lr": 1e-2, "block": 16}},
     "moe": {"ffn": {"kind": "moe", "experts": 4, "top_k": 2}},
     "moe bf16": {"ffn": {"kind": "moe", "experts": 4, "top_k": 2}, "precision": {"kind": "bf16"}},
     "accumulated": {"batching": {"sequences": 4, "length": 16, "micro_sequences": 1}},
@@ -163,7 +166,8 @@ def test_compiling_leaves_no_trace(recipe, batches):
     state = loop.start(recipe(), seed=7)
     state = replace(state, loss=lambda t, y: (torch.rand(3), state.model.loss(t, y))[1])
     random, before = torch.get_rng_state(), {n: p.detach().clone() for n, p in weights(state).items()}
-    assert loop._compile(state, next(batches())) > 0
+    part = next(loop._next_batch(state, state.pace.next(), batches()).parts(None))
+    assert loop._compile(state, part) > 0
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in weights(state).items())
 

@@ -69,18 +69,18 @@ def test_state_round_trip():
 
 def test_schedule_at_the_points_that_define_it():
     share = optimizer.schedule(Cosine(warmup=0.1, final=0.2), 100)
-    assert share(0) == pytest.approx(1 / 10)
-    assert share(9) == 1.0
-    assert share(10) < 1.0
-    assert share(54) == pytest.approx(0.2 + 0.8 / 2)  # half-way down at half of the 90 steps after warm-up
-    assert share(99) == pytest.approx(0.2)
-    assert share(31) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * 22 / 90)))
-    shares = [share(step) for step in range(10, 100)]
+    assert share(1) == pytest.approx(1 / 10)
+    assert share(10) == 1.0
+    assert share(11) < 1.0
+    assert share(55) == pytest.approx(0.2 + 0.8 / 2)  # half-way down at half of the 90 steps after warm-up
+    assert share(100) == pytest.approx(0.2)
+    assert share(32) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * 22 / 90)))
+    shares = [share(step) for step in range(11, 101)]
     assert shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.0, 1), (0.0, 7), (1.0, 5), (0.5, 2)])
 def test_schedule_edges_stay_in_bounds(warmup, steps):
     share = optimizer.schedule(Cosine(warmup=warmup, final=0.0), steps)
-    assert all(0 <= share(step) <= 1 for step in range(steps))
-    assert share(0) > 0
+    assert all(0 <= share(step + 1) <= 1 for step in range(steps))
+    assert share(1) > 0

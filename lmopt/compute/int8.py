@@ -1,0 +1,128 @@
+"""Linear layers whose products run in 8-bit integers, for training and for inference.
+
+Letters: N rows (tokens), D inputs, F outputs of a layer. A matrix is scaled along the dimension that its product sums
+over: q = round(127 x / absmax), and the int32 sums are multiplied by both scales afterwards. A layer's weights stay
+as they are kept (float32); they are quantised anew in each pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmopt.arch.numbers import compute_dtype
+from lmopt.compute.rounding import stochastic_integer
+from lmopt.recipe import Int8
+
+LEVELS = 127
+"""Largest 8-bit value used: -128 has no counterpart, and symmetric scales need no zero point."""
+LEAST = 1e-12
+"""Scale of a row of zeros."""
+MIN_ROWS = 17
+"""CUDA's 8-bit product takes more than 16 rows; fewer run in the type around."""
+
+
+def quantize(x: Tensor, dim: int, *, stochastic: bool = False) -> tuple[Tensor, Tensor]:
+    """8-bit values and the float32 scales, kept as size 1 in the dimension `dim` that they are shared along."""
+    scale = torch.linalg.vector_norm(x, float("inf"), dim=dim, keepdim=True).float().clamp_(min=LEAST).div_(LEVELS)
+    scaled = x * scale.reciprocal()  # float32: bfloat16 has half-steps only above 64
+    rounded = stochastic_integer(scaled) if stochastic else scaled.round_()
+    return rounded.clamp_(-LEVELS, LEVELS).to(torch.int8), scale
+
+
+def product(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """The product of two quantised matrices (M x K with scales M x 1, K x P with scales 1 x P)."""
+    sums = torch._int_mm(left[0], right[0])
+    return (sums * left[1]).mul_(right[1]).to(dtype)
+
+
+class Int8Linear(nn.Linear):
+    """y = x W^T without bias, in 8 bits where `plan` says so and the device has enough rows."""
+
+    plan: Int8
+    smooth: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_ND = x.reshape(-1, x.shape[-1]).to(compute_dtype(self.weight))
+        if len(x_ND) < MIN_ROWS:
+            return nn.functional.linear(x, self.weight)
+        return _Int8Product.apply(x_ND, self.weight, self.plan, self.smooth).unflatten(0, x.shape[:-1])
+
+
+class _Int8Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor, plan: Int8, smooth: bool) -> Tensor:
+        ctx.save_for_backward(x_ND, weight_FD)
+        ctx.plan, dtype = plan, x_ND.dtype
+        if not plan.forward:
+            return x_ND @ weight_FD.to(dtype).T
+        if smooth:
+            largest_D = torch.linalg.vector_norm(x_ND, float("inf"), dim=0).float().clamp_(min=LEAST)
+            x_ND, weight_FD = x_ND / largest_D, weight_FD * largest_D
+        weight_q, scale_F1 = quantize(weight_FD, 1)
+        return product(quantize(x_ND, 1), (weight_q.T, scale_F1.T), dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x_ND, weight_FD = ctx.saved_tensors
+        stochastic, dtype = ctx.plan.rounding == "stochastic", grad_NF.dtype
+        if ctx.plan.grad_input:
+            grad_x = product(quantize(grad_NF, 1, stochastic=stochastic), quantize(weight_FD, 0), dtype)
+        else:
+            grad_x = grad_NF @ weight_FD.to(dtype)
+        if ctx.plan.grad_weight:
+            grad_q, scale_1F = quantize(grad_NF, 0, stochastic=stochastic)
+            grad_weight = product((grad_q.T.contiguous(), scale_1F.T), quantize(x_ND, 0), weight_FD.dtype)
+        else:
+            grad_weight = (grad_NF.T @ x_ND).to(weight_FD.dtype)
+        return grad_x, grad_weight, None, None
+
+
+class FrozenInt8Linear(nn.Module):
+    """y = x W^T for inference: W quantised once, x row by row as it comes."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight_FD, scale_F1 = quantize(layer.weight.detach(), 1)
+        self.register_buffer("weight_FD", weight_FD)
+        self.register_buffer("scale_1F", scale_F1.T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = compute_dtype(x)
+        x_ND = x.reshape(-1, x.shape[-1])
+        if len(x_ND) < MIN_ROWS:
+            weight_FD = (self.weight_FD * self.scale_1F.T).to(dtype)
+            return nn.functional.linear(x.to(dtype), weight_FD)
+        y_NF = product(quantize(x_ND, 1), (self.weight_FD.T, self.scale_1F), dtype)
+        return y_NF.unflatten(0, x.shape[:-1])
+
+
+def exchange_linears(model: nn.Module, plan: Int8) -> None:
+    """Replace the linear layers inside `model.blocks` by 8-bit ones over the same parameters, names unchanged.
+
+    Routers stay, for they run in float32, and so do embedding, head and stacked experts.
+    """
+    for parent, name, layer in _linears(model):
+        new = Int8Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        new.weight, new.plan = layer.weight, plan
+        new.smooth = plan.outliers == "smooth" and name == "down"
+        setattr(parent, name, new)
+
+
+def freeze_linears(model: nn.Module) -> None:
+    """Replace the same layers by ones for inference, whose float32 weights are gone: a quarter of their memory."""
+    for parent, name, layer in _linears(model):
+        setattr(parent, name, FrozenInt8Linear(layer))
+
+
+def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name, layer) of every plain linear layer inside the blocks."""
+    return [
+        (parent, name, layer)
+        for block in model.blocks
+        for parent in block.modules()
+        for name, layer in parent.named_children()
+        if type(layer) is nn.Linear and name != "router"
+    ]

@@ -1,0 +1,350 @@
+"""What each step of a training holds: decided before it, while it runs, or read from an earlier run's decisions.
+
+A pace says how many portions the next step takes, how long its sequences are and how many go through at once, and is
+told what came of it. Every change is a `Decision`; a run's decisions, written one JSON object a line, replay it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmopt import cost
+from lmopt.compute import memory
+from lmopt.compute.decisions import Decision, ReplayError, read_decisions
+from lmopt.recipe import AdaptiveMicro, FixedBatch, NoiseRamp, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimizer step holds."""
+
+    portions: int
+    length: int
+    """Tokens a sequence."""
+    micro: int | None
+    """Sequences a forward pass; None takes all at once."""
+
+
+class Scheduled:
+    """The pace of a list of phases. Also what the paces below build on: counting, and the log of decisions."""
+
+    watches_noise = False
+    """Whether it wants the gradient norm of the first micro-batch."""
+
+    def __init__(self, recipe: Recipe, horizon: float) -> None:
+        batching: FixedBatch = recipe.batching
+        self.batching = batching
+        self.phases = recipe.phases(horizon)
+        self.total_steps = sum(phase.steps for phase in self.phases)
+        """Steps of the training; where batches grow, the most that there can be."""
+        self.total_portions = sum(phase.steps * phase.portions for phase in self.phases)
+        self.step = 0
+        self.portions = 0
+        """Portions taken so far."""
+        self.decisions: list[Decision] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.portions >= self.total_portions
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole training."""
+        return self.total_portions * self.tokens_a_portion
+
+    @property
+    def tokens_a_portion(self) -> int:
+        return self.batching.portion * self.batching.length
+
+    def tokens_by_length(self, tokens: int) -> dict[int, int]:
+        """The first `tokens` of the training by the length of their sequences."""
+        found: dict[int, int] = {}
+        for phase in self.phases:
+            taken = min(tokens, phase.steps * phase.portions * self.tokens_a_portion)
+            if taken:
+                found[phase.length] = found.get(phase.length, 0) + taken
+            tokens -= taken
+        return found
+
+    def done_after(self, update: Update) -> float:
+        """Training done after an update, in full steps: what the learning rate's schedule runs over."""
+        return (self.portions + update.portions) * self.tokens_a_portion / self.batching.tokens
+
+    def next(self) -> Update:
+        """What the coming step holds."""
+        step = self.step
+        for phase in self.phases:
+            if step < phase.steps:
+                break
+            step -= phase.steps
+        return Update(phase.portions, phase.length, self.batching.micro_sequences)
+
+    def back_off(self, micro: int, error: BaseException) -> int:
+        """Fewer sequences a forward pass, after memory ran out; a pace that may not choose lets the error pass."""
+        del micro
+        raise error
+
+    def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:
+        """The update was handed to the device; gradient norms where `watches_noise`."""
+        del small_norm, norm
+        self.step += 1
+        self.portions += update.portions
+
+    def state(self) -> dict[str, Any]:
+        """All it needs to go on, as plain data."""
+        return {"step": self.step, "portions": self.portions, "decisions": [asdict(one) for one in self.decisions]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.step, self.portions = state["step"], state["portions"]
+        self.decisions = [Decision(**one) for one in state["decisions"]]
+
+
+class Replayed(Scheduled):
+    """The pace that an earlier run's decisions give: the same steps, so the same bits."""
+
+    def __init__(self, recipe: Recipe, horizon: float, path: str) -> None:
+        super().__init__(recipe, horizon)
+        self._by_step = {one.step: one for one in read_decisions(Path(path))}
+        if 0 not in self._by_step:
+            raise ReplayError(f"{path}: no decision for the first step (step 0)")
+        for one in self._by_step.values():
+            _refuse_misfit(path, one, self.batching)
+
+    def next(self) -> Update:
+        latest = self._by_step[max(step for step in self._by_step if step <= self.step)]
+        if self.step in self._by_step and (not self.decisions or self.decisions[-1].step != self.step):
+            self.decisions.append(latest)
+        portions = min(latest.portions, self.total_portions - self.portions)
+        return Update(portions, self.batching.length, latest.micro)
+
+
+class GrowingWithNoise(Scheduled):
+    """Twice the batch whenever the gradient's noise scale exceeds it."""
+
+    watches_noise = True
+
+    def __init__(self, recipe: Recipe, horizon: float, config: NoiseRamp) -> None:
+        super().__init__(recipe, horizon)
+        self.config = config
+        self.size = 1
+        """Portions a step."""
+        self.signal: float | None = None
+        self.noise: float | None = None
+        self.decisions = [Decision(0, 1, config.micro_sequences, "the smallest batch first")]
+
+    def next(self) -> Update:
+        left = self.total_portions - self.portions
+        return Update(min(self.size, left), self.batching.length, self.config.micro_sequences)
+
+    def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:
+        assert small_norm is not None
+        assert norm is not None
+        sequences = update.portions * self.batching.portion
+        signal, noise = noise_scale(self.config.micro_sequences, float(small_norm), sequences, float(norm))
+        self.signal = _blend(self.signal, signal, self.config.smoothing)
+        self.noise = _blend(self.noise, noise, self.config.smoothing)
+        super().took(update)
+        most = self.config.sequences // self.batching.portion
+        if self.step % self.config.every or self.size >= most:
+            return
+        scale = self.noise / self.signal if self.signal > 0 else float("inf")
+        if self.noise > 0 and scale > sequences:
+            self.size *= 2
+            facts = {"signal": self.signal, "noise": self.noise, "batch_sequences": float(sequences)}
+            why = "the gradient's noise scale exceeds the batch"
+            self.decisions.append(Decision(self.step, self.size, self.config.micro_sequences, why, facts))
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"size": self.size, "signal": self.signal, "noise": self.noise}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self.size, self.signal, self.noise = state["size"], state["signal"], state["noise"]
+
+
+def noise_scale(small: int, small_norm: float, big: int, big_norm: float) -> tuple[float, float]:
+    """(|G|^2, tr S) without bias from gradient norms at two batch sizes (1812.06162, equations A.2 and A.3).
+
+    |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B - b), tr S = (|G_b|^2 - |G_B|^2) / (1/b - 1/B). Either may come out negative.
+    """
+    signal = (big * big_norm**2 - small * small_norm**2) / (big - small)
+    noise = (small_norm**2 - big_norm**2) / (1 / small - 1 / big)
+    return signal, noise
+
+
+def _blend(past: float | None, now: float, smoothing: float) -> float:
+    return now if past is None else smoothing * past + (1 - smoothing) * now
+
+
+FASTER = 1.03
+"""Another size must be this much faster to be kept: less is the clock's and the neighbours' noise."""
+PATIENCE = 8
+"""Judgements between two trials of other sizes, so that at most an eighth of the steps run at a size on trial."""
+
+
+class Adapting(Scheduled):
+    """The largest micro-batch that memory allows, or a smaller one that is faster; watched at every step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        horizon: float,
+        config: AdaptiveMicro,
+        *,
+        free_bytes: Callable[[], int | None] = memory.available_bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(recipe, horizon)
+        self.config, self._free_bytes, self._clock = config, free_bytes, clock
+        self._held_bytes, self._bytes_a_sequence = cost.memory_parts(recipe)
+        self._used_bytes = 0
+        """Bytes of activations that the present size is taken to hold already."""
+        self._failed = config.sizes[-1] + 1
+        """A size at which memory ran out; it and larger ones are not tried again."""
+        self._speeds: dict[int, float] = {}
+        """Size -> tokens a second, when last judged."""
+        self._best: int | None = None
+        """The size in use when no other is on trial."""
+        self._judgements = self._trials = 0
+        self._squeezed_from: int | None = None
+        """The size in use before memory became short."""
+        self._since: tuple[float, int] | None = None
+        """Clock and step at which the present size began to be timed."""
+        self.micro = 0
+        self._settle(self.allowed(), "the largest that memory allows")
+        if config.memory is not None and config.memory < self._held_bytes + self._bytes_a_sequence:
+            raise ValueError(
+                f"batching.memory ({config.memory} bytes) is less than one sequence takes: about "
+                f"{self._held_bytes} for the model and its optimizer, {self._bytes_a_sequence} for a sequence of "
+                f"{config.length} tokens\nhint: raise batching.memory, or shorten batching.length"
+            )
+
+    def allowed(self) -> int:
+        """The largest size that fits memory now; one sequence is always tried."""
+        free = self._free_bytes()
+        coming = 0 if self.step else self._held_bytes  # gradients and moments come with the first step
+        room = float("inf") if free is None else self.config.memory_share * (free + self._used_bytes - coming)
+        if self.config.memory is not None:
+            room = min(room, self.config.memory - self._held_bytes)
+        fitting = [s for s in self.config.sizes if s * self._bytes_a_sequence <= room and s < self._failed]
+        return fitting[-1] if fitting else 1
+
+    def next(self) -> Update:
+        allowed = self.allowed()
+        if self.micro > allowed:
+            self._squeezed_from = max(self.micro, self._squeezed_from or 0)
+            memory.give_back()
+            self._used_bytes = 0
+            self._settle(allowed, "less memory is free")
+        elif self._squeezed_from is not None and allowed >= self._squeezed_from:
+            self._settle(self._squeezed_from, "memory is free again")
+            self._squeezed_from = None
+        elif self._since is not None and self.step - self._since[1] >= self.config.every:
+            self._judge(allowed)
+        if self._since is None:
+            self._since = self._clock(), self.step
+        phase = self.phases[0]
+        return Update(phase.portions, phase.length, self.micro)
+
+    def back_off(self, micro: int, error: BaseException) -> int:
+        self._failed = micro
+        smaller = [size for size in self.config.sizes if size < micro]
+        if not smaller:
+            raise MemoryError(
+                f"memory ran out with a single sequence of {self.config.length} tokens\n"
+                "hint: a smaller model, or a shorter batching.length"
+            ) from error
+        self._settle(smaller[-1], "memory ran out")
+        return self.micro
+
+    def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:
+        super().took(update, small_norm, norm)
+        self._used_bytes = self.micro * self._bytes_a_sequence
+
+    def _judge(self, allowed: int) -> None:
+        """Note the present size's speed; stay, return to the best, or try a neighbour."""
+        assert self._since is not None
+        seconds, steps = self._clock() - self._since[0], self.step - self._since[1]
+        self._speeds[self.micro] = steps * self.batching.tokens / max(seconds, 1e-9)
+        best = self.micro if self._best is None else self._best
+        if best not in self._speeds or best > allowed:
+            best = self.micro
+        if self.micro != best:  # a trial ends here
+            faster = self._speeds[self.micro] > FASTER * self._speeds[best]
+            self._settle(self.micro if faster else best, "faster on trial" if faster else "no faster on trial")
+            return
+        self._best, self._since = best, None
+        self._judgements += 1
+        trials = [size for size in self._neighbours(best) if size <= allowed]
+        if trials and (self._judgements <= len(trials) or self._judgements % PATIENCE == 0):
+            self._trials += 1
+            self._change(trials[self._trials % len(trials)], "on trial")
+
+    def _neighbours(self, size: int) -> list[int]:
+        place = self.config.sizes.index(size)
+        return [*self.config.sizes[max(0, place - 1) : place], *self.config.sizes[place + 1 : place + 2]]
+
+    def _settle(self, size: int, why: str) -> None:
+        self._best = size
+        self._change(size, why)
+
+    def _change(self, size: int, why: str) -> None:
+        self._since = None
+        if size == self.micro:
+            return
+        facts = {f"tokens_per_s/{known}": speed for known, speed in self._speeds.items()}
+        free = self._free_bytes()
+        if free is not None:
+            facts["free_bytes"] = float(free)
+        self.micro = size
+        latest = Decision(self.step, self.phases[0].portions, size, why, facts)
+        if self.decisions and self.decisions[-1].step == self.step:
+            self.decisions.pop()
+        self.decisions.append(latest)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"micro": self.micro, "failed": self._failed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self.micro, self._failed, self._since = state["micro"], state["failed"], None
+        self._best = self.micro
+
+
+# --- builders ------------------------------------------------------------------------------------
+
+
+def scheduled(_config: FixedBatch, recipe: Recipe, horizon: float) -> Scheduled:
+    """Known before the training."""
+    return Scheduled(recipe, horizon)
+
+
+def noise_ramp(config: NoiseRamp, recipe: Recipe, horizon: float) -> Scheduled:
+    """By the gradient's noise, or as an earlier run decided."""
+    return Replayed(recipe, horizon, config.replay) if config.replay else GrowingWithNoise(recipe, horizon, config)
+
+
+def adaptive(config: AdaptiveMicro, recipe: Recipe, horizon: float) -> Scheduled:
+    """By memory and speed, or as an earlier run decided.
+
+    Raises:
+        ValueError: the memory limit is below one sequence.
+        ReplayError: the file of decisions cannot be read or does not fit.
+    """
+    return Replayed(recipe, horizon, config.replay) if config.replay else Adapting(recipe, horizon, config)
+
+
+def _refuse_misfit(path: str, decision: Decision, batching: FixedBatch) -> None:
+    sequences = decision.portions * batching.portion
+    if not 0 < sequences <= batching.sequences or (decision.micro and sequences % decision.micro):
+        raise ReplayError(
+            f"{path}: step {decision.step} takes {sequences} sequences, {decision.micro} at once, which does not fit "
+            f"this recipe's batch of {batching.sequences}\nhint: it was written by another recipe"
+        )

@@ -1,0 +1,163 @@
+"""Placement against recorded trees of two and four sockets; the kernel's calls are watched, and once made for real."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lmopt.compute import numa, topology
+from lmopt.compute.numa import MPOL_BIND, MPOL_DEFAULT, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED, NotApplicable
+from lmopt.compute.topology import NoSuchNode
+from lmopt.recipe import Anywhere, Bound, FirstTouch, Interleaved
+from tests.lmopt.compute.trees import FOUR_SOCKETS, ONE_NODE, TWO_SOCKETS, plant
+
+
+@pytest.fixture
+def two(tmp_path):
+    return topology.nodes(plant(TWO_SOCKETS, tmp_path))
+
+
+@pytest.fixture
+def four(tmp_path):
+    return topology.nodes(plant(FOUR_SOCKETS, tmp_path))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the kernel was asked for, on a machine whose processors may all be used."""
+    seen = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: frozenset(range(112)))
+    monkeypatch.setattr(numa, "pin", lambda cpus: seen.append(("cpus", sorted(cpus))))
+    monkeypatch.setattr(numa, "set_policy", lambda policy, nodes: seen.append((policy, nodes)))
+    return seen
+
+
+def test_two_sockets_are_read(two):
+    assert [(n.node, n.cpus, n.distances) for n in two] == [(0, "0-27,56-83", (10, 21)), (1, "28-55,84-111", (21, 10))]
+    assert two[1].memory_bytes == 132_116_276 * 1024
+    assert two[0].cpu_numbers == frozenset([*range(28), *range(56, 84)])
+
+
+def test_four_sockets_are_read(four):
+    assert [n.node for n in four] == [0, 1, 2, 3]
+    assert four[0].distances == (10, 21, 31, 21)
+    assert four[3].memory_bytes == 0
+
+
+def test_no_nodes_at_all(tmp_path):
+    assert topology.nodes(tmp_path) == []
+
+
+def test_bound_pins_threads_and_memory_to_one_node(two, calls):
+    with numa.build(Bound(node=1), two) as placed:
+        assert placed.nodes == (1,)
+        assert calls == [("cpus", [*range(28, 56), *range(84, 112)]), (MPOL_BIND, (1,))]
+    assert calls[2:] == [(MPOL_DEFAULT, ()), ("cpus", list(range(112)))]
+
+
+def test_overflow_prefers_instead_of_binding(two, calls):
+    with numa.build(Bound(node=0, overflow=True), two):
+        assert calls[1] == (MPOL_PREFERRED, (0,))
+
+
+def test_interleaved_spreads_over_all_nodes_with_memory(four, calls):
+    with numa.build(Interleaved(), four) as placed:
+        assert placed.nodes == (0, 1, 2)
+        assert calls == [("cpus", list(range(48))), (MPOL_INTERLEAVE, (0, 1, 2))]
+
+
+def test_first_touch_spreads_threads_and_leaves_memory_to_them(four, calls):
+    with numa.build(FirstTouch(nodes=(0, 2)), four):
+        assert calls == [("cpus", [*range(16), *range(32, 48)]), (MPOL_LOCAL, ())]
+
+
+def test_left_as_it_was_when_the_work_fails(two, calls):
+    with pytest.raises(ZeroDivisionError), numa.build(Bound(), two):
+        1 / 0  # noqa: B018
+    assert calls[-2:] == [(MPOL_DEFAULT, ()), ("cpus", list(range(112)))]
+
+
+def test_anywhere_asks_for_nothing(two, calls):
+    with numa.build(Anywhere(), two) as placed:
+        assert placed.nodes == ()
+    assert calls == []
+
+
+@pytest.mark.parametrize("config", [Bound(), FirstTouch(), Interleaved()])
+def test_on_one_node_it_is_not_applicable(config, tmp_path):
+    one = topology.nodes(plant(ONE_NODE, tmp_path))
+    with pytest.raises(NotApplicable, match="not applicable here: one NUMA node"):
+        numa.build(config, one)
+    with pytest.raises(NotApplicable, match="shows no NUMA nodes"):
+        numa.build(config, [])
+    assert topology.not_applicable(Anywhere(), one) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Bound(node=2), "placement bound: no NUMA node 2 on this machine; hint: its nodes are 0, 1"),
+        (Interleaved(nodes=(0, 7)), "placement interleaved: no NUMA node 7"),
+    ],
+)
+def test_a_node_that_does_not_exist(two, config, message):
+    with pytest.raises(NoSuchNode, match=message):
+        numa.build(config, two)
+
+
+def test_a_node_without_memory(four):
+    with pytest.raises(NoSuchNode, match="NUMA node 3 has no memory"):
+        numa.build(Bound(node=3), four)
+
+
+def test_processors_that_this_process_may_not_use(two, calls, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: frozenset([0, 1]))
+    with pytest.raises(numa.PlacementError, match="none of the processors of nodes"), numa.build(Bound(node=1), two):
+        pass
+
+
+def test_masks_have_a_bit_a_node():
+    mask = numa.node_mask((0, 3, 65))
+    assert (mask[0], mask[1], mask[2]) == (0b1001, 0b10, 0)
+
+
+def test_where_pages_lie(tmp_path):
+    maps = tmp_path / "numa_maps"
+    maps.write_text(
+        "7f2a bind:1 anon=512 dirty=512 N0=12 N1=500 kernelpagesize_kB=4\n"
+        "7f3b default file=/lib/x.so mapped=3 N0=3 kernelpagesize_kB=4\n"
+        "7f4c default anon=1 N1=1 kernelpagesize_kB=2048\n"
+        "7f5d default stack=1\n"
+    )
+    by_node = numa.pages_by_node(maps)
+    assert by_node == {0: 15 * 4096, 1: 500 * 4096 + 2 * 2**20}
+    assert numa.remote_bytes(by_node, [1]) == 15 * 4096
+    assert numa.pages_by_node(tmp_path / "none") == {}
+
+
+def test_allocation_counts(tmp_path):
+    counts = numa.allocation_counts(plant(TWO_SOCKETS, tmp_path))
+    assert counts[1]["numa_miss"] == 1250
+    assert counts[0]["other_node"] == 24404
+
+
+def test_cpu_lists():
+    assert topology.parse_list("0-3,8") == [0, 1, 2, 3, 8]
+    assert topology.parse_list("") == []
+
+
+@pytest.mark.skipif(not topology.nodes(), reason="the kernel shows no NUMA nodes")
+def test_the_kernel_takes_what_it_is_told():
+    """On any machine, one node or more: bind to the first node, touch memory, and go back."""
+    first = topology.nodes()[0].node
+    before = os.sched_getaffinity(0)
+    numa.set_policy(MPOL_BIND, (first,))
+    try:
+        assert len(bytearray(1 << 20)) == 1 << 20
+        numa.pin(before)
+        with pytest.raises(numa.PlacementError, match="refused"):
+            numa.set_policy(MPOL_BIND, (numa.MASK_BITS - 1,))
+    finally:
+        numa.set_policy(MPOL_DEFAULT, ())
+    assert os.sched_getaffinity(0) == before

@@ -1,0 +1,356 @@
+"""Batches that change while a training runs: what each step holds, the same text, the same bits when replayed."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from lmopt import cost
+from lmopt.compute import pace
+from lmopt.compute.decisions import ReplayError, write_decisions
+from lmopt.compute.pace import Adapting, noise_scale
+from lmopt.data import batches
+from lmopt.data.shards import Shards
+from lmopt.recipe import Recipe
+from lmopt.train import checkpoint, loop
+
+VOCAB, LENGTH, SEQUENCES = 64, 16, 8
+
+
+def recipe(batching=None, steps=12, **changes) -> Recipe:
+    plain = {
+        "model": {"layers": 1, "width": 16, "heads": 2, "vocab": VOCAB, "context": LENGTH},
+        "batching": {"sequences": SEQUENCES, "length": LENGTH, **(batching or {})},
+        "precision": {"kind": "fp32"},
+        "optimizer": {"lr": 1e-2},
+        "tokens": SEQUENCES * LENGTH * steps,
+    }
+    return Recipe.model_validate(plain | changes)
+
+
+def text(described: Recipe, seed=0, start=0):
+    tokens = np.random.default_rng(7).integers(VOCAB, size=4000).astype(np.uint16)
+    return batches.build(described.batching, Shards(tokens, {}), seed=seed, start=start)
+
+
+def run(described, seed=0):
+    state = loop.start(described, seed=seed)
+    return state, list(loop.train(state, text(described, seed)))
+
+
+def same_bits(one, two):
+    pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+WARMUP = {"kind": "length_warmup", "start": 4, "share": 0.5}
+RAMP = {"kind": "batch_ramp", "start": 2, "share": 0.5}
+NOISE = {"kind": "noise_ramp", "start": 2, "micro_sequences": 1, "every": 2}
+ADAPTIVE = {"kind": "adaptive", "every": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- phases --------------------------------------------------------------------------------------
+
+
+def test_a_fixed_batch_is_one_phase():
+    (phase,) = recipe().phases(0.5)
+    assert (phase.steps, phase.portions, phase.length) == (6, 1, LENGTH)
+
+
+def test_lengths_double_and_the_budget_is_kept():
+    described = recipe(WARMUP, steps=100)
+    assert [(p.length, p.portions) for p in described.phases(1.0)] == [(4, 1), (8, 2), (16, 4)]
+    spent = [p.steps * SEQUENCES * p.length for p in described.phases(1.0)]
+    assert sum(spent) == pytest.approx(described.tokens, abs=SEQUENCES * LENGTH)
+    assert spent[0] == pytest.approx(spent[1], rel=0.05)
+    assert spent[0] + spent[1] == pytest.approx(0.5 * described.tokens, rel=0.05)
+    assert described.trained_tokens(1.0) == sum(spent)
+
+
+def test_batches_double_and_the_budget_is_kept():
+    described = recipe(RAMP, steps=100)
+    assert [p.portions for p in described.phases(1.0)] == [1, 2, 4]
+    assert described.trained_tokens(1.0) == pytest.approx(described.tokens, abs=SEQUENCES * LENGTH)
+
+
+@pytest.mark.parametrize("change", [{**WARMUP, "start": LENGTH}, {**RAMP, "start": SEQUENCES}])
+def test_without_a_ramp_it_is_the_fixed_batch_to_the_bit(change):
+    described = recipe(change)
+    plain, steps = run(recipe())
+    same, same_steps = run(described)
+    assert same_bits(plain, same)
+    assert [s.loss for s in steps] == [s.loss for s in same_steps]
+
+
+def test_short_sequences_are_the_windows_cut():
+    state = loop.start(recipe(WARMUP, steps=20), seed=0)
+    window = next(text(state.recipe))
+    batch = loop._next_batch(state, pace.Update(1, 4, None), iter([window]))
+    assert batch.inputs_BL.shape == (SEQUENCES, 4)
+    assert torch.equal(batch.inputs_BL.flatten(), window[:, :-1].flatten())
+    assert torch.equal(batch.targets_BL.flatten(), window[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("change", [WARMUP, RAMP, NOISE])
+def test_every_token_of_the_order_is_seen_once_as_in_fixed(change):
+    described = recipe(change, steps=20)
+    seen = []
+    state = loop.start(described, seed=0)
+
+    def watched():
+        for portion in text(described):
+            seen.append(portion)
+            yield portion
+
+    steps = list(loop.train(state, watched()))
+    rows = torch.cat(seen)
+    expected = torch.cat(list(itertools.islice(text(recipe()), 40)))[: len(rows)]
+    assert torch.equal(rows, expected)
+    assert sum(s.tokens for s in steps) == rows.shape[0] * LENGTH == state.pace.total_tokens
+    assert sum(state.pace.tokens_by_length(state.yielded_tokens).values()) == state.yielded_tokens
+
+
+@pytest.mark.parametrize("change", [WARMUP, RAMP])
+def test_the_learning_rate_follows_tokens(change):
+    described = recipe(change, steps=50)
+    _, steps = run(described)
+    _, plain = run(recipe(steps=50))
+    done = list(itertools.accumulate(s.tokens for s in steps))
+    by_tokens = {tokens: s.notes["lr"] for tokens, s in zip(done, steps, strict=True)}
+    compared = [
+        (s.notes["lr"], by_tokens[s.index * SEQUENCES * LENGTH])
+        for s in plain
+        if s.index * SEQUENCES * LENGTH in by_tokens
+    ]
+    assert len(compared) > 5
+    for one, two in compared:
+        assert two == pytest.approx(one, rel=0.05)
+
+
+@pytest.mark.parametrize("change", [WARMUP, RAMP, NOISE, ADAPTIVE])
+def test_same_seed_same_bits_and_resumed_too(change, tmp_path):
+    described = recipe(change, steps=20)
+    whole, steps = run(described, seed=3)
+    again, _ = run(described, seed=3)
+    stopped = loop.start(described, seed=3)
+    first = list(itertools.islice(loop.train(stopped, text(described, 3)), 7))
+    checkpoint.save(stopped, tmp_path)
+    resumed = checkpoint.load(tmp_path, described)
+    second = list(loop.train(resumed, text(described, 3, start=resumed.pace.portions)))
+    if change is not ADAPTIVE:  # its sizes follow the clock: only a replay has the same bits
+        assert same_bits(whole, again)
+        assert [s.loss for s in first + second] == [s.loss for s in steps]
+        assert same_bits(whole, resumed)
+    assert len(first) + len(second) == len(steps)
+    assert not same_bits(whole, run(described, seed=4)[0])
+
+
+def test_shorter_sequences_cost_less_attention():
+    fixed, warm = recipe(steps=100), recipe(WARMUP, steps=100)
+    assert cost.training_flops(fixed, 1.0) == pytest.approx(
+        cost.train_flops_per_token(fixed).executed * fixed.tokens, rel=1e-12
+    )
+    forward = cost.forward_flops(fixed, LENGTH)
+    less = cost.training_flops(fixed, 1.0) / fixed.trained_tokens(1.0) - cost.training_flops(
+        warm, 1.0
+    ) / warm.trained_tokens(1.0)
+    # a quarter of the tokens at a quarter of the length, a quarter at half: 3/16 + 1/8 of attention saved
+    assert less == pytest.approx(3 * forward.attention / LENGTH * 0.3125, rel=0.05)
+
+
+# --- noise ---------------------------------------------------------------------------------------
+
+
+def test_noise_scale_is_found_again():
+    """Gradients G + noise / sqrt(b) have |G_b|^2 = |G|^2 + tr S / b: both come back exactly."""
+    signal, noise = 4.0, 100.0
+    found = noise_scale(2, (signal + noise / 2) ** 0.5, 16, (signal + noise / 16) ** 0.5)
+    assert found == (pytest.approx(signal), pytest.approx(noise))
+
+
+def test_batches_grow_when_noise_exceeds_them_and_never_beyond():
+    growing = pace.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, recipe(NOISE).batching)
+    sizes = []
+    while not growing.finished:
+        update = growing.next()
+        sizes.append(update.portions)
+        b = update.portions * 2
+        growing.took(update, torch.tensor((1 + 5 / 1) ** 0.5), torch.tensor((1 + 5 / b) ** 0.5))  # scale 5
+    assert sizes[:2] == [1, 1]
+    assert max(sizes) == 4  # 2 < 5, 4 < 5, 8 > 5: the batch of 8 is the limit
+    assert sizes == sorted(sizes[:-1]) + sizes[-1:]
+    quiet = pace.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, growing.config)
+    for _ in range(10):
+        quiet.took(quiet.next(), torch.tensor(1.01), torch.tensor(1.0))
+    assert quiet.size == 1
+
+
+def test_decisions_replay_to_the_same_bits(tmp_path):
+    described = recipe(NOISE, steps=30)
+    state, steps = run(described)
+    path = tmp_path / "batching.jsonl"
+    write_decisions(state.pace.decisions, path)
+    replayed, again = run(recipe({**NOISE, "replay": str(path)}, steps=30))
+    assert same_bits(state, replayed)
+    assert [s.tokens for s in again] == [s.tokens for s in steps]
+    assert [(d.step, d.portions) for d in replayed.pace.decisions] == [
+        (d.step, d.portions) for d in state.pace.decisions
+    ]
+
+
+# --- memory and speed ----------------------------------------------------------------------------
+
+
+class Machine:
+    """Free memory and a clock that the test moves."""
+
+    def __init__(self, sequences: float):
+        self.described = recipe(ADAPTIVE, steps=1000)
+        self.held, self.each = cost.memory_parts(self.described)
+        self.now_s = 0.0
+        self.free(sequences, first=True)
+
+    def free(self, sequences: float, first=False):
+        share = self.described.batching.memory_share
+        self.free_bytes = int(sequences * self.each / share) + (self.held if first else 0)
+
+    def pace(self, config=None) -> Adapting:
+        return Adapting(
+            self.described, 1.0, config or self.described.batching,
+            free_bytes=lambda: self.free_bytes, clock=lambda: self.now_s,
+        )  # fmt: skip
+
+    def steps(self, adapting: Adapting, count: int, seconds=lambda micro: 1.0) -> list[int]:
+        sizes = []
+        for _ in range(count):
+            update = adapting.next()
+            adapting._used_bytes = 0  # `free_bytes` says what is free beside the step's own
+            self.now_s += seconds(update.micro)
+            sizes.append(update.micro)
+            adapting.took(update)
+            adapting._used_bytes = 0
+        return sizes
+
+
+def test_it_begins_with_what_fits():
+    assert Machine(100).pace().micro == 8
+    assert Machine(4.5).pace().micro == 4
+    assert Machine(0.1).pace().micro == 1
+
+
+def test_a_neighbour_that_takes_memory_makes_it_shrink_and_grow_back():
+    machine = Machine(100)
+    adapting = machine.pace()
+    assert machine.steps(adapting, 1) == [8]
+    machine.free(2.5)
+    assert machine.steps(adapting, 2) == [2, 2]
+    machine.free(100)
+    assert machine.steps(adapting, 2) == [8, 8]
+    assert [d.why for d in adapting.decisions][-1] == "memory is free again"
+    assert any(d.why == "less memory is free" and d.micro == 2 for d in adapting.decisions)
+
+
+def test_a_neighbour_that_takes_cores_makes_smaller_parts_pay():
+    machine = Machine(100)
+    adapting = machine.pace()
+    machine.steps(adapting, 1)
+    machine.free(100)
+    machine.steps(adapting, 40, lambda micro: 1 / micro)
+    assert adapting._best == 8
+    machine.steps(adapting, 200, lambda micro: micro)  # caches are shared now: small parts are faster
+    assert adapting._best < 8
+    machine.steps(adapting, 400, lambda micro: 1 / micro)
+    assert adapting._best == 8
+
+
+def test_running_out_of_memory_keeps_the_batch(monkeypatch):
+    plain, steps = run(recipe(steps=5))
+    state = loop.start(recipe(ADAPTIVE, steps=5), seed=0)
+    real = state.loss
+
+    def small(inputs, targets):
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("no")
+        return real(inputs, targets)
+
+    state.loss = small
+    ours = list(loop.train(state, text(state.recipe)))
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in steps], rel=1e-5)
+    assert state.pace.micro <= 2
+    assert any(d.why == "memory ran out" for d in state.pace.decisions)
+    for a, b in zip(state.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+
+
+def test_other_kinds_let_it_pass():
+    state = loop.start(recipe(), seed=0)
+
+    def never(*_):
+        raise torch.OutOfMemoryError("no")
+
+    state.loss = never
+    with pytest.raises(torch.OutOfMemoryError):
+        next(loop.train(state, text(state.recipe)))
+
+
+def test_not_even_one_sequence():
+    state = loop.start(recipe(ADAPTIVE), seed=0)
+
+    def never(*_):
+        raise torch.OutOfMemoryError("no")
+
+    state.loss = never
+    with pytest.raises(MemoryError, match="with a single sequence of 16 tokens"):
+        next(loop.train(state, text(state.recipe)))
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "batch_ramp", "start": 3}, "start (3) doubled some times must give sequences (8)"),
+        ({"kind": "batch_ramp", "start": 16}, "start (16) doubled some times must give sequences (8)"),
+        ({"kind": "batch_ramp", "start": 2, "micro_sequences": 4}, "micro_sequences (4) must divide start (2)"),
+        ({"kind": "length_warmup", "start": 5}, "start (5) doubled some times must give length (16)"),
+        ({"kind": "length_warmup", "start": 1}, "sequences (8) must be a multiple of length / start (16)"),
+        ({"kind": "noise_ramp", "start": 2, "micro_sequences": 2}, "micro_sequences (2) must be fewer than start (2)"),
+    ],
+)
+def test_ramps_that_do_not_divide(change, message):
+    with pytest.raises(ValidationError) as error:
+        recipe(change)
+    assert message in str(error.value)
+
+
+def test_a_limit_below_one_sequence_is_said_before_work():
+    with pytest.raises(ValueError, match=r"batching.memory \(1000 bytes\) is less than one sequence(.|\n)*hint:"):
+        loop.start(recipe({**ADAPTIVE, "memory": 1000}), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text_of_file", "message"),
+    [
+        (None, "batching.replay: .*No such file"),
+        ("nonsense\n", "not a decision"),
+        ('{"step": 4, "portions": 1, "micro": 1, "why": ""}\n', "no decision for the first step"),
+        ('{"step": 0, "portions": 9, "micro": 1, "why": ""}\n', "does not fit this recipe's batch of 8"),
+    ],
+)
+def test_replay_of_what_is_none(tmp_path, text_of_file, message):
+    path = tmp_path / "batching.jsonl"
+    if text_of_file is not None:
+        path.write_text(text_of_file)
+    with pytest.raises(ReplayError, match=message):
+        loop.start(recipe({**NOISE, "replay": str(path)}), seed=0)
