@@ -1,120 +1,216 @@
-"""A few profiled training steps of one arm: where the time goes, how close to this machine's limit, a trace to open.
+"""A few profiled training steps of one arm: where time, FLOPs and memory go, and how close to this machine's limit.
 
-The trace is Chrome JSON, which https://ui.perfetto.dev and chrome://tracing read.
+Leaves two files: a trace in Chrome's JSON, which https://ui.perfetto.dev reads, and `ARM.profile.json`, from which the
+run's report draws. Nothing here is evidence: a profiled step is slower than a plain one.
 """
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bench.casefolder import write_atomically
 from bench.forecast import columns
 from bench.suite import Suite, load_suite
 from lmopt.quantities import human_bytes
 from lmopt.recipe import Recipe
 
+if TYPE_CHECKING:
+    from bench.operators import Operator, Work
+    from bench.timeline import Point
+
+SCHEMA = 1
+FOLDER = "profiles"
+"""Where a run folder keeps profiles."""
 TOP_OPERATORS = 18
 WARMUP_STEPS = 3
 
 
-def profile(suite: Path, arm: str, *, steps: int = 5, out: Path | None = None) -> str:
-    """Profile training steps of `arm` at the suite's first scale on random tokens; returns a table of operators.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the steps showed."""
 
-    Writes `<arm>.trace.json`.
+    step_s: float
+    """Mean of steps that were not profiled."""
+    operators: list[Operator]
+    memory: list[Point]
+    weight_bytes: int
+
+
+def profile(suite: Path, arm: str, *, steps: int = 5, out: Path | None = None, run: Path | None = None) -> str:
+    """Profile training steps of `arm` at the suite's first scale on random tokens; returns tables for people.
+
+    Args:
+        out: where the files go; default `results/profiles/<suite>`.
+        run: a run folder of this suite, in whose report the profile is to appear (instead of `out`).
 
     Raises:
         SuiteError: the suite is invalid or has no such arm.
-        ValueError: fewer than one step.
+        ProfileError: fewer than one step, or `run` is no run folder of this suite.
     """
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise ProfileError(f"--steps must be at least 1, got {steps}")
     loaded = load_suite(suite)
     recipe = _recipe(loaded, arm)
-    folder = out or Path("results") / "profiles" / loaded.suite
+    folder = _folder(loaded, out, run)
     folder.mkdir(parents=True, exist_ok=True)
     trace = folder / f"{arm}.trace.json"
-    table, step_s, peak_bytes = _profiled(recipe, steps, trace)
-    return "\n\n".join(
-        [table, _limits(recipe, step_s, peak_bytes), f"trace: {trace} (open in https://ui.perfetto.dev)"]
-    )
+    found = _facts(recipe, _measured(recipe, steps, trace)) | {"arm": arm, "scale": loaded.over.scale[0].name}
+    write_atomically(folder / f"{arm}.profile.json", json.dumps(found, indent=1))
+    return "\n\n".join([_operator_table(found), _limits(found), f"trace: {trace} (open in https://ui.perfetto.dev)"])
+
+
+class ProfileError(ValueError):
+    """What was asked for cannot be profiled."""
 
 
 def _recipe(suite: Suite, arm: str) -> Recipe:
     return suite.resolve(arm, suite.over.scale[0].name)
 
 
-def _profiled(recipe: Recipe, steps: int, trace: Path) -> tuple[str, float, int]:
-    """Table, mean seconds of an unprofiled step, and peak bytes of tensors."""
-    import time
+def _folder(suite: Suite, out: Path | None, run: Path | None) -> Path:
+    if run is None:
+        return out or Path("results") / FOLDER / suite.suite
+    try:
+        name = json.loads((run / "plan.json").read_text())["design"]["suite"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProfileError(f"--run {run}: no run folder there ({error})") from error
+    if name != suite.suite:
+        raise ProfileError(f"--run {run}: holds a run of suite `{name}`, not of `{suite.suite}`")
+    return run / FOLDER
 
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def _measured(recipe: Recipe, steps: int, trace: Path) -> Measured:
+    """Warm up, time plain steps, count one step's work, then profile."""
+    from bench.operators import operators, work_of
+    from bench.timeline import memory_timeline
+
+    step, weight_bytes = _steps(recipe, WARMUP_STEPS + 1 + 2 * steps)
+    for _ in range(WARMUP_STEPS):
+        step()
+    begin_s = time.perf_counter()
+    for _ in range(steps):
+        step()
+    step_s = (time.perf_counter() - begin_s) / steps
+    work: dict[str, Work] = {} if recipe.compile else work_of(step)  # compiled steps dispatch no operators of torch
+    events = _traced(step, steps, trace)
+    return Measured(step_s, operators(events, work, steps), memory_timeline(trace), weight_bytes)
+
+
+def _steps(recipe: Recipe, count: int) -> tuple[Callable[[], object], int]:
+    """A function that does the next full training step, and the bytes of the weights."""
+    import torch
+
+    from bench import workloads
+
+    recipe = recipe.model_copy(update={"batching": recipe.batching.full})
+    state = workloads.start(recipe, seed=0, horizon=count * recipe.batching.tokens / recipe.tokens)
+    shape = (recipe.batching.sequences, recipe.batching.length + 1)
+    tokens = torch.randint(recipe.model.vocab or 1, shape, generator=torch.Generator().manual_seed(0))
+    if recipe.batching.kind == "packed":  # one document a sequence
+        tokens = torch.stack([tokens, torch.ones_like(tokens)])
+    pulled = workloads.train(state, iter([tokens] * count))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
+    return lambda: next(pulled), weights
+
+
+def _traced(step: Callable[[], object], steps: int, trace: Path) -> Any:
+    """Events of the profiled steps; the trace is written on the way."""
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
-    from bench import workloads
-
-    total = 2 * (WARMUP_STEPS + steps)
-    state = workloads.start(recipe, seed=0, horizon=total * recipe.batching.tokens / recipe.tokens)
-    shape = (recipe.batching.sequences, recipe.batching.length + 1)
-    tokens = torch.randint(recipe.model.vocab or 1, shape, generator=torch.Generator().manual_seed(0))
-    pulled = workloads.train(state, iter([tokens] * total))
-    for _ in range(WARMUP_STEPS):
-        next(pulled)
-    begin_s = time.perf_counter()
-    for _ in range(steps):
-        next(pulled)
-    step_s = (time.perf_counter() - begin_s) / steps
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     with torch_profile(activities=activities, profile_memory=True, record_shapes=False) as profiler:
         for _ in range(steps):
-            next(pulled)
+            step()
     profiler.export_chrome_trace(str(trace))
-    return _operators(profiler.key_averages(), steps), step_s, _tensor_bytes(state.model)
+    return profiler.events()
 
 
-def _tensor_bytes(model: Any) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+# --- facts ---------------------------------------------------------------------------------------
 
 
-def _operators(events: Any, steps: int) -> str:
-    """Operators by the time spent in themselves, on the device where there is one."""
-    has_device = any(event.self_device_time_total for event in events)
+def _facts(recipe: Recipe, measured: Measured) -> dict[str, Any]:
+    """The content of a profile's file; what this machine could not be measured for is null."""
+    from bench import calibrate
+    from lmopt import cost
 
-    def self_us(event: Any) -> float:
-        return event.self_device_time_total if has_device else event.self_cpu_time_total
+    arithmetic = recipe.precision.arithmetic
+    machine = calibrate.calibrate()
+    peak = machine.peak_flops_per_s.get(arithmetic)
+    tokens = recipe.batching.tokens
+    achieved = cost.train_flops_per_token(recipe).model * tokens / measured.step_s
+    return {
+        "schema": SCHEMA,
+        "step_s": measured.step_s,
+        "tokens_per_s": tokens / measured.step_s,
+        "model_flops_per_s": achieved,
+        "arithmetic": arithmetic,
+        "peak_flops_per_s": peak,
+        "bytes_per_s": machine.bytes_per_s,
+        "mfu": achieved / peak if peak else None,
+        "weight_bytes": measured.weight_bytes,
+        "peak_tensor_bytes": max((size for _, size in measured.memory), default=None),
+        "operators": [asdict(one) | _roof(one, peak, machine.bytes_per_s) for one in measured.operators],
+        "memory": measured.memory,
+    }
 
-    total_us = sum(self_us(event) for event in events) or 1.0
-    rows = [("operator", "ms/step", "share", "calls/step")]
-    for event in sorted(events, key=self_us, reverse=True)[:TOP_OPERATORS]:
-        share = self_us(event) / total_us
+
+def _roof(operator: Operator, peak: float | None, bytes_per_s: float) -> dict[str, Any]:
+    """What limits an operator, and how much of its time that limit explains; nulls where it dispatched no work."""
+    if not peak or not (operator.flops or operator.bytes):
+        return {"bound": None, "roof_share": None}
+    bound = "products" if operator.is_bound_by_products(peak, bytes_per_s) else "memory"
+    return {"bound": bound, "roof_share": operator.roof_s(peak, bytes_per_s) / operator.seconds}
+
+
+# --- for people ----------------------------------------------------------------------------------
+
+
+def _operator_table(found: dict[str, Any]) -> str:
+    """Operators by time; the last two columns say what would limit them and how near they are to it."""
+    total_s = sum(one["seconds"] for one in found["operators"]) or 1.0
+    rows = [("operator", "ms/step", "share", "calls", "GFLOP", "MB", "GFLOP/s", "bound by", "of the roof")]
+    for one in found["operators"][:TOP_OPERATORS]:
+        roof = one["roof_share"]
         rows.append(
             (
-                event.key[:60],
-                f"{self_us(event) / steps / 1000:.2f}",
-                f"{100 * share:.1f} %",
-                f"{event.count / steps:.0f}",
+                one["name"][:44],
+                f"{1000 * one['seconds']:.2f}",
+                f"{100 * one['seconds'] / total_s:.1f} %",
+                f"{one['calls']:.0f}",
+                f"{one['flops'] / 1e9:.2f}" if one["flops"] else "",
+                f"{one['bytes'] / 1e6:.0f}" if one["bytes"] else "",
+                f"{one['flops'] / one['seconds'] / 1e9:,.0f}" if one["flops"] else "",
+                one["bound"] or "",
+                "" if roof is None else f"{100 * roof:.0f} %",
             )
         )
     return columns(rows)
 
 
-def _limits(recipe: Recipe, step_s: float, weight_bytes: int) -> str:
+def _limits(found: dict[str, Any]) -> str:
     """Tokens a second, achieved FLOP/s, and its share of the measured peak of this machine."""
-    from bench import calibrate
-    from lmopt import cost
-
-    tokens = recipe.batching.tokens
-    achieved = cost.train_flops_per_token(recipe).model * tokens / step_s
-    peak = calibrate.calibrate().peak_flops_per_s.get(recipe.precision.kind)
+    peak, mfu, held = found["peak_flops_per_s"], found["mfu"], found["peak_tensor_bytes"]
     rows = [
-        ("step (not profiled)", f"{1000 * step_s:.1f} ms"),
-        ("tokens per second", f"{tokens / step_s:,.0f}"),
-        ("model FLOP/s", f"{achieved / 1e9:,.1f} GFLOP/s"),
+        ("step (not profiled)", f"{1000 * found['step_s']:.1f} ms"),
+        ("tokens per second", f"{found['tokens_per_s']:,.0f}"),
+        ("model FLOP/s", f"{found['model_flops_per_s'] / 1e9:,.1f} GFLOP/s"),
         (
             "measured peak",
-            f"{peak / 1e9:,.0f} GFLOP/s ({recipe.precision.kind} matrix product)" if peak else "not measured",
+            f"{peak / 1e9:,.0f} GFLOP/s ({found['arithmetic']} matrix product)" if peak else "not measured",
         ),
-        ("MFU", f"{100 * achieved / peak:.1f} %" if peak else "not measured"),
-        ("weights", human_bytes(weight_bytes)),
+        ("measured bandwidth", f"{found['bytes_per_s'] / 1e9:,.1f} GB/s"),
+        ("MFU", f"{100 * mfu:.1f} %" if mfu else "not measured"),
+        ("weights", human_bytes(found["weight_bytes"])),
+        ("tensors at the peak", human_bytes(held) if held else "not measured"),
     ]
     return columns(rows, numeric_from=2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.report import figures, painters
 from bench.report.numbers import count
-from bench.report.tree import Cell, Column, Curves, Dots, Figure, Forest, Page, Panel, Row, Table
+from bench.report.tree import Cell, Column, Curves, Dots, Figure, Forest, Page, Panel, Roofline, Row, Table, Timeline
 
 MAX_TRAIL = 6
 """Case ids named in a tooltip; the rest are counted."""
@@ -89,7 +89,7 @@ def _keys(panel: Panel) -> list[tuple[str, int]]:
             return [(one.name, one.style) for one in panel.series]
         case Dots():
             return list(dict.fromkeys((arm, style) for _, _, dots in panel.rows for arm, style, _ in dots))
-        case Curves() | Forest():
+        case Curves() | Forest() | Roofline() | Timeline():
             return []
 
 

@@ -20,6 +20,7 @@ from bench.report.sections import (
     gaps,
     ledger,
     machine,
+    profiles,
     savings,
 )
 from bench.report.sections import (
@@ -38,6 +39,7 @@ SECTIONS = (
     certainty,
     gaps,
     counts,
+    profiles,
     machine,
     appendix,
 )

@@ -1,4 +1,5 @@
-"""Three kinds of panel, painted on matplotlib axes: loss against cost, estimates with intervals, accuracy by task.
+"""Panels painted on matplotlib axes: loss against cost, estimates with intervals, accuracy by task; what a profile
+shows is painted in bench.report.rooflines.
 
 An arm is told apart by marker, line style and a label beside it; colour comes last.
 """
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.report.numbers import MINUS, THIN
-from bench.report.tree import Curves, Dots, Estimate, Forest, Panel, Series
+from bench.report.tree import Curves, Dots, Estimate, Forest, Panel, Roofline, Series, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def marker(style: int) -> str:
 def panel_height(panel: Panel) -> int:
     """Height in pixels at the design width."""
     match panel:
-        case Curves():
+        case Curves() | Roofline() | Timeline():
             return 270
         case Forest():
             return 64 + ROW_PX * len(panel.rows)
@@ -55,6 +56,8 @@ def panel_height(panel: Panel) -> int:
 
 def paint(figure: Any, panel: Panel) -> None:
     """Paint the panel on an empty matplotlib figure of the design size."""
+    from bench.report import rooflines  # builds on this module
+
     height = panel_height(panel)
     match panel:
         case Curves():
@@ -63,9 +66,13 @@ def paint(figure: Any, panel: Panel) -> None:
             _forest(figure, panel, height)
         case Dots():
             _dots(figure, panel, height)
+        case Roofline():
+            rooflines.roofline(figure, panel, height)
+        case Timeline():
+            rooflines.timeline(figure, panel, height)
 
 
-def _frame(figure: Any, height: int, left: int, right: int, top: int, bottom: int) -> Axes:
+def frame(figure: Any, height: int, left: int, right: int, top: int, bottom: int) -> Axes:
     """Axes inside margins given in pixels, with only a bottom line."""
     axes = figure.add_axes(
         (left / WIDTH_PX, bottom / height, 1 - (left + right) / WIDTH_PX, 1 - (top + bottom) / height)
@@ -81,7 +88,7 @@ def _frame(figure: Any, height: int, left: int, right: int, top: int, bottom: in
 
 
 def _curves(figure: Any, panel: Curves, height: int) -> None:
-    axes = _frame(figure, height, left=34, right=88, top=22, bottom=42)
+    axes = frame(figure, height, left=34, right=88, top=22, bottom=42)
     ends = [end for series in panel.series for end in series.ends]
     low, high = min(y for _, y in ends), max(y for _, y in ends)
     room = max(0.35 * (high - low), 0.02 * high)
@@ -90,8 +97,8 @@ def _curves(figure: Any, panel: Curves, height: int) -> None:
     axes.set_ylim(low - 0.45 * room, high + room)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    _log_ticks(axes)
-    _linear_ticks(axes)
+    log_ticks(axes)
+    linear_ticks(axes)
     for series in reversed(panel.series):
         _series(axes, series)
     _end_labels(axes, panel.series)
@@ -118,7 +125,7 @@ def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _log_ticks(axes: Axes) -> None:
+def log_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     left, right = axes.get_xlim()
@@ -130,14 +137,14 @@ def _log_ticks(axes: Axes) -> None:
     ticks = ticks if ticks else [math.sqrt(left * right)]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_major_formatter(FuncFormatter(short_tick))
 
 
 def _plain_tick(value: float, _: int | None = None) -> str:
     return f"{value:.4g}".replace("-", MINUS)
 
 
-def _short(value: float, _: int | None = None) -> str:
+def short_tick(value: float, _: int | None = None) -> str:
     """A tick: 200 G, 1 P, 0.5, 300."""
     for scale, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= scale * 0.9999:
@@ -145,7 +152,7 @@ def _short(value: float, _: int | None = None) -> str:
     return f"{value:.3g}"
 
 
-def _linear_ticks(axes: Axes) -> None:
+def linear_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -210,7 +217,7 @@ def shorten(name: str, characters: int = LABEL_CHARACTERS) -> str:
 
 
 def _forest(figure: Any, panel: Forest, height: int) -> None:
-    axes = _frame(figure, height, left=10, right=10, top=20, bottom=44)
+    axes = frame(figure, height, left=10, right=10, top=20, bottom=44)
     left, right = _forest_limits(panel)
     axes.set_xlim(left, right)
     axes.set_ylim(len(panel.rows), 0)
@@ -301,7 +308,7 @@ def _percent_ticks(axes: Axes) -> None:
 
 
 def _dots(figure: Any, panel: Dots, height: int) -> None:
-    axes = _frame(figure, height, left=112, right=14, top=10, bottom=48)
+    axes = frame(figure, height, left=112, right=14, top=10, bottom=48)
     values = [value for _, chance, dots in panel.rows for value in [*(v for *_, v in dots), *_known(chance)]]
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 1.0

@@ -58,6 +58,8 @@ def _study(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
     for items in sorted(run.glob("cases/*/items.parquet")):
         if items.stat().st_size <= MAX_ITEMS_BYTES:
             yield items, target / items.relative_to(run)
+    for profile in sorted(run.glob("profiles/*.profile.json")):
+        yield profile, target / profile.relative_to(run)
 
 
 def _report(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:

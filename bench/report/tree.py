@@ -178,7 +178,34 @@ class Dots:
     missing: str | None = None
 
 
-Panel = Curves | Forest | Dots
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """Operators by how many FLOPs they do a byte, under the lines that this machine cannot exceed."""
+
+    id: str
+    title: str
+    peak_flops_per_s: float
+    bytes_per_s: float
+    operators: tuple[tuple[str, float, float], ...]
+    """(name, FLOPs a byte, FLOP/s), the longest running first."""
+    alt: str
+    missing: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """A quantity over time."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    points: tuple[tuple[float, float], ...]
+    alt: str
+    missing: str | None = None
+
+
+Panel = Curves | Forest | Dots | Roofline | Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

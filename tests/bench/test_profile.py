@@ -1,0 +1,169 @@
+"""A profile: FLOPs and bytes by operator, time where it belongs, limits, files, and its place in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import calibrate, operators, timeline
+from bench.operators import Operator, Work
+from bench.profile import ProfileError, profile
+from bench.report import figures
+from bench.report.runfolder import load
+from bench.report.sections import profiles
+from bench.report.tree import Facts, Figure, Table
+from tests.bench.report.study_folder import write
+from tests.bench.test_calibrate import example
+
+SUITE = """\
+suite: quickstart
+about: Tiny.
+data: {corpus: ["pypi:evals==3.0.1.post1"], tokenizer: {vocab: 300}}
+baseline: {name: dense, recipe: {batching: {sequences: 2, length: 32}}}
+arms:
+  - {name: warm, change: {batching: {kind: length_warmup, sequences: 2, length: 32, start: 16}}}
+over:
+  scale: [{name: xs, layers: 1, width: 32, heads: 2, tokens: 10k, context: 32}]
+  seed: [0]
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(calibrate, "calibrate", lambda: example("0123456789"))
+    path = tmp_path / "s.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+def test_work_of_a_step_by_hand() -> None:
+    a, b = torch.ones(16, 32), torch.ones(32, 8)
+    work = operators.work_of(lambda: torch.mm(a, b).t().relu_())
+    assert work["aten::mm"] == Work(2 * 16 * 32 * 8, 4 * (16 * 32 + 32 * 8 + 16 * 8))
+    assert work["aten::relu_"] == Work(0.0, 4 * 16 * 8)  # in place: one tensor
+    assert "aten::t" not in work or work["aten::t"].bytes == 0  # a view moves nothing
+
+
+def test_time_inside_our_operators_is_theirs() -> None:
+    ours = event("lmopt::causal_attention", 1.0)
+    inner = event("aten::bmm", 4.0, ours)
+    deeper = event("aten::copy_", 2.0, inner)
+    events = [ours, inner, deeper, event("aten::bmm", 5.0)]
+    found = operators.operators(events, {"aten::bmm": Work(10.0, 20.0)}, steps=1)
+    assert [(one.name, one.calls, round(1e6 * one.seconds, 6)) for one in found] == [
+        ("lmopt::causal_attention", 1, 7.0),
+        ("aten::bmm", 1, 5.0),
+    ]
+    assert found[1].flops == 10.0
+
+
+def event(name: str, self_us: float, parent: Any = None) -> Any:
+    return SimpleNamespace(name=name, self_cpu_time_total=self_us, self_device_time_total=0.0, cpu_parent=parent)
+
+
+def test_the_roof_is_the_slower_of_products_and_memory() -> None:
+    product = Operator("aten::mm", 1, 1.0, flops=100.0, bytes=1.0)
+    copy = Operator("aten::copy_", 1, 1.0, flops=0.0, bytes=6.0)
+    assert (product.roof_s(200.0, 12.0), product.is_bound_by_products(200.0, 12.0)) == (0.5, True)
+    assert (copy.roof_s(200.0, 12.0), copy.is_bound_by_products(200.0, 12.0)) == (0.5, False)
+
+
+def test_memory_over_time_keeps_the_peak(tmp_path: Path) -> None:
+    sizes = [8] * 600 + [-8] * 600
+    events = [{"name": "[memory]", "ts": 10.0 + n, "args": {"Bytes": size}} for n, size in enumerate(sizes)]
+    (tmp_path / "t.json").write_text(json.dumps({"traceEvents": [{"name": "other", "ts": 0.0}, *events]}))
+    points = timeline.memory_timeline(tmp_path / "t.json")
+    assert len(points) == timeline.POINTS
+    assert max(size for _, size in points) == 600 * 8
+    assert points[0][0] >= 0
+    assert [when for when, _ in points] == sorted(when for when, _ in points)
+
+
+@pytest.mark.parametrize("arm", ["dense", "warm"])
+def test_a_profile_leaves_its_files_and_says_where_time_goes(suite: Path, tmp_path: Path, arm: str) -> None:
+    text = profile(suite, arm, steps=2, out=tmp_path / "out")
+    found = json.loads((tmp_path / "out" / f"{arm}.profile.json").read_text())
+    assert json.loads((tmp_path / "out" / f"{arm}.trace.json").read_text())["traceEvents"]
+    names = {one["name"]: one for one in found["operators"]}
+    attention = names["lmopt::causal_attention"]
+    assert attention["flops"] == 2 * 2 * 2 * 32 * 32 * 32  # two sequences, two products, width 32
+    assert names["aten::mm"]["flops"] > 0
+    assert names["aten::mm"]["bound"] in ("products", "memory")
+    assert found["step_s"] > 0
+    assert found["mfu"] > 0
+    assert found["peak_tensor_bytes"] > 0
+    assert "aten::mm" in text
+    assert "MFU" in text
+
+
+def test_mistakes(suite: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="--steps must be at least 1, got 0"):
+        profile(suite, "dense", steps=0)
+    with pytest.raises(ProfileError, match="no run folder there"):
+        profile(suite, "dense", run=tmp_path / "none")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "plan.json").write_text(json.dumps({"design": {"suite": "another"}}))
+    with pytest.raises(ProfileError, match="holds a run of suite `another`, not of `quickstart`"):
+        profile(suite, "dense", run=other)
+
+
+# --- in the report -------------------------------------------------------------------------------
+
+
+def noted(**changes: Any) -> dict[str, Any]:
+    mm = {"name": "aten::mm", "calls": 84.0, "seconds": 0.02, "flops": 2e10, "bytes": 4e8, "bound": "products",
+          "roof_share": 0.6}  # fmt: skip
+    add = {"name": "aten::add_", "calls": 9.0, "seconds": 0.01, "flops": 0.0, "bytes": 1e8, "bound": "memory",
+           "roof_share": 0.5}  # fmt: skip
+    none = {"name": "_Inner", "calls": 1.0, "seconds": 0.001, "flops": 0.0, "bytes": 0.0, "bound": None,
+            "roof_share": None}  # fmt: skip
+    return {
+        "schema": 1, "arm": "dense", "scale": "s", "step_s": 0.05, "tokens_per_s": 40_000.0, "model_flops_per_s": 4e11,
+        "arithmetic": "bf16", "peak_flops_per_s": 1.6e12, "bytes_per_s": 2e10, "mfu": 0.25, "weight_bytes": 10**7,
+        "peak_tensor_bytes": 5 * 2**20, "operators": [mm, add, none],
+        "memory": [[0.0, 100], [1.0, 5 * 2**20], [2.0, 0]],
+    } | changes  # fmt: skip
+
+
+def shown(tmp_path: Path, text: str) -> Any:
+    folder = write(tmp_path / "run")
+    (folder / "profiles").mkdir()
+    (folder / "profiles" / "dense.profile.json").write_text(text)
+    return profiles.section(load(folder))
+
+
+def test_the_report_shows_facts_figures_and_operators(tmp_path: Path) -> None:
+    section = shown(tmp_path, json.dumps(noted()))
+    facts, figure, table = section.blocks[1:]
+    assert isinstance(facts, Facts)
+    assert isinstance(figure, Figure)
+    assert isinstance(table, Table)
+    assert dict(facts.items)["Share of the measured peak"].value == 0.25
+    assert [row.cells[0].text for row in table.rows] == ["aten::mm", "aten::add_", "_Inner"]
+    assert table.rows[2].cells[7].reason
+    for panel in figure.panels:
+        drawing = figures.draw(panel, themed=True, text=True)
+        assert drawing == figures.draw(panel, themed=True, text=True)
+        assert f'id="{panel.id}-alt"' in drawing
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    section = shown(tmp_path, json.dumps(noted(peak_flops_per_s=None, mfu=None, memory=[], peak_tensor_bytes=None)))
+    facts, figure, _ = section.blocks[1:]
+    assert dict(facts.items)["Share of the measured peak"].reason
+    assert all(panel.missing for panel in figure.panels)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"schema": 9}', "another version")])
+def test_a_damaged_profile_is_said(tmp_path: Path, text: str, message: str) -> None:
+    assert message in shown(tmp_path, text).blocks[1].text
+
+
+def test_no_profile_no_section(tmp_path: Path) -> None:
+    assert profiles.section(load(write(tmp_path / "run"))) is None
