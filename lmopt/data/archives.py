@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +14,22 @@ from lmopt.data.cache import SourceError
 AR_MAGIC = b"!<arch>\n"
 AR_HEADER_BYTES = 60
 """ar(5): 16 name, 12 date, 6 owner, 6 group, 8 mode, 10 size, 2 end."""
+
+
+def members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of an archive of any kind in `ARCHIVES`.
+
+    Raises:
+        SourceError: another kind of file, or a damaged archive.
+    """
+    if not is_archive(path):
+        raise SourceError(f"{path}: not an archive; allowed: {', '.join(ARCHIVES)}")
+    return next(read for ending, read in ARCHIVES.items() if path.name.endswith(ending))(path, prefix, suffix)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is one of the archives that are read here, by its ending."""
+    return path.name.endswith(tuple(ARCHIVES))
 
 
 def zip_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
@@ -66,3 +82,16 @@ def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
             size = int(header[48:58])
             yield header[:16].decode("ascii", "replace").strip().rstrip("/"), stream.read(size)
             stream.seek(size % 2, io.SEEK_CUR)
+
+
+ARCHIVES: dict[str, Callable[[Path, str, str], Iterator[tuple[str, bytes]]]] = {
+    ".whl": zip_members,
+    ".zip": zip_members,
+    ".tar": tar_members,
+    ".tgz": tar_members,
+    ".tar.gz": tar_members,
+    ".tar.bz2": tar_members,
+    ".tar.xz": tar_members,
+    ".deb": deb_members,
+}
+"""Ending -> reader."""

@@ -13,33 +13,65 @@ import subprocess
 import sys
 import tarfile
 import urllib.parse
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lmopt.data.archives import deb_members
+from lmopt.data import sdist
+from lmopt.data.archives import deb_members, members
 from lmopt.data.cache import Payload, SourceError
+from lmopt.data.formats import text_of
 
 TIMEOUT_S = 1800
 ERROR_LINES = 3
+NO_WHEEL = "No matching distribution found"
+"""What pip says when a version has no wheel for this Python (or when there is no such version)."""
+
+Tell = Callable[[str], None]
+"""Is told in a line how far a long fetch is."""
 
 
-def pip_download(name: str, version: str | None, work: Path) -> Payload:
-    """A wheel by `pip download --no-deps`. Source archives are not taken: pip would run code of theirs."""
+class NoWheel(SourceError):
+    """pip found no wheel."""
+
+
+def pip_download(name: str, version: str | None, work: Path, tell: Tell) -> Payload:
+    """A wheel by `pip download --no-deps`, or the source archive of a version that has none for this Python."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
     command = [*pip, "--only-binary", ":all:", "-d", str(work), f"{name}=={version}"]
-    _run(
-        command,
-        work,
-        f"pypi:{name}=={version}",
-        "is pip installed (python -m ensurepip), is there a network, is the version right?",
-    )
-    archive = _brought(work, f"pypi:{name}=={version}")
-    return Payload(archive, version or "", _wheel_licence(archive))
+    label = f"pypi:{name}=={version}"
+    try:
+        _run(command, work, label, "is pip installed (python -m ensurepip), is there a network?")
+        archive = _brought(work, label)
+    except NoWheel:
+        archive = _source_archive(name, version or "", work, tell)
+    return Payload(archive, version or "", _python_licence(archive))
 
 
-def npm_pack(name: str, version: str | None, work: Path) -> Payload:
+def _source_archive(name: str, version: str, work: Path, tell: Tell) -> Path:
+    """The source archive, fetched by `sdist.py`: `pip download` would run its code. A broken one is continued."""
+    label, partial = f"pypi:{name}=={version}", work.parent / f".{name}=={version}.partial"
+    partial.mkdir(exist_ok=True)
+    command = [sys.executable, "-P", sdist.__file__, name, version, str(partial)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_quiet()) as child:
+        said: dict[str, Any] = {}
+        for line in child.stdout or ():
+            said = json.loads(line)
+            if "bytes" in said:
+                tell(f"{label}: {_megabytes(said['bytes'])} of {_megabytes(said['total'])}")
+        _check(child.wait(), child.stderr.read() if child.stderr else "", label, "is the name and the version right?")
+    archive = work / said["file"]
+    (partial / said["file"]).rename(archive)
+    shutil.rmtree(partial)
+    return archive
+
+
+def _megabytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e6:.0f} MB"
+
+
+def npm_pack(name: str, version: str | None, work: Path, tell: Tell) -> Payload:  # noqa: ARG001 - all clients are called alike
     """A tarball by `npm pack`."""
     label = f"npm:{name}@{version}"
     if shutil.which("npm") is None:
@@ -52,7 +84,7 @@ def npm_pack(name: str, version: str | None, work: Path) -> Payload:
     return Payload(archive, version or "", licence if isinstance(licence, str) else None)
 
 
-def apt_download(name: str, version: str | None, work: Path) -> Payload:
+def apt_download(name: str, version: str | None, work: Path, tell: Tell) -> Payload:  # noqa: ARG001 - as above
     """A package by `apt-get download`; the version is whatever the distribution carries, and is recorded."""
     label = f"deb:{name}"
     if shutil.which("apt-get") is None:
@@ -63,7 +95,7 @@ def apt_download(name: str, version: str | None, work: Path) -> Payload:
     return Payload(archive, found if version is None else version, _deb_licence(archive))
 
 
-CLIENTS: dict[str, Callable[[str, str | None, Path], Payload]] = {
+CLIENTS: dict[str, Callable[[str, str | None, Path, Tell], Payload]] = {
     "pypi": pip_download,
     "npm": npm_pack,
     "deb": apt_download,
@@ -112,15 +144,24 @@ def hub_text(wanted: HubText, work: Path) -> Payload:
 
 
 def _run(command: Sequence[str], work: Path, label: str, hint: str) -> None:
-    quiet = {**os.environ, "NO_COLOR": "1", "PIP_NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     try:
-        done = subprocess.run(command, cwd=work, env=quiet, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(command, cwd=work, env=_quiet(), capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"{label}: {command[0]} did not finish in {TIMEOUT_S} s") from error
-    if done.returncode:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    _check(done.returncode, done.stderr or done.stdout, label, hint)
+
+
+def _quiet() -> dict[str, str]:
+    return {**os.environ, "NO_COLOR": "1", "PIP_NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
+
+
+def _check(code: int, output: str, label: str, hint: str) -> None:
+    """Raise what a client that failed said last."""
+    if code:
+        said = [line for line in output.splitlines() if line.strip()]
         wrong = [line for line in said if re.match(r"(ERROR|E:|npm ERR|npm error)", line)] or said
-        raise SourceError(f"{label}: cannot be fetched\n" + "\n".join(wrong[-ERROR_LINES:]) + f"\nhint: {hint}")
+        kind = NoWheel if NO_WHEEL in output else SourceError
+        raise kind(f"{label}: cannot be fetched\n" + "\n".join(wrong[-ERROR_LINES:]) + f"\nhint: {hint}")
 
 
 def _brought(work: Path, label: str) -> Path:
@@ -131,16 +172,13 @@ def _brought(work: Path, label: str) -> Path:
     return files[0]
 
 
-def _wheel_licence(wheel: Path) -> str | None:
-    """Licence-Expression, Licence or the classifier of a wheel's METADATA."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next((n for n in archive.namelist() if n.endswith(".dist-info/METADATA")), None)
-        if name is None:
-            return None
-        about = email.message_from_string(archive.read(name).decode("utf-8", "replace"))
+def _python_licence(archive: Path) -> str | None:
+    """Licence-Expression, Licence or the classifier of a wheel's METADATA or a source archive's PKG-INFO."""
+    ending = ".dist-info/METADATA" if archive.suffix == ".whl" else "/PKG-INFO"
+    about = email.message_from_string(next((text_of(c) for _, c in members(archive, suffix=ending)), ""))
     classified = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier", []) if c.startswith("License")]
     stated = about["License-Expression"] or about["License"] or ", ".join(classified)
-    return _first_line(stated) or None if stated else None
+    return None if stated in ("", "UNKNOWN") else _first_line(stated)
 
 
 def _deb_licence(package: Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmopt.data import documents
-from lmopt.data.archives import deb_members, tar_members, zip_members
+from lmopt.data.archives import is_archive, members
 from lmopt.data.cache import Fetched, SourceError, files_of
 from lmopt.data.documents import Document
 from lmopt.data.formats import COMPRESSED, ENDINGS, READERS, Passage, format_of, opened
@@ -16,8 +16,6 @@ from lmopt.data.packages import PACKAGES
 
 if TYPE_CHECKING:
     from lmopt.data.spec import SourceOptions
-
-ARCHIVES = {".whl": zip_members, ".zip": zip_members, ".tgz": tar_members, ".tar": tar_members, ".deb": deb_members}
 
 
 def read(fetched: Fetched, options: SourceOptions) -> Iterator[Document]:
@@ -42,7 +40,7 @@ def _passages(fetched: Fetched, options: SourceOptions) -> Iterator[Passage]:
     path = fetched.path
     if options.reader == "auto" and fetched.source in PACKAGES:
         yield from PACKAGES[fetched.source].read(path)
-    elif path.suffix in ARCHIVES and not fetched.source.startswith("file:"):
+    elif is_archive(path) and not fetched.source.startswith("file:"):
         yield from _members(path, options)
     elif path.is_dir():
         for file in files_of(path):
@@ -62,7 +60,7 @@ def _members(path: Path, options: SourceOptions) -> Iterator[Passage]:
     """The files of a package that are in the named format."""
     endings = tuple(ending for ending, reader in ENDINGS.items() if reader == options.reader)
     found = False
-    for name, content in ARCHIVES[path.suffix](path):
+    for name, content in members(path):
         if name.endswith(endings):
             found = True
             yield from READERS[options.reader](io.BytesIO(content), name, options.field)

@@ -139,9 +139,13 @@ def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, 
     def bring(work: Path) -> Payload:
         if source.scheme == "hf":
             return clients.hub_text(hub_text, work)
-        return clients.CLIENTS[source.scheme](source.name, source.version, work)
+        return clients.CLIENTS[source.scheme](source.name, source.version, work, progress or _silent)
 
     return kept.store(source.scheme, key, cache, bring, label=source.label)
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _local(source: Source) -> Fetched:

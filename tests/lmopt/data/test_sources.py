@@ -146,11 +146,11 @@ def test_a_missing_file_is_said_with_its_place(tmp_path: Path) -> None:
 
 
 def test_a_failing_client_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "WARNING: old\nERROR: No matching distribution found for nope==9\n"
+    said = "WARNING: old\nERROR: 403 Forbidden for nope\n"
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
     )
-    with pytest.raises(SourceError, match=r"pypi:nope==9: cannot be fetched\nERROR: No matching(.|\n)*hint:"):
+    with pytest.raises(SourceError, match=r"pypi:nope==9: cannot be fetched\nERROR: 403 (.|\n)*hint:"):
         sources.fetch("pypi:nope==9", tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_pip_is_asked_for_one_wheel_and_nothing_is_installed(tmp_path: Path, mon
 
 
 def test_a_truncated_package_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(clients.CLIENTS, "pypi", lambda name, version, work: _bring(b"whole")(work))
+    monkeypatch.setitem(clients.CLIENTS, "pypi", lambda name, version, work, tell: _bring(b"whole")(work))
     found = sources.fetch("pypi:x==1.0", tmp_path)
     os.truncate(found.path, 2)
     assert sources.fetch("pypi:x==1.0", tmp_path).path.read_bytes() == b"whole"
