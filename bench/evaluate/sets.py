@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -204,6 +205,45 @@ def hyperbaton(text: str) -> Iterator[Item]:
         yield Item(index, None, "", (found["a"], found["b"]), _best(scores, f"hyperbaton example {index}"))
 
 
+SQUAD_CHOICES = 4
+
+
+def squad(text: str) -> Iterator[Item]:
+    """Questions on a passage, asked by choice (derived): the wrong answers answer other questions on the same passage.
+
+    A wrong answer never overlaps with one that an annotator gave. Questions without a wrong answer are left out.
+    """
+    for article in json.loads(text)["data"]:
+        for paragraph in article["paragraphs"]:
+            passage: str = paragraph["context"].strip()
+            asked = [(question, _answers(question)) for question in paragraph["qas"]]
+            for question, right in asked:
+                wrong = _wrong_answers(question["id"], right, [answers[0] for _, answers in asked])
+                if wrong:
+                    choices = sorted((right[0], *wrong), key=lambda choice: _digest(question["id"], choice))
+                    context = f"Passage: {passage}\nQuestion: {question['question'].strip()}\nAnswer:"
+                    target = choices.index(right[0])
+                    yield Item(question["id"], _digest(passage), context, tuple(choices), target)
+
+
+def _answers(question: Mapping[str, Any]) -> list[str]:
+    """What annotators answered, the commonest first."""
+    given = Counter(answer["text"].strip() for answer in question["answers"])
+    return [text for text, _ in given.most_common()]
+
+
+def _wrong_answers(question: str, right: list[str], others: list[str]) -> list[str]:
+    """Up to three answers to other questions, in an order drawn by hash, none part of another or of a right one."""
+    taken = [answer.casefold() for answer in right]
+    found: list[str] = []
+    for answer in sorted(set(others), key=lambda answer: _digest(question, answer)):
+        folded = answer.casefold()
+        if len(found) < SQUAD_CHOICES - 1 and not any(folded in one or one in folded for one in taken):
+            taken.append(folded)
+            found.append(answer)
+    return found
+
+
 def blimp(text: str) -> Iterator[Item]:
     """Minimal pairs in 67 paradigms of 1,000; the grammatical sentence is the first choice."""
     for line in text.splitlines():
@@ -238,6 +278,16 @@ READERS: dict[str, Reader] = {
     "vitaminc": Reader(f"{_BIGBENCH}/vitaminc_fact_verification/task.json", vitaminc),
     "strategyqa": Reader(f"{_BIGBENCH}/strategyqa/task.json", strategyqa),
     "hyperbaton": Reader(f"{_BIGBENCH}/hyperbaton/task.json", hyperbaton),
+    **{
+        f"squad_{name}": Reader(f"{_BIGBENCH}/squad_shifts/{file}.json", squad)
+        for name, file in (
+            ("dev", "squaddev_v1.1"),
+            ("wikipedia", "new_wiki_v1.0"),
+            ("nyt", "nyt_v1.0"),
+            ("reddit", "reddit_v1.0"),
+            ("amazon", "amazon_reviews_v1.0"),
+        )
+    },
     "blimp": Reader(None, blimp, whole=True),
 }
 """Every set that is read from a package or an imported file."""

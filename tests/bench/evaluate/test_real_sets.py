@@ -33,7 +33,7 @@ def test_counts_and_chances(name):
     assert all(item.context == item.context.rstrip() for item in items)
 
 
-@pytest.mark.parametrize("name", ["quartz", "social_iqa", "logiqa", "hyperbaton"])
+@pytest.mark.parametrize("name", ["quartz", "social_iqa", "logiqa", "hyperbaton", "squad_dev", "squad_amazon"])
 def test_preferring_the_shorter_choice_does_not_pay(name):
     """A model that knows nothing prefers fewer tokens; were those right more often, it would look able."""
     try:

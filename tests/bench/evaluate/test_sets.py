@@ -108,6 +108,36 @@ def test_hyperbaton_is_a_minimal_pair():
     assert (item.context, item.choices, item.target) == ("", ("red big dog", "big red dog"), 1)
 
 
+def _squad(*questions: tuple[str, list[str]]) -> str:
+    asked = [
+        {"id": f"q{n}", "question": question, "answers": [{"text": answer} for answer in answers]}
+        for n, (question, answers) in enumerate(questions)
+    ]
+    return json.dumps({"data": [{"paragraphs": [{"context": " A passage. ", "qas": asked}]}]})
+
+
+def test_squad_offers_the_answers_of_other_questions():
+    text = _squad(
+        ("Who?", ["the old man", "the man", "the man"]),
+        ("When? ", ["at dawn"]),
+        ("Where?", ["Old"]),
+        ("What?", ["fish"]),
+    )
+    who, when, where, what = sets.squad(text)
+    assert who.choices[who.target] == "the man", "the commonest answer"
+    assert set(who.choices) == {"the man", "at dawn", "fish"}, "part of an accepted answer is no wrong answer"
+    assert when.context == "Passage: A passage.\nQuestion: When?\nAnswer:"
+    assert len({item.passage for item in (who, when, where, what)}) == 1
+    assert set(where.choices) == {"Old", "the man", "at dawn", "fish"}
+
+
+def test_squad_leaves_out_what_has_no_wrong_answer_and_offers_four_at_most():
+    assert list(sets.squad(_squad(("Who?", ["a man"]), ("Who else?", ["man"])))) == []
+    many = list(sets.squad(_squad(*((f"{n}?", [f"answer {n}."]) for n in range(10)))))
+    assert {len(item.choices) for item in many} == {4}
+    assert len({item.target for item in many}) > 1
+
+
 def test_blimp_names_the_paradigm():
     row = {"sentence_good": "He is.", "sentence_bad": "He are.", "UID": "agreement", "pairID": "7"}
     item = _only(sets.blimp(json.dumps(row)))
