@@ -1,0 +1,227 @@
+"""A trained model made ready to generate: its weights cast and laid out once, its layers run by number over a cache.
+
+Layers can be run in part (`run(first, last)`), which is what leaving early and drafting by one's own first layers
+need. Letters: see lmopt/arch/transformer.py; S keys in the cache.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lmopt.arch.attention import rotate
+from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
+from lmopt.arch.norm import RmsNorm
+from lmopt.arch.transformer import Block, Transformer
+from lmopt.infer.cache import KvCache
+from lmopt.infer.weights import Format, activation_dtype, pack
+
+
+class PromptTooLong(ValueError):
+    """A prompt and what shall follow it do not fit the model's context."""
+
+
+class Norm:
+    """RMSNorm with its sum in float32; gains stay float32."""
+
+    def __init__(self, norm: RmsNorm) -> None:
+        self.weight_D = norm.weight.detach().clone()
+        self.eps, self.width = norm.eps, len(norm.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        high = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        scale = torch.linalg.vector_norm(high, dim=-1, keepdim=True)
+        scale = scale.square_().mul_(1 / self.width).add_(self.eps).rsqrt_()
+        return high.mul_(scale).mul_(self.weight_D).to(x.dtype)
+
+
+class DenseFfn:
+    """SwiGLU or squared ReLU over packed weights."""
+
+    def __init__(self, ffn: SwiGluFfn | Relu2Ffn, format: Format) -> None:
+        self.gated = isinstance(ffn, SwiGluFfn)
+        inner = ffn.gate_up if isinstance(ffn, SwiGluFfn) else ffn.up
+        self.up, self.down = pack(inner.weight, format), pack(ffn.down.weight, format)
+        self.nbytes = self.up.nbytes + self.down.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        inner = self.up(x)
+        if not self.gated:
+            return self.down(functional.relu(inner).square_())
+        gate, up = inner.chunk(2, -1)
+        return self.down(functional.silu(gate).mul_(up))
+
+
+class ModuleFfn:
+    """Any other feed-forward, as its module; stacked matrices (experts) are cast, a router keeps its precision."""
+
+    def __init__(self, ffn: nn.Module, format: Format) -> None:
+        self.ffn = copy.deepcopy(ffn).eval().requires_grad_(False)
+        dtype = activation_dtype(format)
+        for parameter in self.ffn.parameters():
+            if parameter.ndim >= 3:
+                parameter.data = parameter.data.to(dtype)
+        self.nbytes = sum(parameter.nbytes for parameter in self.ffn.parameters())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ffn(x)[0]
+
+
+class Layer:
+    """One block over packed weights."""
+
+    def __init__(self, block: Block, format: Format) -> None:
+        attention = block.attention
+        self.heads, self.key_heads, self.head_width = attention.heads, attention.key_heads, attention.head_width
+        self.attention_norm, self.ffn_norm = Norm(block.attention_norm), Norm(block.ffn_norm)
+        self.query_norm = None if attention.query_norm is None else Norm(attention.query_norm)
+        self.key_norm = None if attention.key_norm is None else Norm(attention.key_norm)
+        self.qkv, self.output = pack(attention.qkv.weight, format), pack(attention.output.weight, format)
+        queries = attention.heads * attention.head_width
+        self.key_value = pack(attention.qkv.weight[queries:], format)  # again by themselves, for tokens that left early
+        dense = isinstance(block.ffn, SwiGluFfn | Relu2Ffn)
+        self.ffn = DenseFfn(block.ffn, format) if dense else ModuleFfn(block.ffn, format)
+        self.parameters = sum(parameter.numel() for parameter in block.parameters())
+
+    @property
+    def nbytes(self) -> int:
+        """Weights that one token's pass reads (all experts counted)."""
+        return self.qkv.nbytes + self.output.nbytes + self.ffn.nbytes
+
+    def project(self, x_BTD: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries B x H x T x C, keys and values B x K x T x C, turned to their positions."""
+        qkv_BTHC = self.qkv(self.attention_norm(x_BTD)).unflatten(-1, (-1, self.head_width))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k, v = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
+            q, k = rotate(self.query_norm(q), cos_T1C, sin_T1C), rotate(self.key_norm(k), cos_T1C, sin_T1C)
+        else:  # queries and keys are neighbours: turned at once
+            qk, v = qkv_BTHC.split([self.heads + self.key_heads, self.key_heads], dim=2)
+            q, k = rotate(qk, cos_T1C, sin_T1C).split([self.heads, self.key_heads], dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def keys_and_values(self, x_BTD: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> tuple[Tensor, Tensor]:
+        """Only keys and values of this layer for a state that goes no deeper: B x K x T x C each."""
+        kv_BTKC = self.key_value(self.attention_norm(x_BTD)).unflatten(-1, (-1, self.head_width))
+        k, v = kv_BTKC.split([self.key_heads, self.key_heads], dim=2)
+        k = k if self.key_norm is None else self.key_norm(k)
+        return rotate(k, cos_T1C, sin_T1C).transpose(1, 2), v.transpose(1, 2)
+
+
+class Decoder:
+    """A model's weights for generation. It shares no memory with the model it was made from."""
+
+    def __init__(self, model: Transformer, format: Format = "fp32") -> None:
+        self.model, self.format, self.dtype = model.model, format, activation_dtype(format)
+        self.embedding_VD = model.embedding.weight.detach().to(self.dtype, copy=True)
+        self.device = self.embedding_VD.device
+        self.layers = [Layer(block, format) for block in model.blocks]
+        self.norm = Norm(model.norm)
+        self.head = pack(model.head_weight_VD, format)
+        self.cos_TC = model.rotary.cos_TC.to(self.dtype)
+        self.sin_TC = model.rotary.sin_TC.to(self.dtype)
+        self.nbytes = self.head.nbytes + sum(layer.nbytes for layer in self.layers)
+        """Weights that are read for one token."""
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids."""
+        return len(self.embedding_VD)
+
+    def new_cache(self, *, batch: int, capacity: int) -> KvCache:
+        """An empty cache that fits this model."""
+        return KvCache(self.model, batch=batch, capacity=capacity, dtype=self.dtype, device=self.device)
+
+    @torch.inference_mode()
+    def extend(self, tokens_BT: Tensor, cache: KvCache) -> Tensor:
+        """Read tokens behind those in the cache and count them: normalised states B x T x D, ready for `logits`."""
+        x_BTD = self.run(self.embed(tokens_BT), cache)
+        cache.advance([tokens_BT.shape[1]] * len(tokens_BT))
+        return self.norm(x_BTD)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """States before the first layer: B x T x D."""
+        return functional.embedding(tokens_BT, self.embedding_VD)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        x_BTD: Tensor,
+        cache: KvCache,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        ahead: int = 0,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Layers `first` to `last` (exclusive; all by default) on states of the tokens behind the cache's lengths.
+
+        Writes keys and values of those layers; the cache's lengths stay.
+
+        Args:
+            ahead: tokens already written behind the lengths, not counted yet.
+            rows: the cache's rows that the B sequences are; default: all.
+        """
+        start = _start(cache, ahead, rows)
+        cos, sin = self._angles(start, x_BTD.shape[1])
+        mask = _mask(start, x_BTD.shape[1], x_BTD)
+        for number in range(first, len(self.layers) if last is None else last):
+            layer = self.layers[number]
+            q, k, v = layer.project(x_BTD, cos, sin)
+            keys, values = cache.write(number, start, k, v, rows)
+            x_BTD = x_BTD + layer.output(_attend(q, keys, values, mask).transpose(1, 2).flatten(2))
+            x_BTD = x_BTD + layer.ffn(layer.ffn_norm(x_BTD))
+        return x_BTD
+
+    @torch.inference_mode()
+    def fill(self, x_BTD: Tensor, cache: KvCache, *, first: int, rows: Sequence[int] | None = None) -> None:
+        """Keys and values of the layers from `first` on, for states that skip these and so leave them unchanged."""
+        start = _start(cache, 0, rows)
+        cos, sin = self._angles(start, x_BTD.shape[1])
+        for number in range(first, len(self.layers)):
+            cache.write(number, start, *self.layers[number].keys_and_values(x_BTD, cos, sin), rows)
+
+    @torch.inference_mode()
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the next token from normalised states, in the decoder's type."""
+        return self.head(x_BTD)
+
+    def _angles(self, start: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables for `count` positions from each row's start: (B or 1) x T x 1 x C."""
+        first = start[0]
+        if all(other == first for other in start):
+            rows = slice(first, first + count)
+            return self.cos_TC[None, rows, None], self.sin_TC[None, rows, None]
+        place_BT = torch.tensor(start, device=self.device)[:, None] + torch.arange(count, device=self.device)
+        return self.cos_TC[place_BT][:, :, None], self.sin_TC[place_BT][:, :, None]
+
+
+def _start(cache: KvCache, ahead: int, rows: Sequence[int] | None) -> list[int]:
+    lengths = cache.lengths if rows is None else [cache.lengths[row] for row in rows]
+    return [length + ahead for length in lengths]
+
+
+def _mask(start: Sequence[int], count: int, like: Tensor) -> Tensor | bool | None:
+    """What is added to scores, B x 1 x T x S; True for plain causal attention from 0, None where all is visible.
+
+    A mask of numbers, in the queries' type: with one of truth values torch's CPU kernel takes ten times as long.
+    """
+    uniform = min(start) == max(start)
+    if uniform and (count == 1 or start[0] == 0):
+        return True if count > 1 else None
+    place_BT = torch.tensor(start, device=like.device)[:, None] + torch.arange(count, device=like.device)
+    seen_BTS = torch.arange(max(start) + count, device=like.device) <= place_BT[..., None]
+    zero = torch.zeros(seen_BTS.shape, dtype=like.dtype, device=like.device)
+    return zero.masked_fill_(~seen_BTS, float("-inf"))[:, None]
+
+
+def _attend(q_BHTC: Tensor, keys_BKSC: Tensor, values_BKSC: Tensor, mask: Tensor | bool | None) -> Tensor:
+    grouped = keys_BKSC.shape[1] != q_BHTC.shape[1]
+    if isinstance(mask, bool):
+        return functional.scaled_dot_product_attention(
+            q_BHTC, keys_BKSC, values_BKSC, is_causal=True, enable_gqa=grouped
+        )
+    return functional.scaled_dot_product_attention(q_BHTC, keys_BKSC, values_BKSC, attn_mask=mask, enable_gqa=grouped)

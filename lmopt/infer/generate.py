@@ -1,0 +1,101 @@
+"""Text behind prompts, one token a step: a generator of small steps that the caller times, meters and stops.
+
+    decoder = Decoder(model, "bf16")
+    for step in generate(decoder, [prompt], max_new=100):
+        print(step.added)
+
+The first step reads the prompts (prefill) and yields each text's first token; every further one reads one token of
+each text that goes on. Letters: see lmopt/arch/transformer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lmopt.infer.cache import KvCache
+from lmopt.infer.decoder import Decoder
+from lmopt.infer.sampling import probabilities
+from lmopt.infer.sequence import Decoded, Stops, Text, begin
+from lmopt.techniques.decoding import Sampling
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new: int,
+    sampling: Sampling | None = None,
+    stops: Stops = (),
+    seed: int = 0,
+) -> Iterator[Decoded]:
+    """Continue each prompt by up to `max_new` tokens; a batch gives what its prompts would give one by one.
+
+    Args:
+        prompts: token ids, of any lengths.
+        sampling: default: greedy.
+        stops: token sequences after which a text ends.
+        seed: text i draws from seed + i.
+
+    Raises:
+        PromptTooLong, ValueError: as `lmopt.infer.sequence.begin`, at the first step.
+    """
+    texts = begin(decoder, prompts, max_new=max_new, stops=stops, seed=seed)
+    sampling = sampling or Sampling()
+    cache = decoder.new_cache(batch=len(texts), capacity=max(text.longest for text in texts))
+    states_BD = prefill(decoder, [text.tokens for text in texts], cache)
+    _add(decoder.logits(states_BD), texts, sampling)
+    yield _step(1, texts, prompt_tokens=sum(text.prompt for text in texts))
+    live, index = texts, 1
+    while any(not text.ended for text in live):
+        rows = [row for row, text in enumerate(live) if not text.ended]
+        if len(rows) < len(live):
+            cache.keep(rows)
+            live = [live[row] for row in rows]
+        last_B1 = torch.tensor([[text.tokens[-1]] for text in live], device=decoder.device)
+        _add(decoder.logits(decoder.extend(last_B1, cache)[:, -1]), live, sampling)
+        index += 1
+        yield _step(index, texts)
+
+
+def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KvCache) -> Tensor:
+    """Read prompts into an empty cache: the normalised state of each one's last token, B x D.
+
+    Shorter prompts are filled up on the right; no token sees what comes after it, and the cache never counts it.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    tokens_BT = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = torch.tensor(prompt)
+    x_BTD = decoder.run(decoder.embed(tokens_BT.to(decoder.device)), cache)
+    cache.advance(lengths)
+    rows = torch.arange(len(prompts), device=decoder.device)
+    return decoder.norm(x_BTD[rows, torch.tensor(lengths, device=decoder.device) - 1])
+
+
+def _add(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
+    """Choose each text's next token."""
+    if sampling.greedy:
+        chosen = logits_BV.argmax(-1).tolist()
+    else:
+        p_BV = probabilities(logits_BV, sampling)
+        chosen = [text.choose(p_V) for text, p_V in zip(texts, p_BV, strict=True)]
+    for text, token in zip(texts, chosen, strict=True):
+        text.add(token)
+
+
+def _step(index: int, texts: Sequence[Text], **notes: float) -> Decoded:
+    added = tuple(text.take() for text in texts)
+    return Decoded(index=index, tokens=sum(map(len, added)), notes=notes, added=added)
+
+
+def written(steps: Iterator[Decoded]) -> list[list[int]]:
+    """All steps put together: the new tokens of each text."""
+    texts: list[list[int]] = []
+    for step in steps:
+        texts = texts or [[] for _ in step.added]
+        for text, added in zip(texts, step.added, strict=True):
+            text.extend(added)
+    return texts

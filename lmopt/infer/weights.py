@@ -1,0 +1,108 @@
+"""Weight matrices as decoding wants them: cast once, laid out for the kernel once, or kept in 8 bits.
+
+Decoding one token multiplies a vector by every matrix of the model, so its time is the time to read them. On a CPU a
+product of bfloat16 through `nn.Linear` spends a third of its time laying the matrix out anew for the matrix units; a
+matrix laid out beforehand takes the same time for one row as for eight, which is what makes drafts cheap to check.
+8 bits halve what is read (docs/techniques/int8-decoding.md).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Format = Literal["fp32", "bf16", "int8"]
+
+
+class Weight(Protocol):
+    """A matrix F x D to multiply rows ... x D by: ... x F."""
+
+    nbytes: int
+    """What one product reads of it."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+INT8_LEVELS = 127
+"""Largest magnitude stored; -128 is left out, so that the scale is symmetric."""
+INT8_ROWS = 4
+"""Up to this many rows the 8-bit kernel is used; it takes time in proportion to rows, while turning a matrix back to
+bfloat16 and multiplying by it takes the same for any number (measured: equal at about 4 rows of 768)."""
+
+
+def activation_dtype(format: Format) -> torch.dtype:
+    """What activations, keys and values are in: bfloat16 beside 8-bit weights."""
+    return torch.float32 if format == "fp32" else torch.bfloat16
+
+
+def pack(weight_FD: Tensor, format: Format) -> Weight:
+    """A product with `weight_FD` transposed, ready to be used many times; the tensor given is not kept."""
+    weight_FD = weight_FD.detach()
+    if format == "int8":
+        return Int8Weight(weight_FD)
+    dtype = activation_dtype(format)
+    if dtype == torch.bfloat16 and weight_FD.device.type == "cpu" and _can_lay_out():
+        return LaidOutWeight(weight_FD)
+    return PlainWeight(weight_FD.to(dtype, copy=True))
+
+
+def _can_lay_out() -> bool:
+    """Whether this torch offers oneDNN's blocked layout for linear weights and this processor computes bfloat16."""
+    offered = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return offered and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class PlainWeight:
+    """A matrix in its usual layout."""
+
+    def __init__(self, weight_FD: Tensor) -> None:
+        self.weight_FD = weight_FD
+        self.nbytes = weight_FD.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight_FD)
+
+
+class LaidOutWeight:
+    """A bfloat16 matrix in the layout of oneDNN's kernel."""
+
+    def __init__(self, weight_FD: Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_FD.bfloat16(), 1)
+        self.nbytes = 2 * weight_FD.numel()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+
+
+class Int8Weight:
+    """A matrix in 8 bits with one bfloat16 scale an output: w = q x scale, scale = absmax / 127, q rounded to even."""
+
+    def __init__(self, weight_FD: Tensor) -> None:
+        self.q_FD, self.scale_F = quantize(weight_FD)
+        self.kernel = self.q_FD.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm")
+        self.nbytes = self.q_FD.nbytes + self.scale_F.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x_ND = x.reshape(-1, x.shape[-1])
+        if self.kernel and len(x_ND) <= INT8_ROWS:
+            y_NF = torch._weight_int8pack_mm(x_ND, self.q_FD, self.scale_F)
+        else:
+            y_NF = int8_reference(x_ND, self.q_FD, self.scale_F)
+        return y_NF.view(*x.shape[:-1], -1)
+
+
+def quantize(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit integers F x D and bfloat16 scales F; a row of zeros has scale 1."""
+    high_FD = weight_FD.detach().float()
+    absmax_F = high_FD.abs().amax(1)
+    scale_F = torch.where(absmax_F > 0, absmax_F / INT8_LEVELS, 1.0).bfloat16()
+    q_FD = (high_FD / scale_F.float()[:, None]).round_().clamp_(-INT8_LEVELS, INT8_LEVELS)
+    return q_FD.to(torch.int8), scale_F
+
+
+def int8_reference(x_ND: Tensor, q_FD: Tensor, scale_F: Tensor) -> Tensor:
+    """x (q x scale)^T with the integers turned back to the activations' type (exactly: 8 bits fit in bfloat16)."""
+    return functional.linear(x_ND, q_FD.to(x_ND.dtype)) * scale_F.to(x_ND.dtype)

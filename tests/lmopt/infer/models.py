@@ -1,0 +1,33 @@
+"""Small models for tests of generation."""
+
+from __future__ import annotations
+
+import torch
+
+from lmopt.arch import transformer
+from lmopt.arch.transformer import Transformer
+from lmopt.recipe import FixedBatch, Model, Moe, Recipe, Relu2, SwiGlu
+
+VOCAB = 61
+DENSE = {"ffn": SwiGlu()}
+GROUPED = {"ffn": Relu2(), "kv_heads": 2, "qk_norm": True}
+SPARSE = {"ffn": Moe(experts=4, top_k=2, hidden=32)}
+SHAPES = {"dense": DENSE, "grouped": GROUPED, "sparse": SPARSE}
+
+
+def recipe(*, layers: int = 3, vocab: int = VOCAB, ffn=None, width: int = 32, **model) -> Recipe:
+    """A recipe of a tiny decoder."""
+    shape = Model(layers=layers, width=width, heads=4, vocab=vocab, context=64, **model)
+    return Recipe(model=shape, ffn=ffn or SwiGlu(), batching=FixedBatch(sequences=2, length=32), tokens=10_000)
+
+
+def tiny(*, seed: int = 0, **choices) -> Transformer:
+    """A tiny decoder whose logits are far enough apart that rounding does not reorder them."""
+    model = transformer.build(recipe(**choices), seed=seed).eval().requires_grad_(False)
+    model.embedding.weight.mul_(20)
+    return model
+
+
+def tokens(*shape: int, seed: int = 0, vocab: int = VOCAB) -> torch.Tensor:
+    """Random token ids."""
+    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed))

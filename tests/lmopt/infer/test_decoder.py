@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from lmopt.infer import weights
+from lmopt.infer.decoder import Decoder
+from tests.lmopt.infer.models import SHAPES, tiny, tokens
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.1}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", ["fp32", "bf16"])
+def test_logits_with_a_cache_are_those_of_the_full_forward(shape, format):
+    model, text_BT = tiny(**SHAPES[shape]), tokens(2, 14)
+    full = model(text_BT)
+    decoder = Decoder(model, format)
+    cache = decoder.new_cache(batch=2, capacity=20)
+    parts = [text_BT[:, :5], *text_BT[:, 5:9].split(1, 1), text_BT[:, 9:]]
+    cached = torch.cat([decoder.logits(decoder.extend(part, cache)) for part in parts], 1).float()
+    if shape == "sparse" and format == "bf16":  # a rounded state may choose another expert: most logits, not all
+        assert (cached - full).abs().median() < TOLERANCE[format] * full.std()
+    else:
+        assert (cached - full).abs().max() < TOLERANCE[format] * full.std()
+
+
+def test_rolled_back_tokens_leave_no_trace():
+    decoder = Decoder(tiny())
+    cache = decoder.new_cache(batch=1, capacity=20)
+    decoder.extend(tokens(1, 6), cache)
+    once = decoder.logits(decoder.extend(tokens(1, 3, seed=1), cache))
+    decoder.extend(tokens(1, 5, seed=2), cache)
+    cache.rollback([6])
+    assert torch.equal(decoder.logits(decoder.extend(tokens(1, 3, seed=1), cache)), once)
+    with pytest.raises(ValueError, match="row 0 has 9 tokens, it cannot be rolled back to 10"):
+        cache.rollback([10])
+
+
+def test_rows_of_unequal_length_do_not_see_each_other():
+    decoder = Decoder(tiny(**SHAPES["grouped"]))
+    both = decoder.new_cache(batch=2, capacity=20)
+    decoder.extend(tokens(2, 8), both)
+    both.rollback([8, 3])
+    together = decoder.logits(decoder.extend(tokens(2, 4, seed=1), both))
+    for row, length in enumerate((8, 3)):
+        alone = decoder.new_cache(batch=1, capacity=20)
+        decoder.extend(tokens(2, 8)[row : row + 1, :length], alone)
+        expected = decoder.logits(decoder.extend(tokens(2, 4, seed=1)[row : row + 1], alone))
+        torch.testing.assert_close(together[row : row + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoder_keeps_nothing_of_the_model():
+    model = tiny()
+    decoder = Decoder(model)
+    text_BT = tokens(1, 5)
+    before = decoder.logits(decoder.extend(text_BT, decoder.new_cache(batch=1, capacity=8)))
+    for parameter in model.parameters():
+        parameter.zero_()
+    after = decoder.logits(decoder.extend(text_BT, decoder.new_cache(batch=1, capacity=8)))
+    assert torch.equal(before, after)
+
+
+def test_a_cache_longer_than_the_context_is_refused():
+    with pytest.raises(ValueError, match="a cache of 65 tokens exceeds the model's context of 64"):
+        Decoder(tiny()).new_cache(batch=1, capacity=65)
+
+
+class TestInt8:
+    def test_weights_are_within_half_a_step(self):
+        weight_FD = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+        weight_FD[3] = 0
+        q_FD, scale_F = weights.quantize(weight_FD)
+        error = (q_FD * scale_F.float()[:, None] - weight_FD).abs()
+        # half a step, and for the largest weight what rounding the scale to bfloat16 takes (2^-9 relative)
+        assert (error <= scale_F.float()[:, None] * (0.5 + 127 * 2**-9)).all()
+        assert (q_FD[3] == 0).all()
+
+    @pytest.mark.parametrize("rows", [1, 3, 4, 5])
+    def test_kernel_equals_the_reference(self, rows):
+        weight = weights.Int8Weight(torch.randn(32, 64, generator=torch.Generator().manual_seed(0)))
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+        expected = x.double() @ (weight.q_FD.double() * weight.scale_F.double()[:, None]).T
+        reference = weights.int8_reference(x, weight.q_FD, weight.scale_F)
+        assert (weight(x) - expected).abs().max() < 0.02 * expected.std()
+        assert (reference - expected).abs().max() < 0.02 * expected.std()
+
+    def test_logits_are_near_the_models(self):
+        model, text_BT = tiny(), tokens(2, 14)
+        decoder = Decoder(model, "int8")
+        logits = decoder.logits(decoder.extend(text_BT, decoder.new_cache(batch=2, capacity=14))).float()
+        full = model(text_BT)
+        assert (logits - full).abs().max() < 0.1 * full.std()
+        assert decoder.nbytes < 0.6 * Decoder(model, "bf16").nbytes
