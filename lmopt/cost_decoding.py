@@ -1,0 +1,88 @@
+"""Closed form of what generating a token costs, in FLOPs. No torch here.
+
+As in lmopt/cost.py a multiply-add is 2 FLOPs and matrix products and attention count, the head included. A decoded
+token attends to the tokens that are there, so its attention is counted as executed: one query times so many keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lmopt.cost import forward_flops
+from lmopt.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFlops:
+    """Forward FLOPs of one token that attends to a number of keys, part by part."""
+
+    layer: float
+    """One block: projections, attention, feed-forward, router."""
+    key_value: float
+    """Only the key and value products of one block."""
+    head: float
+    layers: int
+
+    @property
+    def total(self) -> float:
+        """A token that goes through the whole model."""
+        return self.layers * self.layer + self.head
+
+
+def token_flops(recipe: Recipe, keys: float) -> TokenFlops:
+    """Cost of one token when `keys` tokens are visible to it, itself included."""
+    model, one = recipe.model, forward_flops(recipe, 1)
+    linear = (one.projections + one.ffn + one.router) / model.layers
+    return TokenFlops(
+        layer=linear + 4 * keys * model.width,
+        key_value=4 * model.width * model.key_heads * model.head_width,
+        head=one.head,
+        layers=model.layers,
+    )
+
+
+def plain_flops_per_token(recipe: Recipe, *, prompt: int, new: int) -> float:
+    """Mean FLOPs of a generated token behind a prompt of so many tokens, the reading of the prompt left out."""
+    return token_flops(recipe, prompt + (new + 1) / 2).total
+
+
+def speculative_flops_per_token(target: float, draft: float, *, drafted: int, checks: int, tokens: int) -> float:
+    """[g F_draft + (g + 1) F_target] / E[tokens], with sums over `checks` calls of the target in place of means.
+
+    Args:
+        target, draft: FLOPs of one token in each model (a lookup drafts at 0).
+        drafted: tokens drafted in all.
+        tokens: tokens that came out.
+    """
+    return (drafted * draft + (drafted + checks) * target) / tokens
+
+
+def self_speculative_flops_per_token(
+    flops: TokenFlops, exit_layer: int, *, drafted: int, checks: int, tokens: int
+) -> float:
+    """The same where a model drafts by its first layers, which a check does not run again.
+
+    Every token read goes once through each layer; every drafted one also through the head a first time.
+    """
+    if not 0 < exit_layer < flops.layers:
+        raise ValueError(f"exit layer {exit_layer} of {flops.layers}: 1 to {flops.layers - 1} are possible")
+    return (drafted * flops.head + (drafted + checks) * flops.total) / tokens
+
+
+def early_exit_flops_per_token(flops: TokenFlops, left: Mapping[int, int], exits: tuple[int, ...]) -> float:
+    """Mean FLOPs of a token when tokens leave at different depths.
+
+    A token that leaves behind layer e ran e layers, the head at every exit up to there, and the key and value products
+    of the layers it skipped, which later tokens look at.
+
+    Args:
+        left: layer -> tokens that left behind it; the model's depth counts those that went all the way.
+        exits: layers with an exit, the last one (the depth) left out.
+    """
+    total = 0.0
+    for layer, tokens in left.items():
+        heads = sum(exit_layer < layer for exit_layer in exits) + 1
+        skipped = flops.layers - layer
+        total += tokens * (layer * flops.layer + skipped * flops.key_value + heads * flops.head)
+    return total / sum(left.values())
