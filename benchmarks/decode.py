@@ -4,9 +4,9 @@
     python benchmarks/decode.py --products                 # the matrix products alone, by width and rows
 
 All run the same random weights, from the same prompt. One round times each runner once forwards and once backwards,
-A B C C B A; the ratio is the median over rounds, so what drifts hits all alike. With one thread the clock is processor time, which neighbours on the machine disturb less than
-wall time. Tokens a second count decoding only: our prompt is read before the clock starts, and Hugging Face's time for
-one token is taken off its time for all.
+A B C C B A; the ratio is the median over rounds, so what drifts hits all alike. With one thread the clock is processor
+time, which neighbours on the machine disturb less than wall time. Tokens a second count decoding only: our prompt is
+read before the clock starts, and Hugging Face's time for one token is taken off its time for all.
 
 The share of the memory bandwidth is bytes of weights read a token x tokens a second, over what adding up a tensor of
 as many bytes reaches in the same rounds.

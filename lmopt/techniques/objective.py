@@ -1,0 +1,62 @@
+"""What training descends instead of plain next-token cross-entropy, as plain data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from lmopt.quantities import Share
+from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive
+
+
+class LayerSkip(Plain):
+    """Layer dropout that grows with depth, and losses at early exits through the shared head (arXiv 2404.16710)."""
+
+    dropout: Annotated[Share, Field(lt=1)] = 0.1
+    """p_max: the last layer is left out for this share of sequences, layer l of L for p_max (2^(l/(L-1)) - 1)."""
+    exits: tuple[Annotated[Positive, Field(le=MAX_LAYERS)], ...] = ()
+    """Layers behind which an exit is trained, ascending; none: layer dropout alone."""
+    exits_a_step: Annotated[Positive, Field(le=MAX_LAYERS)] = 1
+    """Of these, so many are drawn for a step: each costs a pass through the head."""
+    exit_scale: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Weight of early exits against the last (e_scale)."""
+
+    @model_validator(mode="after")
+    def _exits_ascend(self) -> Self:
+        if list(self.exits) != sorted(set(self.exits)):
+            raise ValueError(f"exits {list(self.exits)} must ascend")
+        return self
+
+    def layer_dropout(self, layers: int) -> tuple[float, ...]:
+        """Share of sequences for which each of so many layers is left out (0 for a single layer)."""
+        if layers == 1:
+            return (0.0,)
+        return tuple(self.dropout * (2 ** (layer / (layers - 1)) - 1) for layer in range(layers))
+
+    def exit_weight(self, exit_layer: int, layers: int) -> float:
+        """e(l) before normalisation, where layer `exit_layer` counts from 1; 0 behind the first layer."""
+        index = exit_layer - 1
+        if exit_layer < layers:
+            return self.exit_scale * index * (index + 1) / 2
+        return layers - 1 + self.exit_scale * (layers - 2) * (layers - 1) / 2
+
+
+class Distillation(Plain):
+    """A teacher's probabilities beside the targets (Hinton et al. 1503.02531; DistilBERT, arXiv 1910.01108)."""
+
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """T: both models' logits are divided by it; the divergence is multiplied by its square, so that the gradients keep
+    their size."""
+    targets: Annotated[float, Field(ge=0, le=100)] = 0.25
+    """Weight of the cross-entropy (DistilBERT's 2 of 8)."""
+    teacher: Annotated[float, Field(ge=0, le=100)] = 0.625
+    """Weight of the divergence from the teacher (5 of 8)."""
+    hidden: Annotated[float, Field(ge=0, le=100)] = 0.125
+    """Weight of 1 - cosine between the last states (1 of 8); needs equal widths."""
+
+    @model_validator(mode="after")
+    def _something_weighs(self) -> Self:
+        if self.targets + self.teacher + self.hidden == 0:
+            raise ValueError("targets, teacher and hidden are all 0: nothing would be learnt")
+        return self

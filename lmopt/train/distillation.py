@@ -1,0 +1,138 @@
+"""A student that learns from a teacher's probabilities beside the text (DistilBERT, arXiv 1910.01108).
+
+    state = loop.start(recipe, seed=0)
+    initialise(state.model, teacher)                                   # optional: every other layer of the teacher
+    state.loss = DistillationLoss(state.model, teacher, Distillation(temperature=2.0))
+    for step in loop.train(state, batches): ...
+
+Letters: see lmopt/arch/transformer.py; W width of the teacher.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lmopt.arch.loss import CHUNK_BYTES, cross_entropy
+from lmopt.arch.numbers import compute_dtype
+from lmopt.arch.transformer import Losses, Transformer
+from lmopt.techniques.objective import Distillation
+
+
+class _HeadDivergence(torch.autograd.Function):
+    """T^2 KL(teacher || student) and its gradients in one pass, a chunk of tokens at a time: no logits are kept."""
+
+    @staticmethod
+    def forward(
+        ctx, x_ND: Tensor, weight_VD: Tensor, teacher_NW: Tensor, teacher_VW: Tensor, temperature: float, chunk: int
+    ) -> Tensor:
+        dtype = compute_dtype(weight_VD)
+        weight, teacher = weight_VD.detach().to(dtype), teacher_VW.detach().to(dtype)
+        high = torch.promote_types(x_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=high, device=x_ND.device)
+        grad_x_ND, grad_weight_VD = torch.empty_like(x_ND), torch.zeros_like(weight_VD)
+        for start in range(0, len(x_ND), chunk):
+            rows = slice(start, start + chunk)
+            x = x_ND[rows].to(dtype)
+            log_q = torch.mm(x, weight.T).to(high).div_(temperature).log_softmax(-1)
+            log_p = torch.mm(teacher_NW[rows].to(dtype), teacher.T).to(high).div_(temperature).log_softmax(-1)
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            grad = log_q.exp_().sub_(p).to(dtype)  # d KL / d (z/T); T^2 x 1/T is left to backward
+            grad_x_ND[rows] = torch.mm(grad, weight).to(x_ND.dtype)
+            grad_weight_VD += torch.mm(grad.T, x)
+        ctx.save_for_backward(grad_x_ND, grad_weight_VD)
+        ctx.scale = temperature / len(x_ND)
+        return total * temperature**2 / len(x_ND)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        grad_x_ND, grad_weight_VD = ctx.saved_tensors
+        scale = grad * ctx.scale
+        return (grad_x_ND * scale).to(grad_x_ND.dtype), grad_weight_VD * scale, None, None, None, None
+
+
+def divergence(x_ND: Tensor, weight_VD: Tensor, teacher_NW: Tensor, teacher_VW: Tensor, temperature: float) -> Tensor:
+    """T^2 mean_n KL(softmax(teacher_n / T) || softmax(student_n / T)) in nats: a scalar, float32 or better.
+
+    Gradients go to the student's states and head only. At most two chunks of `CHUNK_BYTES` of logits exist at once.
+    """
+    chunk = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
+    return _HeadDivergence.apply(x_ND, weight_VD, teacher_NW, teacher_VW, temperature, chunk)
+
+
+class DistillationLoss:
+    """A student's loss beside a frozen teacher; in the place of `model.loss`.
+
+    Every call runs the teacher forward once (`lmopt.cost.forward_flops` of its recipe: part of what training costs).
+
+    Raises:
+        ValueError: vocabularies differ, or widths where states shall be aligned, or the teacher's context is shorter.
+    """
+
+    def __init__(self, student: Transformer, teacher: Transformer, config: Distillation) -> None:
+        ours, theirs = student.model, teacher.model
+        if ours.vocab != theirs.vocab:
+            raise ValueError(f"the student knows {ours.vocab} tokens, the teacher {theirs.vocab}")
+        if config.hidden and ours.width != theirs.width:
+            raise ValueError(
+                f"states of width {ours.width} and {theirs.width} cannot be aligned\nhint: set hidden to 0"
+            )
+        if theirs.context < ours.context:
+            raise ValueError(f"the teacher's context of {theirs.context} is shorter than the student's {ours.context}")
+        self.student, self.config = student, config
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
+        """`cross_entropy` is the student's own; `auxiliary` makes the sum the weighted loss."""
+        config = self.config
+        with torch.no_grad():
+            teacher_BTW, _ = self.teacher.hidden(tokens_BT)
+        x_BTD, auxiliary = self.student.hidden(tokens_BT)
+        weight_VD = self.student.head_weight_VD
+        x_ND, teacher_NW = x_BTD.flatten(0, 1), teacher_BTW.flatten(0, 1)
+        own = cross_entropy(x_ND, weight_VD, targets_BT.flatten())
+        mixed = config.targets * own
+        if config.teacher:
+            from_teacher = divergence(x_ND, weight_VD, teacher_NW, self.teacher.head_weight_VD, config.temperature)
+            mixed = mixed + config.teacher * from_teacher
+        if config.hidden:
+            cosine_N = functional.cosine_similarity(x_ND.float(), teacher_NW.float(), dim=-1)
+            mixed = mixed + config.hidden * (1 - cosine_N).mean()
+        return Losses(own, auxiliary + (mixed - own))
+
+
+def taken_layers(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+    """Which teacher layer each student layer begins as: evenly spaced from the first (1910.01108: one out of two).
+
+    Raises:
+        ValueError: the student is the deeper one.
+    """
+    if student_layers > teacher_layers:
+        raise ValueError(f"a student of {student_layers} layers is deeper than its teacher of {teacher_layers}")
+    return tuple(layer * teacher_layers // student_layers for layer in range(student_layers))
+
+
+@torch.no_grad()
+def initialise(student: Transformer, teacher: Transformer) -> None:
+    """Start a student from its teacher: embedding, norm, head, and evenly spaced layers.
+
+    Raises:
+        ValueError: the student is deeper, or a parameter's shape differs (says which).
+    """
+    taken = taken_layers(len(student.blocks), len(teacher.blocks))
+    source = dict(teacher.named_parameters())
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, parameter in student.named_parameters():
+        theirs = name
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            theirs = f"blocks.{taken[int(number)]}.{rest}"
+        found = source.get(theirs)
+        if found is None or found.shape != parameter.shape:
+            shape = "none" if found is None else tuple(found.shape)
+            raise ValueError(f"{name}: shape {tuple(parameter.shape)}, the teacher's {theirs} has {shape}")
+        pairs.append((parameter, found))
+    for parameter, found in pairs:
+        parameter.copy_(found)
