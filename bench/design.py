@@ -76,6 +76,29 @@ class ArmDesign(Frozen):
     """Same parameters and batches as its reference: almost no noise of its own, and none lent to other arms."""
 
 
+TOKENS_PER_PARAM = 20
+"""Training tokens a parameter where a target names none (Hoffmann et al., arXiv 2203.15556, table 3)."""
+
+
+class Target(Frozen):
+    """A size that is not trained."""
+
+    params: Annotated[int, Field(gt=0, le=10**15)]
+    """Parameters."""
+    tokens: Annotated[int, Field(gt=0, le=10**18)] | None = None
+    """Training tokens; default: 20 a parameter."""
+
+    @property
+    def training_tokens(self) -> int:
+        """Training tokens, with the default filled in."""
+        return self.tokens or TOKENS_PER_PARAM * self.params
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs, C = 6 N D (Kaplan et al., arXiv 2001.08361, section 2.1)."""
+        return 6.0 * self.params * self.training_tokens
+
+
 AblationKind = Literal["add_one", "leave_one_out", "factorial"]
 
 
@@ -126,6 +149,8 @@ class Design(Frozen):
     """Every arm had the same number of learning-rate trials."""
     ablation: AblationDesign | None = None
     """The ablation, if the study has one."""
+    extrapolate: Target | None = None
+    """The size that savings are extrapolated to."""
     claim_points: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     """arm -> scale -> the horizon at which its total cost is at most (1 - at_least) of the reference's."""
     controls: dict[str, str] = Field(default_factory=dict[str, str])

@@ -77,6 +77,15 @@ class Ablation(Frozen):
     """Whether the step times of the made arms are compared too."""
 
 
+class Target(design.Target):
+    """A size that is not trained: what the savings at three scales or more say of it."""
+
+    params: Positive
+    """Parameters, for example `1B`."""
+    tokens: Positive | None = None
+    """Training tokens; default: 20 a parameter."""
+
+
 class Scale(Frozen):
     """A size of model with its training budget, applied to every arm before the arm's own change."""
 

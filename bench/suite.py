@@ -29,6 +29,7 @@ from bench.stanzas import (
     Limits,
     Over,
     Scale,
+    Target,
     Timing,
 )
 from lmopt.data.spec import Data
@@ -58,6 +59,8 @@ class Suite(Frozen):
     """A combined change taken apart into its factors."""
     over: Over
     """Scales, seeds and horizons."""
+    extrapolate: Target | None = None
+    """A size that savings are extrapolated to, with their interval; needs three scales."""
     layout: Layout = "economical"
     """`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons."""
     controls: Controls = Controls()
@@ -141,6 +144,7 @@ class Suite(Frozen):
             gate=self.gate,
             tuned=self.tuned,
             controls=self._control_arms(),
+            extrapolate=None if self.extrapolate is None else design.Target(**self.extrapolate.model_dump()),
             ablation=ablation.design_of(Draft.of(self.model_dump(mode="json"))),
         )
 

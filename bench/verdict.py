@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import claims, endpoints, interactions, ledger, savings
+from bench import claims, endpoints, interactions, ledger, savings, sizes
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
@@ -50,7 +50,7 @@ def judge_study(study: Study) -> dict[str, Any]:
         "schema": SCHEMA, "suite": study.design.suite, "run": study.run, "purpose": study.design.purpose,
         "layout": study.design.layout, "hypothesis": hypothesis, "look": {"number": look, "alpha": alpha},
         "reference": {scale: _reference(study, scale) for scale in study.design.scales}, "arms": arms,
-        "ablation": _ablation(study, alpha),
+        "ablation": _ablation(study, alpha), "sizes": sizes.judge(study, alpha),
     }  # fmt: skip
 
 

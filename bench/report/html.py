@@ -9,7 +9,22 @@ from typing import Any
 
 from bench.report import figures, painters
 from bench.report.numbers import count
-from bench.report.tree import Cell, Column, Curves, Dots, Figure, Forest, Page, Panel, Roofline, Row, Table, Timeline
+from bench.report.tree import (
+    Band,
+    Cell,
+    Column,
+    Curves,
+    Dots,
+    Figure,
+    Forest,
+    Law,
+    Page,
+    Panel,
+    Roofline,
+    Row,
+    Table,
+    Timeline,
+)
 
 MAX_TRAIL = 6
 """Case ids named in a tooltip; the rest are counted."""
@@ -89,7 +104,7 @@ def _keys(panel: Panel) -> list[tuple[str, int]]:
             return [(one.name, one.style) for one in panel.series]
         case Dots():
             return list(dict.fromkeys((arm, style) for _, _, dots in panel.rows for arm, style, _ in dots))
-        case Curves() | Forest() | Roofline() | Timeline():
+        case Curves() | Forest() | Roofline() | Timeline() | Law() | Band():
             return []
 
 

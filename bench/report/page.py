@@ -22,6 +22,7 @@ from bench.report.sections import (
     machine,
     profiles,
     savings,
+    sizes,
 )
 from bench.report.sections import (
     accuracy as accuracy_section,
@@ -33,6 +34,7 @@ SECTIONS = (
     curves,
     savings,
     ablation,
+    sizes,
     accuracy_section,
     domains,
     ledger,

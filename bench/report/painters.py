@@ -1,5 +1,5 @@
 """Panels painted on matplotlib axes: loss against cost, estimates with intervals, accuracy by task; what a profile
-shows is painted in bench.report.rooflines.
+shows is painted in bench.report.rooflines, laws and savings against size in bench.report.lawpainter.
 
 An arm is told apart by marker, line style and a label beside it; colour comes last.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.report.numbers import MINUS, THIN
-from bench.report.tree import Curves, Dots, Estimate, Forest, Panel, Roofline, Series, Timeline
+from bench.report.tree import Band, Curves, Dots, Estimate, Forest, Law, Panel, Roofline, Series, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +46,10 @@ def marker(style: int) -> str:
 def panel_height(panel: Panel) -> int:
     """Height in pixels at the design width."""
     match panel:
-        case Curves() | Roofline() | Timeline():
+        case Curves() | Roofline() | Timeline() | Band():
             return 270
+        case Law():
+            return 350
         case Forest():
             return 64 + ROW_PX * len(panel.rows)
         case Dots():
@@ -56,7 +58,7 @@ def panel_height(panel: Panel) -> int:
 
 def paint(figure: Any, panel: Panel) -> None:
     """Paint the panel on an empty matplotlib figure of the design size."""
-    from bench.report import rooflines  # builds on this module
+    from bench.report import lawpainter, rooflines  # both build on this module
 
     height = panel_height(panel)
     match panel:
@@ -70,6 +72,10 @@ def paint(figure: Any, panel: Panel) -> None:
             rooflines.roofline(figure, panel, height)
         case Timeline():
             rooflines.timeline(figure, panel, height)
+        case Law():
+            lawpainter.law(figure, panel, height)
+        case Band():
+            lawpainter.band(figure, panel, height)
 
 
 def frame(figure: Any, height: int, left: int, right: int, top: int, bottom: int) -> Axes:
@@ -101,7 +107,7 @@ def _curves(figure: Any, panel: Curves, height: int) -> None:
     linear_ticks(axes)
     for series in reversed(panel.series):
         _series(axes, series)
-    _end_labels(axes, panel.series)
+    end_labels(axes, panel.series)
     axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
     figure.text(6 / WIDTH_PX, 1 - 13 / height, panel.y_label, fontsize=9.5, color=MUTED, ha="left", va="center")
 
@@ -159,7 +165,7 @@ def linear_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_plain_tick))
 
 
-def _end_labels(axes: Axes, series: Sequence[Series]) -> None:
+def end_labels(axes: Axes, series: Sequence[Series]) -> None:
     """Names at the right edge beside each arm's last point, pushed apart so that none overlap."""
     ends = [(max(one.means or one.ends), one) for one in series if one.ends]
     to_pixels: Callable[[float], float] = lambda y: float(axes.transData.transform((axes.get_xlim()[0], y))[1])  # noqa: E731
@@ -229,7 +235,7 @@ def _forest(figure: Any, panel: Forest, height: int) -> None:
     _mark_labels(axes, panel)
     for number, row in enumerate(panel.rows):
         _estimate(axes, number, row, left, right)
-    _percent_ticks(axes)
+    percent_ticks(axes)
     axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
 
 
@@ -297,11 +303,13 @@ def _halo() -> dict[str, Any]:
     return {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
 
 
-def _percent_ticks(axes: Axes) -> None:
+def percent_ticks(axes: Axes, *, vertical: bool = False) -> None:
+    """A few round ticks along a linear axis."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain_tick))
+    axis = axes.yaxis if vertical else axes.xaxis
+    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(_plain_tick))
 
 
 # --- accuracy task by task -----------------------------------------------------------------------
@@ -327,7 +335,7 @@ def _dots(figure: Any, panel: Dots, height: int) -> None:
             middle = number + (0.5 * ((place + 0.5) / len(dots) - 0.5) if len(dots) > 1 else 0.0)
             axes.plot([value], [middle], marker=marker(style), markersize=8, markerfacecolor=PAPER,
                       markeredgecolor=colour(style), markeredgewidth=1.9, linestyle="", zorder=3 + style)  # fmt: skip
-    _percent_ticks(axes)
+    percent_ticks(axes)
     axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
 
 

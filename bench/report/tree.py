@@ -205,7 +205,43 @@ class Timeline:
     missing: str | None = None
 
 
-Panel = Curves | Forest | Dots | Roofline | Timeline
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """Losses on two logarithmic axes with a fitted law, and below what it leaves."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    """One a size: `ends` are what was measured, `means` the fitted line."""
+    residuals: tuple[tuple[int, float, float], ...]
+    """(style, cost, measured over fitted - 1)"""
+    alt: str
+    missing: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """A saving in percent against compute: points with intervals, a line with its band, and where it is carried to."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    points: tuple[tuple[float, float, float, float], ...]
+    """(cost, saving, low, high) of what was measured."""
+    line: tuple[tuple[float, float, float, float], ...]
+    """The same of the fitted line."""
+    target: tuple[float, float, float, float] | None
+    """The same where nothing was trained."""
+    marks: tuple[Mark, ...]
+    style: int
+    alt: str
+    missing: str | None = None
+
+
+Panel = Curves | Forest | Dots | Roofline | Timeline | Law | Band
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

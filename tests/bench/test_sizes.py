@@ -1,0 +1,121 @@
+"""Loss laws and savings against size, from records: planted truths, warnings, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.design import Target
+from bench.record import reading
+from bench.report.html import render
+from bench.report.page import compose
+from bench.report.runfolder import load
+from bench.verdict import judge, judge_study
+from benchmarks.scaling import BESIROGLU
+from tests.bench.synthetic import Planted, Synthetic, study_of, synthesize, write
+
+PARAMS = {"a": 1e8, "b": 4e8, "c": 1.6e9, "d": 6.4e9}
+
+
+def sized(
+    *, scales: str = "abcd", dearer: float = 0.0, laws: bool = False, target: Target | None = None, **world: Any
+) -> Synthetic:
+    """A study of several scales, each with ten times the compute of the one before.
+
+    Args:
+        dearer: by how much ln cost of the arm grows from scale to scale: a saving that shrinks.
+        laws: the baseline's losses are those of Besiroglu's law instead of the one curve of all synthetic runs.
+    """
+    planted = {"arms": (Planted("all", role="claim", saving=0.3),), "layout": "economical", "items": 0, "seeds": 4,
+               "horizons": (0.4, 0.7, 1.0, 1.4, 2.0), "timing_blocks": 2, "noise": 0.01}  # fmt: skip
+    synthetic = synthesize(**(planted | {"scales": tuple(scales)} | world))
+    records = []
+    for record in synthetic.records:
+        case = record.case
+        if case.kind == "train":
+            number = scales.index(case.scale)
+            factor = 10.0**number * (math.exp(dearer * number) if case.arm == "all" else 1.0)
+            metrics = dict(record.metrics)
+            metrics["train_flops"] = reading(record.value("train_flops") * factor, "FLOP", "counted")
+            detail = record.detail
+            if laws and case.arm == "dense":
+                tokens = case.horizon * 20 * PARAMS[case.scale]
+                loss = float(BESIROGLU.loss(PARAMS[case.scale], tokens)) * (
+                    1 + 0.002 * math.sin(7 * case.seed + tokens)
+                )
+                metrics["val_loss"] = reading(loss, "nat/token", "counted")
+                detail = {**detail, "tokens": tokens}
+            record = record.model_copy(update={"metrics": metrics, "detail": detail})
+        records.append(record)
+    plan = json.loads(json.dumps(synthetic.plan))
+    for scale, facts in plan["arms"]["dense"].items():
+        facts["params_total"] = int(PARAMS[scale])
+    if target is not None:
+        plan["design"]["extrapolate"] = target.model_dump()
+    return replace(synthetic, plan=plan, records=tuple(records))
+
+
+def sizes(synthetic: Synthetic) -> Any:
+    return judge_study(study_of(synthetic))["sizes"]
+
+
+TARGET = Target(params=70_000_000_000)
+
+
+def test_a_steady_saving_is_consistent_and_never_supported():
+    found = sizes(sized(target=TARGET, noise=0.002))["arms"]["all"]
+    assert found["outcome"] == "CONSISTENT WITH"
+    assert found["at_target"]["saving"] == pytest.approx(0.3, abs=0.02)
+    low, high = found["at_target"]["bounds"]
+    assert low < 0.3 < high
+    assert "nothing was trained there" in found["why"]
+
+
+def test_a_saving_that_shrinks_is_warned_of_loudly():
+    found = sizes(sized(dearer=0.1, target=TARGET, noise=0.002))["arms"]["all"]
+    assert found["slope"] == pytest.approx(-0.1, abs=0.02)
+    assert found["warning"].startswith("the saving of all shrinks with size")
+    assert found["outcome"] == "NOT CONSISTENT WITH"
+
+
+def test_fewer_than_three_scales_are_not_measured_and_say_why():
+    found = sizes(sized(scales="ab", target=TARGET))
+    assert found["arms"]["all"]["outcome"] == "NOT MEASURED"
+    assert "2 scales with a saving and its interval, 3 are needed" in found["arms"]["all"]["why"]
+    assert found["laws"]["params"]["why"] is not None
+    assert found["laws"]["chinchilla"]["why"] == "2 different sizes, 3 are needed"
+    assert sizes(sized(scales="ab")) is None, "nobody asked"
+
+
+def test_one_seed_a_scale_has_no_interval_to_carry():
+    found = sizes(sized(seeds=1, target=TARGET))["arms"]["all"]
+    assert "one seed gives no interval" in found["why"]
+
+
+def test_the_baselines_law_is_the_one_that_it_was_drawn_from():
+    found = sizes(sized(laws=True, target=TARGET, seeds=2))
+    law = found["laws"]["chinchilla"]
+    n, d = PARAMS["c"], 20 * PARAMS["c"]
+    fitted = law["parameters"]
+    loss = fitted["E"] + fitted["A"] / n ** fitted["alpha"] + fitted["B"] / d ** fitted["beta"]
+    assert loss == pytest.approx(float(BESIROGLU.loss(n, d)), rel=0.003)
+    assert law["residual_sd"] < 0.003
+    assert law["at_target"]["loss"] == pytest.approx(float(BESIROGLU.loss(7e10, 1.4e12)), rel=0.03)
+    exponent = found["laws"]["flops"]
+    assert exponent["bounds"][0] <= exponent["exponent"] <= exponent["bounds"][1]
+    assert np.isclose(found["target"]["flops"], 6 * 7e10 * 1.4e12)
+
+
+def test_the_report_draws_the_law_and_the_band(tmp_path):
+    run = write(tmp_path, sized(laws=True, target=TARGET, dearer=0.1, seeds=2))
+    (run / "verdict.json").write_text(json.dumps(judge(run)))
+    page = compose(load(run))
+    text = render(page)
+    assert "What several sizes say" in text
+    assert 'id="sizes-law-loss-alt"' in text
+    assert 'id="sizes-saving-all-alt"' in text
