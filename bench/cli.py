@@ -97,11 +97,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from bench import api
+    from bench import api, prospect
     from bench.forecast import render
 
     planned = api.plan(arguments.suite, calibrate=not arguments.no_calibration, budget=arguments.budget)
-    print(planned.to_json() if arguments.json else render(planned))
+    if arguments.json:
+        print(planned.to_json())
+        return OK
+    print(render(planned))
+    print("\n" + prospect.render(planned, prospect.stored_noise(planned.design.suite, Path("results"))))
     return OK
 
 

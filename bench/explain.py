@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.stats.power import POWER, seeds_needed
 from bench.study import Study, load
 from bench.verdict import judge_study
+from bench.words import interval, percent, several
 
+SMALL_DEPARTURE = 0.05
+"""A departure from multiplying that is worth telling from none."""
 MARKS: dict[Any, str] = {True: "met", False: "not met", None: "not measured"}
 
 
@@ -25,12 +30,15 @@ def explain_study(study: Study, arm: str) -> str:
     """The reasons behind an arm's outcome in a study in memory."""
     if study.arm(arm) is None:
         return f"{arm} is the baseline: the other arms are compared with it, it has no outcome of its own."
-    judged = judge_study(study)["arms"][arm]
+    verdict = judge_study(study)
+    judged, ablation = verdict["arms"][arm], verdict["ablation"] or {}
     lines = [f"{arm} ({judged['role']}, primary {judged['primary']}, against {judged['against']}): {judged['outcome']}"]
     for scale, at_scale in judged["scales"].items():
         if len(judged["scales"]) > 1:
             lines += ["", f"at scale {scale}: {at_scale['outcome']}"]
         lines += ["", *_reasons(judged["primary"], at_scale)]
+        if ablation.get("of") == arm:
+            lines += ["", *_taken_apart(study, ablation["scales"][scale])]
     return "\n".join(lines)
 
 
@@ -48,6 +56,9 @@ def _reasons(primary: str, judged: Mapping[str, Any]) -> list[str]:
             "other endpoints:",
             *(f"  {name}: {one['outcome']}: {one['why']}" for name, one in others.items()),
         ]
+    detectable = judged["endpoints"][primary].get("detectable_saving")
+    if detectable is not None:
+        lines += ["", f"with {percent(POWER, 0)} power this study shows a true saving of {percent(detectable)} or more"]
     if judged.get("sign_disagreement"):
         lines += ["", f"note: {judged['sign_disagreement']}"]
     lines += ["", "what would change it:"]
@@ -63,3 +74,30 @@ def _deciding(judged: Mapping[str, Any]) -> str:
         if condition["met"] is not True:
             return f"{condition['name'].replace('_', ' ')}: {condition['why']}"
     return str(judged["why"])
+
+
+def _taken_apart(study: Study, found: Mapping[str, Any]) -> list[str]:
+    """What each factor is worth within the whole, whether savings multiply, and what would tell more."""
+    lines = ["taken apart:"]
+    for name, factor in found["factors"].items():
+        within, alone = factor["within"] or factor["average"], factor["alone"]
+        lines.append(f"  {name}: {_worth(within)}" + (f"; alone {_worth(alone)}" if alone else ""))
+    multiply = found["multiply"]
+    lines.append(f"  do savings multiply: {multiply['outcome'].lower()}: {multiply['why']}")
+    n = found["n_seeds"]
+    if multiply["outcome"] == "NO DEPARTURE SHOWN" and multiply["se"]:
+        sd, alpha = multiply["se"] * math.sqrt(n), study.design.hypothesis.alpha
+        needed = seeds_needed(math.log1p(SMALL_DEPARTURE), sd, alpha, arms=len(found["cells"]) - 1)
+        if needed is not None and needed > n:
+            more = several(needed - n, "more seed")
+            lines.append(
+                f"  {more} ({needed} in all) would tell a departure of {percent(SMALL_DEPARTURE, 0)} from none"
+            )
+    return lines
+
+
+def _worth(found: Mapping[str, Any]) -> str:
+    """`saves 12.0% [9.1, 14.8]`, or why that is not known."""
+    if found["saving"] is None:
+        return f"not measured ({found['why']})"
+    return f"saves {percent(found['saving'])} {interval(found['bounds'])}, {found['outcome']}"

@@ -263,7 +263,7 @@ def _multiply(ablation: Ablation) -> dict[str, Any]:
     singles = [ablation.cell(name) for name in ablation.names]
     found: dict[str, Any] = {
         "measured": None, "product": None, "effect": None, "bounds": [None, None], "departure": None,
-        "departure_bounds": [None, None], "outcome": "NOT MEASURED", "by": None,
+        "departure_bounds": [None, None], "outcome": "NOT MEASURED", "by": None, "se": None,
     }  # fmt: skip
     known = [cell for cell in singles if cell is not None]
     if len(known) == len(singles):
@@ -278,7 +278,7 @@ def _multiply(ablation: Ablation) -> dict[str, Any]:
     together = ablation.layout.contrast({whole: 1.0, base: -1.0}).value
     assert together is not None
     assert effect.value is not None
-    found |= _departure(effect, 1.0, ablation.alpha) | {"by": by}
+    found |= _departure(effect, 1.0, ablation.alpha) | {"by": by, "se": effect.se}
     found |= {"measured": -math.expm1(together), "product": -math.expm1(together - effect.value)}
     return found | {"why": _answer(ablation, found)}
 

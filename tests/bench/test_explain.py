@@ -4,6 +4,7 @@ import pytest
 
 from bench.explain import explain, explain_study
 from bench.study import StudyError
+from tests.bench.dissected import taken_apart
 from tests.bench.synthetic import make_run, study_of, synthesize
 
 
@@ -32,3 +33,18 @@ def test_a_decided_arm_needs_nothing():
 def test_a_confirming_study_says_what_it_lacks():
     text = explain_study(study_of(synthesize(saving=0.02, seeds=5, items=0, purpose="confirm", tuned=False)), "all")
     assert "make it so that every arm had had the same number of tuning trials" in text
+
+
+def test_what_the_study_could_have_shown_is_said():
+    text = explain_study(study_of(synthesize(saving=0.25, seeds=3, noise=0.05, items=0, draw=1)), "all")
+    assert "with 80% power this study shows a true saving of" in text
+
+
+def test_a_whole_that_was_taken_apart_is_explained_by_its_factors():
+    synthetic = taken_apart({"clean": 0.06, "moe": 0.12}, seeds=2, noise=0.03)
+    text = explain_study(study_of(synthetic), "all")
+    assert "taken apart:" in text
+    assert "  moe: " in text
+    assert "do savings multiply: no departure shown" in text
+    assert "would tell a departure of 5% from none" in text
+    assert "taken apart" not in explain_study(study_of(synthetic), "only-moe")

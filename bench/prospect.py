@@ -1,0 +1,205 @@
+"""What a planned study can show: the smallest savings and drops it would detect, and the seeds and items it lacks.
+
+Power is 80% for what is true, at the hypothesis' own one-sided alpha. The noise is that of a stored run of the same
+suite where there is one, else a stated default with its origin.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.design import ArmDesign, Design
+from bench.evaluate import index
+from bench.plan import Plan
+from bench.stats.power import MAX_SEEDS, POWER, items_for_margin, power, room, seeds_needed
+from bench.words import percent, several
+
+DEFAULT_SD = 0.12
+"""Of one seed's ln(cost of an arm / cost of its reference) at equal loss: root mean square over the three trained arms
+of the published quickstart, a million parameters and 300,000 tokens. Larger and longer trainings are quieter."""
+DEFAULT_ORIGIN = "the published quickstart's: 1M parameters, 300k tokens; larger models are quieter"
+DISCORDANT = (0.1, 0.2, 0.3)
+"""Shares of items that exactly one of two models gets right, from similar models to different ones."""
+COMPARED = 0.75
+"""Share of a task's items that the comparison uses; the rest decide whether the task counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Assumed noise of one seed."""
+
+    sd: float
+    """Of ln(cost of an arm / cost of its reference)."""
+    origin: str
+
+
+DEFAULT = Noise(DEFAULT_SD, DEFAULT_ORIGIN)
+
+
+# --- where the noise comes from ------------------------------------------------------------------
+
+
+def stored_noise(suite: str, results: Path) -> dict[str, Noise]:
+    """scale -> noise of the last judged run of a suite under `results` (or `results/reference`); empty without one."""
+    runs = [*results.glob(f"{suite}/*/verdict.json"), results / "reference" / suite / "verdict.json"]
+    there = sorted((path for path in runs if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in there:
+        found = dict(_measured(path))
+        if found:
+            return found
+    return {}
+
+
+def _measured(path: Path) -> Iterator[tuple[str, Noise]]:
+    """Root mean square SD of the arms at each scale of a verdict, weighted by degrees of freedom."""
+    try:
+        arms: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["arms"]
+    except (OSError, ValueError, KeyError):
+        return  # an unfinished or foreign run says nothing, and planning must not fail for it
+    by_scale: dict[str, list[tuple[float, int]]] = {}
+    for arm in arms.values():
+        for scale, judged in arm.get("scales", {}).items():
+            flops = judged.get("endpoints", {}).get("flops", {})
+            if flops.get("sd") and flops.get("n_seeds", 0) > 1:
+                by_scale.setdefault(scale, []).append((float(flops["sd"]), int(flops["n_seeds"]) - 1))
+    for scale, parts in by_scale.items():
+        df = sum(each for _, each in parts)
+        sd = math.sqrt(sum(each * sd**2 for sd, each in parts) / df)
+        yield scale, Noise(sd, f"measured in {path.parent}: {several(len(parts), 'arm')}, {df} degrees of freedom")
+
+
+# --- what can be shown ---------------------------------------------------------------------------
+
+
+def render(plan: Plan, noise: dict[str, Noise]) -> str:
+    """The prospects of a plan as text."""
+    design = plan.design
+    alpha = design.hypothesis.alpha
+    lines = [f"what this study can show, with {percent(POWER, 0)} power at one-sided alpha {alpha:g}:"]
+    for scale in design.scales:
+        one = noise.get(scale, DEFAULT)
+        where = f" at {scale}" if len(design.scales) > 1 else ""
+        lines.append(f"  noise{where}: SD {percent(one.sd)} of a seed's cost ratio ({one.origin})")
+        lines += [f"  {line}{where}" for line in _savings(design, one, alpha)]
+    lines += [f"  {line}" for line in _accuracy(plan, alpha)]
+    return "\n".join(lines)
+
+
+def _savings(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
+    claims = [arm for arm in design.arms if arm.role == "claim"]
+    others = [arm for arm in design.arms if arm.role in ("component", "control") and not arm.parallel]
+    for arm in claims:
+        yield _claim(design, arm, len(_class(claims, arm)), noise, alpha)
+    for size in sorted({len(_class(others, arm)) for arm in others}):
+        members = [arm.name for arm in others if len(_class(others, arm)) == size]
+        yield _components(design, members, size, noise, alpha)
+    yield from _ablation(design, noise, alpha)
+
+
+def _class(arms: Sequence[ArmDesign], arm: ArmDesign) -> list[ArmDesign]:
+    """Arms that lend each other their noise: those compared with the same reference."""
+    return [other for other in arms if other.against == arm.against]
+
+
+def _claim(design: Design, arm: ArmDesign, size: int, noise: Noise, alpha: float) -> str:
+    """Power of the claim at its target, and the seeds that it needs."""
+    saving, n = design.hypothesis.saving, len(design.seeds)
+    distance = math.log(1 - saving.at_least) - math.log(1 - saving.target)
+    needed = seeds_needed(distance, noise.sd, alpha, POWER, size)
+    enough = f"{needed} seeds give {percent(POWER, 0)}" if needed else f"not even {MAX_SEEDS} seeds are enough"
+    text = f"claim {arm.name}, true saving {percent(saving.target, 0)} against {percent(saving.at_least, 0)}: "
+    if n < 2:
+        return f"{text}one seed gives no interval; {enough}"
+    se, df = noise.sd / math.sqrt(n), size * (n - 1)
+    least = 1 - (1 - saving.at_least) * math.exp(-room(se, df, alpha))
+    return (
+        f"{text}power {percent(power(distance, se, df, alpha), 0)} with {several(n, 'seed')}, {enough}; "
+        f"a true saving of {percent(least, 0)} would be shown"
+    )
+
+
+def _components(design: Design, names: Sequence[str], size: int, noise: Noise, alpha: float) -> str:
+    """The smallest saving and cost of a single technique that is told from none."""
+    n = len(design.seeds)
+    who = f"{several(len(names), 'component')} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+    if n < 2:
+        return f"{who}: one seed gives no interval"
+    least = room(noise.sd / math.sqrt(n), size * (n - 1), alpha)
+    return f"{who}: savings from {percent(-math.expm1(-least), 0)} or costs from {percent(math.expm1(least), 0)}"
+
+
+def _ablation(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
+    """What the table of an ablation shows: main effects, pairs, and whether savings multiply."""
+    ablation, n = design.ablation, len(design.seeds)
+    if ablation is None:
+        return
+    cell_sd = noise.sd / math.sqrt(2)  # a paired difference holds the noise of two cells
+    head = (
+        f"ablation of {ablation.of}, {several(len(ablation.factors), 'factor')}, {several(len(ablation.cells), 'cell')}"
+    )
+    if n < 2:
+        yield f"{head}: one seed gives no interval"
+        return
+    df = (len(ablation.cells) - 1) * (n - 1)
+    single = room(noise.sd / math.sqrt(n), df, alpha)
+    yield f"{head}: a factor alone or in the whole saves from {percent(-math.expm1(-single), 0)}"
+    if ablation.generators is not None:
+        runs = 2 ** (len(ablation.factors) - len(ablation.generators))
+        effect = room(2 * cell_sd / math.sqrt(runs * n), (runs - 1) * (n - 1), alpha)
+        yield (
+            f"  on average over the others from {percent(-math.expm1(-effect), 0)}; a pair departs from multiplying "
+            f"from {percent(math.expm1(2 * effect), 0)}"
+        )
+    alone = sum(len(on) == 1 for on in ablation.cells.values())
+    k = len(ablation.factors)
+    if alone == k:
+        whole = room(cell_sd * math.sqrt((1 + k + (k - 1) ** 2) / n), df, alpha)
+        yield f"  the whole departs from the product of single savings from {percent(math.expm1(whole), 0)}"
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+
+def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
+    """The margin that the items allow, and the items that the claimed margin needs."""
+    spec = next((case.spec for case in plan.cases if case.kind == "evaluate"), None)
+    drop = plan.design.hypothesis.accuracy_drop
+    if spec is None or not any(arm.role == "claim" for arm in plan.design.arms):
+        return
+    if drop.kind == "relative":
+        yield "accuracy: a relative margin can be planned once the reference's accuracy is known"
+        return
+    families = _families(spec["tasks"], spec.get("limit"))
+    shares = ", ".join(percent(share, 0) for share in DISCORDANT)
+    needed = ", ".join(f"{items_for_margin(drop.less_than, share, alpha):,}" for share in DISCORDANT)
+    text = f"accuracy, margin {100 * drop.less_than:g} points, if {shares} of the items are discordant: {needed} items"
+    if not families:
+        yield f"{text} are needed; how many its tasks have is not known here"
+        return
+    margins = ", ".join(f"{100 * _margin(families.values(), share, alpha):.1f}" for share in DISCORDANT)
+    have = ", ".join(f"{family} {items:,.0f}" for family, items in families.items())
+    yield f"{text} are needed; those compared here ({have}) show a margin of {margins} points"
+    yield "  seed noise comes on top, and a task at chance counts for nothing"
+
+
+def _families(tasks: Iterable[str], limit: int | None) -> dict[str, float]:
+    """family -> items that are compared; tasks of unknown size are left out."""
+    found: dict[str, float] = {}
+    for name in tasks:
+        facts = index.TASKS.get(name)
+        if facts is not None:
+            items = min(facts.items, limit) if limit else facts.items
+            found[facts.family] = found.get(facts.family, 0.0) + COMPARED * items
+    return found
+
+
+def _margin(items: Iterable[float], discordant: float, alpha: float) -> float:
+    """Margin shown with power when the true difference is zero: families weigh the same, seeds add nothing."""
+    counts = list(items)
+    variance = sum(discordant / count for count in counts) / len(counts) ** 2
+    return room(math.sqrt(variance), math.inf, alpha)

@@ -1,0 +1,64 @@
+"""What a plan can show: published sample sizes, stored noise, and sentences for each kind of arm."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench.plan import Machine, make_plan
+from bench.prospect import DEFAULT, Noise, render, stored_noise
+from bench.stats.power import items_for_margin, room
+from tests.bench.small_suite import loaded
+
+MACHINE = Machine(machine_class="test")
+
+
+def test_the_prospects_of_a_claim_components_and_tasks(tmp_path: Path) -> None:
+    text = render(make_plan(loaded(tmp_path), MACHINE), {"s": Noise(0.05, "measured in results/small/x")})
+    assert "noise at s: SD 5.0% of a seed's cost ratio (measured in results/small/x)" in text
+    assert f"noise at m: SD 12.0% of a seed's cost ratio ({DEFAULT.origin})" in text
+    assert "claim all, true saving 30% against 20%: power" in text
+    least = room(0.05 / math.sqrt(2), 1, 0.025)
+    assert f"1 component (moe): savings from {100 * -math.expm1(-least):.0f}% or costs from" in text
+    needed = ", ".join(f"{items_for_margin(0.01, share, 0.025):,}" for share in (0.1, 0.2, 0.3))
+    assert f"{needed} items are needed; those compared here (qa 2,871)" in text
+
+
+def test_one_seed_can_show_nothing(tmp_path: Path) -> None:
+    text = render(make_plan(loaded(tmp_path, ("seed: [0, 1]", "seed: [0]")), MACHINE), {})
+    assert text.count("one seed gives no interval") == 4
+
+
+def test_an_ablation_says_what_its_table_shows(tmp_path: Path) -> None:
+    suite = loaded(
+        tmp_path, ("over:", "ablation: {of: all, design: [factorial]}\nover:"), ("seed: [0, 1]", "seed: [0, 1, 2]")
+    )
+    text = render(make_plan(suite, MACHINE), {})
+    assert "ablation of all, 2 factors, 4 cells: a factor alone or in the whole saves from" in text
+    assert "a pair departs from multiplying from" in text
+    assert "the whole departs from the product of single savings from" in text
+
+
+def verdict(folder: Path, sd: float, n: int) -> None:
+    folder.mkdir(parents=True)
+    arms = {name: {"scales": {"s": {"endpoints": {"flops": {"sd": sd, "n_seeds": n}}}}} for name in ("moe", "all")}
+    (folder / "verdict.json").write_text(json.dumps({"arms": arms | {"fp32": {"scales": {"s": {"endpoints": {}}}}}}))
+
+
+def test_a_stored_run_of_the_same_suite_gives_the_noise(tmp_path: Path) -> None:
+    verdict(tmp_path / "small" / "0123", 0.03, 3)
+    verdict(tmp_path / "other" / "0123", 0.9, 3)
+    found = stored_noise("small", tmp_path)
+    assert found["s"].sd == pytest.approx(0.03)
+    assert "2 arms, 4 degrees of freedom" in found["s"].origin
+    assert stored_noise("none", tmp_path) == {}
+
+
+def test_a_published_run_counts_and_a_damaged_one_does_not(tmp_path: Path) -> None:
+    verdict(tmp_path / "reference" / "small", 0.02, 2)
+    (tmp_path / "small" / "broken").mkdir(parents=True)
+    (tmp_path / "small" / "broken" / "verdict.json").write_text("{")
+    assert stored_noise("small", tmp_path)["s"].sd == pytest.approx(0.02)
