@@ -144,7 +144,7 @@ def _descend(objective: _Objective, starts: Array) -> Chinchilla:
     found: tuple[float, Array] | None = None
     for start in starts:
         end = minimize(objective, start, jac=True, method="L-BFGS-B",
-                       options={"maxiter": 5000, "maxfun": 20_000, "ftol": 1e-13, "gtol": 1e-9})  # fmt: skip
+                       options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-13, "gtol": 1e-9})  # fmt: skip
         if found is None or end.fun < found[0]:
             found = float(end.fun), end.x
     assert found is not None
