@@ -284,6 +284,7 @@ def _add_data(commands: Any) -> None:
     build = actions.add_parser("build", help="build the corpus of a suite, with each arm's data steps")
     build.add_argument("suite", type=Path, metavar="SUITE")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
+    build.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1); the output is the same")
     describe = actions.add_parser("describe", help="documents, bytes and tokens a domain; what was dropped and why")
     describe.add_argument("folder", type=Path, metavar="DIR")
     inspect = actions.add_parser("inspect", help="show some documents of a built corpus")

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +57,24 @@ def bring(arguments: argparse.Namespace) -> int:
 
 def build(arguments: argparse.Namespace) -> int:
     """The corpus of a suite and the shards of each distinct chain of data steps."""
+    from bench.evaluate import protected
     from bench.suite import load_suite
-    from lmopt.data import corpus, shards
+    from lmopt.data import corpus, shards, workers
 
     suite = load_suite(arguments.suite)
     out: Path = arguments.out
-    _watch("corpus", corpus.build(suite.data, out / "corpus"))
+    texts, missing = protected.texts(suite.evaluate.tasks if suite.data.decontaminate else ())
+    _watch("corpus", corpus.build(suite.data, out / "corpus", protected=texts, unprotected=missing))
     print(out / "corpus")
     done: dict[str, str] = {}
-    for arm in suite.all_arms():
-        steps = suite.resolve(arm.name, suite.over.scale[0].name).data
-        key = repr(steps)
-        if key not in done:
-            _watch(f"shards of {arm.name}", shards.build(out / "corpus", steps, out / arm.name))
-            done[key] = arm.name
-            print(out / arm.name)
+    with nullcontext() if arguments.workers < 2 else workers.processes(arguments.workers) as mapper:
+        for arm in suite.all_arms():
+            steps = suite.resolve(arm.name, suite.over.scale[0].name).data
+            key = repr(steps)
+            if key not in done:
+                _watch(f"shards of {arm.name}", shards.build(out / "corpus", steps, out / arm.name, mapper=mapper))
+                done[key] = arm.name
+                print(out / arm.name)
     return 0
 
 

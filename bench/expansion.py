@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 from bench.case import Case, Purpose, canonical_hash, identify
 from bench.design import Design
@@ -71,7 +72,9 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
 
 
 def _corpus_case(suite: Suite) -> Case:
-    spec = {"stage": "corpus", "data": suite.data.model_dump(mode="json")}
+    spec: dict[str, Any] = {"stage": "corpus", "data": suite.data.model_dump(mode="json")}
+    if suite.data.decontaminate is not None:
+        spec["protect"] = list(suite.evaluate.tasks)
     return identify(Case(id="", kind="prepare", arm=suite.baseline.name, purpose="corpus", spec=spec))
 
 

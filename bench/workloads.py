@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bench.evaluate import perplexity
+from bench.evaluate import perplexity, protected
 from bench.evaluate.harness import TaskResults, evaluate_steps
 from bench.record import Reading
 from lmopt.compute import numa
@@ -40,7 +40,8 @@ def device() -> torch.device:
 def prepare(spec: Mapping[str, Any], parents: Mapping[str, Path], out: Path) -> Iterator[Step]:
     """Build the corpus (`stage: corpus`) or the training shards of one chain of data steps (`stage: shards`)."""
     if spec["stage"] == "corpus":
-        yield from corpus.build(Data.model_validate(spec["data"]), out)
+        texts, missing = protected.texts(spec.get("protect", ()))
+        yield from corpus.build(Data.model_validate(spec["data"]), out, protected=texts, unprotected=missing)
         return
     steps = DATA_STEPS.validate_python(spec["steps"])
     (source,) = parents.values()
@@ -51,7 +52,8 @@ def prepared(out: Path) -> dict[str, Any]:
     """What was built in a data folder: the facts of its manifest that a record keeps."""
     text = (out / "manifest.json").read_text()
     facts: dict[str, Any] = json.loads(text)
-    kept = ("documents_in", "documents_out", "dropped", "bytes_in", "bytes_out", "tokens", "sources", "domains")
+    kept = ("documents_in", "documents_out", "dropped", "bytes_in", "bytes_out", "tokens", "sources", "domains",
+            "decontamination")  # fmt: skip
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {name: facts[name] for name in kept if name in facts} | {"manifest_sha256": digest}
 

@@ -24,8 +24,9 @@ from lmopt.techniques.batching import (
     Packed,
     Phase,
 )
-from lmopt.techniques.datastep import ExactDedup, NearDedup
+from lmopt.techniques.datastep import ExactDedup, NearDedup, NgramOverlap, SubstringDedup
 from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
+from lmopt.techniques.filters import C4, Classifier, FineWeb, GopherQuality, GopherRepetition, Language
 from lmopt.techniques.optimizer import AdamW, AdamW8bit, Cosine
 from lmopt.techniques.placement import Anywhere, Bound, FirstTouch, Interleaved
 from lmopt.techniques.precision import Bf16, Bf16Stochastic, Fp32, Int8
@@ -42,11 +43,12 @@ from lmopt.techniques.technique import (
 )
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "AdamW8bit", "AdaptiveMicro",
-    "Anywhere", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound", "Cosine", "DataStep", "ExactDedup",
-    "Ffn", "FirstTouch", "FixedBatch", "Fp32", "Int8", "Interleaved", "LengthWarmup", "Model", "Moe", "NearDedup",
+    "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "AdamW8bit",
+    "AdaptiveMicro", "Anywhere", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound", "Classifier", "Cosine",
+    "DataStep", "ExactDedup", "Ffn", "FineWeb", "FirstTouch", "FixedBatch", "Fp32", "GopherQuality",
+    "GopherRepetition", "Int8", "Interleaved", "Language", "LengthWarmup", "Model", "Moe", "NearDedup", "NgramOverlap",
     "NoiseRamp", "Optimizer", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
-    "Schedule", "SwiGlu", "Technique", "Wasteful", "builder", "plugins", "techniques",
+    "Schedule", "SubstringDedup", "SwiGlu", "Technique", "Wasteful", "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -64,7 +66,10 @@ Optimizer = _union("optimizer", AdamW, AdamW8bit)
 Schedule = _union("schedule", Cosine)
 Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
-DataStep = _union("data", ExactDedup, NearDedup)
+DataStep = _union(
+    "data", ExactDedup, NearDedup, SubstringDedup, NgramOverlap,
+    GopherQuality, GopherRepetition, C4, FineWeb, Language, Classifier,
+)  # fmt: skip
 
 
 # --- model ---------------------------------------------------------------------------------------

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmopt.data import reading, sources, tokenizer
 from lmopt.data.cache import Fetched
+from lmopt.data.contamination import Protected
 from lmopt.data.documents import Document, Dropped, fingerprint
 from lmopt.data.encoding import Encoder
 from lmopt.data.heldout import HeldOut, is_held_out
+from lmopt.data.scratch import full_disk_said
 from lmopt.data.spec import Bpe, Data, Holdout, SourceOptions
 from lmopt.data.storage import (
     DROPPED_COLUMNS,
@@ -38,20 +40,38 @@ STEP_DOCUMENTS = 2048
 """Documents a unit of progress."""
 
 
-def build(data: Data, out: Path, *, cache: Path | None = None) -> Iterator[Step]:
+def build(
+    data: Data,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    protected: Mapping[str, Sequence[str]] | None = None,
+    unprotected: Mapping[str, str] | None = None,
+) -> Iterator[Step]:
     """Build the corpus in `out`; a finished one of the same description and sources is left as it is.
+
+    Args:
+        protected: name -> texts of evaluation sets, which training text must not repeat (`data.decontaminate`).
+        unprotected: name -> why the texts of a set are not there; recorded.
 
     Raises:
         SourceError: a source cannot be had or read.
-        DataError: nothing is left to train or to validate on.
+        DataError: nothing is left to train or to validate on, or the disk is full.
     """
+    with full_disk_said(out):
+        yield from _build(data, out, cache, dict(protected or {}), dict(unprotected or {}))
+
+
+def _build(
+    data: Data, out: Path, cache: Path | None, protected: dict[str, Sequence[str]], unprotected: dict[str, str]
+) -> Iterator[Step]:
     count = 0
     fetched: dict[str, Fetched] = {}
     for options in (*data.corpus, *(v for v in data.validation if not isinstance(v, Holdout))):
         count += 1
         fetched[options.source] = _fetch(options, cache)
         yield Step(count, 0, notes={"source_bytes": float(fetched[options.source].size_bytes)})
-    identity = _identity(data, fetched)
+    identity = _identity(data, fetched, protected)
     if _finished(out, identity):
         return
     clear(out, (DOCUMENTS, DROPPED, TOKENIZER))
@@ -62,8 +82,10 @@ def build(data: Data, out: Path, *, cache: Path | None = None) -> Iterator[Step]
             sets[entry.name] = _hold_out(entry, data, fetched, held, dropped, tally, out)
             count += 1
             yield Step(count, 0, notes={"held_out_documents": float(sets[entry.name]["documents"])})
+        unseen = _unseen(data, held, sets, protected)
         with DocumentWriter(out / DOCUMENTS) as kept:
-            for place, item in enumerate(held.without_duplicates(_training(data, fetched, tally)), start=1):
+            distinct = _kept(held.without_duplicates(_training(data, fetched, tally)), dropped, tally)
+            for place, item in enumerate(unseen.clean(distinct) if unseen else distinct, start=1):
                 _settle(item, kept, dropped, tally)
                 if place % STEP_DOCUMENTS == 0:
                     count += 1
@@ -76,7 +98,8 @@ def build(data: Data, out: Path, *, cache: Path | None = None) -> Iterator[Step]
     encoder = Encoder(trained)
     for name, facts in sets.items():
         facts["tokens"] = sum(map(len, encoder.encode(d.text for d in documents(_set_path(out, name)))))
-    write_manifest(out, _facts(identity, fetched, tally, sets, kept, out))
+    cuts = {"sets": unseen.facts(), "missing": unprotected} if unseen else None
+    write_manifest(out, {**_facts(identity, fetched, tally, sets, kept, out), "decontamination": cuts})
     yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(trained.get_vocab_size())})
 
 
@@ -85,10 +108,21 @@ def _fetch(options: SourceOptions, cache: Path | None) -> Fetched:
     return sources.fetch(options.source, cache, field=options.field, limit_bytes=limit)
 
 
-def _identity(data: Data, fetched: dict[str, Fetched]) -> str:
-    """Hash of the description and of every source's content."""
-    described = {"data": data.model_dump(mode="json"), "sources": {name: f.sha256 for name, f in fetched.items()}}
+def _identity(data: Data, fetched: dict[str, Fetched], protected: Mapping[str, Sequence[str]]) -> str:
+    """Hash of the description, of every source's content and of the texts that are protected."""
+    described = {
+        "data": data.model_dump(mode="json"),
+        "sources": {name: f.sha256 for name, f in fetched.items()},
+        "protected": {name: _digest(texts) for name, texts in protected.items()} if data.decontaminate else {},
+    }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def _finished(out: Path, identity: str) -> bool:
@@ -134,6 +168,30 @@ def _training(data: Data, fetched: dict[str, Fetched], tally: Tally) -> Iterator
     for document in _corpus(data, fetched):
         if not is_held_out(document, share):
             yield tally.read(document)
+
+
+def _unseen(
+    data: Data, held: HeldOut, sets: Mapping[str, Any], protected: Mapping[str, Sequence[str]]
+) -> Protected | None:
+    """What training text must not repeat: the validation sets, then the evaluation sets."""
+    if data.decontaminate is None:
+        return None
+    texts: dict[str, Sequence[str]] = {}
+    first = 0
+    for name, facts in sets.items():
+        taken = held.documents[first : first + facts["documents"]]
+        texts[f"validation: {name}"] = [document.text for document in taken]
+        first += len(taken)
+    return Protected(data.decontaminate, texts | dict(protected))
+
+
+def _kept(items: Iterable[Document | Dropped], dropped: DocumentWriter, tally: Tally) -> Iterator[Document]:
+    for item in items:
+        if isinstance(item, Dropped):
+            dropped.add(item)
+            tally.drop(item)
+        else:
+            yield item
 
 
 def _settle(item: Document | Dropped, kept: DocumentWriter, dropped: DocumentWriter, tally: Tally) -> None:

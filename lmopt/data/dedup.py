@@ -2,75 +2,168 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmopt.data.documents import Document, Dropped, fingerprint
+from lmopt.data.keytable import KeyTable
 from lmopt.data.minhash import EMPTY, MinHash
+from lmopt.data.scratch import Column, Scratch
 from lmopt.data.shingles import WordHashes, shingle
+from lmopt.data.stage import Batch, Stage
+from lmopt.data.storage import DataError
 from lmopt.recipe import ExactDedup, NearDedup
 
-BATCH_DOCUMENTS = 512
+ID_BYTES = 32
+"""Longest document id, in UTF-8, that a table on disk keeps."""
 
 
-def exact(config: ExactDedup, documents: Iterable[Document]) -> Iterator[Document | Dropped]:  # noqa: ARG001 - no knobs
+# --- exact ---------------------------------------------------------------------------------------
+
+
+def _fingerprints(config: ExactDedup, batch: Batch) -> NDArray[np.uint64]:  # noqa: ARG001 - no knobs
+    """fingerprint_D2: both halves of each document's fingerprint."""
+    return np.frombuffer(b"".join(fingerprint(document.text) for document in batch), np.uint64).reshape(-1, 2)
+
+
+def _settle_exact(
+    config: ExactDedup,  # noqa: ARG001 - no knobs
+    found: Iterator[tuple[Batch, Any]],
+    scratch: Scratch,
+) -> Iterator[Document | Dropped]:
     """Drop every document whose normalised text was seen before, whatever source it came from."""
-    seen: dict[bytes, str] = {}
-    for document in documents:
-        kept = seen.setdefault(fingerprint(document.text), document.id)
-        if kept == document.id:
-            yield document
-        else:
-            yield Dropped(document, "exact_duplicate", kept, "same text but for case and spacing")
+    earlier = _Earlier(scratch, [("second", np.uint64)])
+    for batch, fingerprint_D2 in found:
+        candidates = earlier.candidates(fingerprint_D2[:, :1])
+        for document, (first, second), known in zip(batch, fingerprint_D2.tolist(), candidates, strict=True):
+            for number in sorted(earlier.with_key([first], known)):
+                if int(earlier.row(number)["second"]) == second:
+                    kept = earlier.id_of(number)
+                    yield Dropped(document, "exact_duplicate", kept, "same text but for case and spacing")
+                    break
+            else:
+                earlier.remember(document, [first], (second,))
+                yield document
+        earlier.end_batch()
 
 
-def near(config: NearDedup, documents: Iterable[Document]) -> Iterator[Document | Dropped]:
+# --- near ----------------------------------------------------------------------------------------
+
+
+class _Signed(NamedTuple):
+    """The signatures of a batch."""
+
+    signature_DP: NDArray[np.uint32]
+    key_DB: NDArray[np.uint64]
+
+
+@functools.cache
+def _table() -> WordHashes:
+    """The word hashes of this process."""
+    return WordHashes()
+
+
+def _sign(config: NearDedup, batch: Batch) -> _Signed:
+    hashing = MinHash(config.bands, config.rows)
+    signature_DP = hashing.signatures(shingle((document.text for document in batch), config.ngram, _table()))
+    return _Signed(signature_DP, hashing.keys(signature_DP))
+
+
+def _settle_near(
+    config: NearDedup, found: Iterator[tuple[Batch, Any]], scratch: Scratch
+) -> Iterator[Document | Dropped]:
     """Drop a document that shares a band of its MinHash signature with an earlier document that was kept.
 
     A document is compared with kept ones only, so whoever is named as its duplicate is still in the corpus; texts
     that are linked through a dropped one alone both stay. Texts without a word are never duplicates.
     """
-    index = NearIndex(config)
-    table = WordHashes()
-    for batch in batched(documents, BATCH_DOCUMENTS):
-        signature_DP = index.minhash.signatures(shingle((d.text for d in batch), config.ngram, table))
-        keys = index.minhash.keys(signature_DP).tolist()
-        for document, signature_P, key_B in zip(batch, signature_DP, keys, strict=True):
-            yield index.judge(document, signature_P, key_B)
+    earlier = _Earlier(scratch, [("signature", np.uint32, (config.bands * config.rows,))])
+    for batch, (signature_DP, key_DB) in found:
+        candidates = earlier.candidates(key_DB)
+        keys = key_DB.tolist()
+        for document, signature_P, key_B, known in zip(batch, signature_DP, keys, candidates, strict=True):
+            if (signature_P == EMPTY).all():
+                yield document
+                continue
+            dropped = _more_similar(config, document, signature_P, earlier, earlier.with_key(key_B, known))
+            if dropped is None:
+                earlier.remember(document, key_B, (signature_P,))
+            yield dropped or document
+        earlier.end_batch()
 
 
-class NearIndex:
-    """Signatures of the documents kept so far, found by any of their bands."""
-
-    def __init__(self, config: NearDedup) -> None:
-        self.minhash = MinHash(config.bands, config.rows)
-        self._least = config.verify
-        self._kept: list[tuple[str, NDArray[np.uint32]]] = []
-        self._by_key: dict[int, list[int]] = {}
-
-    def judge(self, document: Document, signature_P: NDArray[np.uint32], key_B: list[int]) -> Document | Dropped:
-        """The document, remembered, or its removal in favour of the most similar kept one."""
-        if signature_P[0] == EMPTY and (signature_P == EMPTY).all():
-            return document
-        candidates = {place for key in key_B for place in self._by_key.get(key, ())}
-        if candidates:
-            agree = {place: int((self._kept[place][1] == signature_P).sum()) for place in candidates}
-            best = min(candidates, key=lambda place: (-agree[place], place))
-            similarity = agree[best] / len(signature_P)
-            if self._least is None or similarity >= self._least:
-                detail = f"estimated Jaccard similarity {similarity:.2f} of word n-grams"
-                return Dropped(document, "near_duplicate", self._kept[best][0], detail)
-        for key in key_B:
-            self._by_key.setdefault(key, []).append(len(self._kept))
-        self._kept.append((document.id, signature_P.copy()))
-        return document
+def _more_similar(
+    config: NearDedup, document: Document, signature_P: NDArray[np.uint32], earlier: _Earlier, numbers: set[int]
+) -> Dropped | None:
+    """The document's removal in favour of the most similar of these, where that is similar enough."""
+    if not numbers:
+        return None
+    agree = {number: int((earlier.row(number)["signature"] == signature_P).sum()) for number in numbers}
+    best = min(numbers, key=lambda number: (-agree[number], number))
+    similarity = agree[best] / len(signature_P)
+    if config.verify is not None and similarity < config.verify:
+        return None
+    detail = f"estimated Jaccard similarity {similarity:.2f} of word n-grams"
+    return Dropped(document, "near_duplicate", earlier.id_of(best), detail)
 
 
-def batched(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Lists of up to `size` documents, in order."""
-    documents = iter(documents)
-    while batch := list(itertools.islice(documents, size)):
-        yield batch
+# --- kept documents ------------------------------------------------------------------------------
+
+
+class _Earlier:
+    """The documents kept so far, numbered in their order, found by keys: those of this batch apart from the others."""
+
+    def __init__(self, scratch: Scratch, fields: list[Any]) -> None:
+        self._rows = Column(scratch, [("id", f"S{ID_BYTES}"), *fields])
+        self._table = KeyTable(scratch)
+        self._new: list[tuple[Any, ...]] = []
+        self._new_keys: dict[int, list[int]] = {}
+
+    def candidates(self, key_DB: NDArray[np.uint64]) -> list[set[int]]:
+        """Numbers of the documents of earlier batches that share a key, for each document of a batch."""
+        found: list[set[int]] = [set() for _ in range(len(key_DB))]
+        places, numbers = self._table.find(key_DB.ravel())
+        for place, number in zip((places // max(key_DB.shape[1], 1)).tolist(), numbers.tolist(), strict=True):
+            found[place].add(number)
+        return found
+
+    def with_key(self, keys: list[int], known: set[int]) -> set[int]:
+        """`known`, and those of this batch that have one of the keys."""
+        return known.union(*(self._new_keys.get(key, ()) for key in keys))
+
+    def remember(self, document: Document, keys: list[int], fields: tuple[Any, ...]) -> None:
+        """Number a document that is kept."""
+        name = document.id.encode()
+        if len(name) > ID_BYTES:
+            raise DataError(f"document id {document.id!r} is longer than {ID_BYTES} bytes\nhint: use a hash of it")
+        for key in set(keys):
+            self._new_keys.setdefault(key, []).append(len(self._rows) + len(self._new))
+        self._new.append((name, *fields))
+
+    def row(self, number: int) -> Any:
+        """The fields of a kept document."""
+        if number >= len(self._rows):
+            return np.array(self._new[number - len(self._rows)], self._rows.kind)
+        return self._rows.fetch(number)[0]
+
+    def id_of(self, number: int) -> str:
+        """The id of a kept document."""
+        return self.row(number)["id"].item().decode()
+
+    def end_batch(self) -> None:
+        """Put the documents of this batch with the others."""
+        pairs = [(key, number) for key, numbers in self._new_keys.items() for number in numbers]
+        if pairs:
+            keys, numbers = zip(*pairs, strict=True)
+            self._table.add(np.array(keys, np.uint64), np.array(numbers, np.int64))
+            self._rows.append(np.array(self._new, self._rows.kind))
+        self._new.clear()
+        self._new_keys.clear()
+
+
+exact = Stage(_fingerprints, _settle_exact)
+near = Stage(_sign, _settle_near)

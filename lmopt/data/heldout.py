@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from lmopt.data.dedup import BATCH_DOCUMENTS, batched
 from lmopt.data.documents import Document, Dropped, fingerprint
 from lmopt.data.shingles import Shingles, WordHashes, shingle
+from lmopt.data.stage import batches
 
 NGRAM = 5
 """Words a shingle, as in near-deduplication."""
@@ -53,7 +53,7 @@ class HeldOut:
     def without_duplicates(self, documents: Iterable[Document]) -> Iterator[Document | Dropped]:
         """Training documents, those that repeat a validation document dropped with its id."""
         known = np.sort(np.fromiter(self._owners, np.uint32, len(self._owners)))
-        for batch in batched(documents, BATCH_DOCUMENTS):
+        for batch in batches(documents):
             shingles = shingle((document.text for document in batch), NGRAM, self._table)
             suspects = _containing(shingles, known)
             for number, document in enumerate(batch):

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from lmopt.data import corpus as corpora
 from lmopt.data import tokenizer
-from lmopt.data.dedup import batched
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.encoding import Encoder
+from lmopt.data.scratch import Scratch, full_disk_said
+from lmopt.data.stage import Mapper, Stage, batches
 from lmopt.data.storage import (
     DROPPED_COLUMNS,
     DataError,
@@ -29,6 +30,7 @@ from lmopt.data.storage import (
     clear,
     documents,
     read_manifest,
+    removed_on_error,
     write_manifest,
 )
 from lmopt.data.tally import Tally
@@ -54,13 +56,24 @@ class Shards:
         return self.manifest["sha256"]
 
 
-def build(corpus: Path, steps: tuple[DataStep, ...], out: Path) -> Iterator[Step]:
+def build(
+    corpus: Path,
+    steps: tuple[DataStep, ...],
+    out: Path,
+    *,
+    mapper: Mapper | None = None,
+    scratch: Scratch | None = None,
+) -> Iterator[Step]:
     """Run a corpus through the data steps, in order, and tokenise what is left.
 
     A finished build of the same corpus and steps is left as it is; an interrupted one starts over.
 
+    Args:
+        mapper: where the steps' looking is done (`lmopt.data.workers`); what comes out is the same. Default: here.
+        scratch: memory of a step's tables, and the folder for what exceeds it.
+
     Raises:
-        DataError: the corpus is not finished, or nothing is left of it.
+        DataError: the corpus is not finished, nothing is left of it, or the disk is full.
     """
     source = read_manifest(corpus, "corpus")
     made_from = {
@@ -75,9 +88,14 @@ def build(corpus: Path, steps: tuple[DataStep, ...], out: Path) -> Iterator[Step
     encoder, tally, digest, count = Encoder(words), Tally(), hashlib.sha256(), 0
     end = np.array([tokenizer.end_of_text(words)], tokenizer.token_type(words))
     part = out / (TOKENS + ".part")
-    with DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped, part.open("wb") as file:
-        kept = _through(corpus, steps, tally, dropped)
-        for count, batch in enumerate(batched(kept, ENCODE_DOCUMENTS), start=1):
+    with (
+        full_disk_said(out),
+        removed_on_error(part),
+        DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped,
+        part.open("wb") as file,
+    ):
+        kept = _through(corpus, steps, tally, dropped, mapper, scratch)
+        for count, batch in enumerate(batches(kept, ENCODE_DOCUMENTS), start=1):
             yield Step(count, _append(batch, encoder, end, file, digest, tally), notes=tally.notes())
         file.flush()
         os.fsync(file.fileno())
@@ -99,11 +117,20 @@ def _finished(out: Path, made_from: dict[str, Any]) -> bool:
     return (out / TOKENS).is_file() and all(found.get(key) == value for key, value in made_from.items())
 
 
-def _through(corpus: Path, steps: tuple[DataStep, ...], tally: Tally, dropped: DocumentWriter) -> Iterator[Document]:
+def _through(
+    corpus: Path,
+    steps: tuple[DataStep, ...],
+    tally: Tally,
+    dropped: DocumentWriter,
+    mapper: Mapper | None,
+    scratch: Scratch | None,
+) -> Iterator[Document]:
     """The documents that pass every step; removals are counted and written on the way."""
     stream: Iterator[Document] = (tally.read(document) for document in documents(corpus / corpora.DOCUMENTS))
     for step in steps:
-        stream = _kept(builder(step)(step, stream), tally, dropped)
+        function = builder(step)
+        where = (mapper, scratch) if isinstance(function, Stage) else ()
+        stream = _kept(function(step, stream, *where), tally, dropped)
     return stream
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lmopt.data.hashing import mix
+
 MAX_KNOWN_WORDS = 1_000_000
 """Hashed words that are remembered; beyond, the table starts afresh so that memory stays bounded."""
 _WORD = re.compile(r"\w+")
@@ -27,6 +29,18 @@ class Shingles(NamedTuple):
     """D + 1 positions: document d has hashes_S[offsets[d] : offsets[d + 1]], which may be none."""
 
     def of(self, document: int) -> NDArray[np.uint32]:
+        """One document's n-grams, repeats included, in reading order."""
+        return self.hashes_S[self.offsets[document] : self.offsets[document + 1]]
+
+
+class Shingles64(NamedTuple):
+    """The n-grams of D documents, in hashes that stay apart in a large corpus."""
+
+    hashes_S: NDArray[np.uint64]
+    offsets: NDArray[np.int64]
+    """As in `Shingles`."""
+
+    def of(self, document: int) -> NDArray[np.uint64]:
         """One document's n-grams, repeats included, in reading order."""
         return self.hashes_S[self.offsets[document] : self.offsets[document + 1]]
 
@@ -50,8 +64,32 @@ def words(text: str) -> list[bytes]:
     return " ".join(_WORD.findall(folded)).encode("utf-8", "surrogatepass").split()
 
 
+class HashedWords(NamedTuple):
+    """The words of D texts as hashes, one text after the other."""
+
+    hash_W: NDArray[np.uint64]
+    offsets: NDArray[np.int64]
+    """D + 1 positions: text d has hash_W[offsets[d] : offsets[d + 1]]."""
+
+
+def hash_words(texts: Iterable[str], table: WordHashes) -> HashedWords:
+    """Each word of each text as a 64-bit hash."""
+    flat: list[bytes] = []
+    ends = [0]
+    for text in texts:
+        flat += words(text)
+        ends.append(len(flat))
+    return HashedWords(np.fromiter(map(table.__getitem__, flat), np.uint64, len(flat)), np.array(ends, np.int64))
+
+
 def shingle(texts: Iterable[str], ngram: int, table: WordHashes) -> Shingles:
     """Word n-grams of texts, as 32-bit hashes. A text of fewer than n words is one n-gram; without words, none."""
+    wide = shingle_wide(texts, ngram, table)
+    return Shingles((wide.hashes_S >> np.uint64(32)).astype(np.uint32), wide.offsets)
+
+
+def shingle_wide(texts: Iterable[str], ngram: int, table: WordHashes) -> Shingles64:
+    """The same n-grams as 64-bit hashes."""
     gap = [b""] * (ngram - 1)
     flat: list[bytes] = []
     lengths: list[int] = []
@@ -64,11 +102,11 @@ def shingle(texts: Iterable[str], ngram: int, table: WordHashes) -> Shingles:
     hashes = np.fromiter(map(table.__getitem__, flat), np.uint64, len(flat))
     length_D = np.array(lengths, np.int64)
     count_D = np.where(length_D > 0, np.maximum(length_D - ngram + 1, 1), 0)
-    rolled = _mixed(_rolled(hashes, ngram))
+    rolled = mix(_rolled(hashes, ngram))
     offsets = np.concatenate([[0], np.cumsum(count_D)])
     starts_D = np.cumsum(length_D + ngram - 1) - (length_D + ngram - 1)
     position_S = np.arange(offsets[-1]) + np.repeat(starts_D - offsets[:-1], count_D)
-    return Shingles(rolled[position_S], offsets)
+    return Shingles64(rolled[position_S], offsets)
 
 
 def _rolled(hashes: NDArray[np.uint64], ngram: int) -> NDArray[np.uint64]:
@@ -79,13 +117,6 @@ def _rolled(hashes: NDArray[np.uint64], ngram: int) -> NDArray[np.uint64]:
     for j, multiplier in enumerate(multipliers):
         total += hashes[j : j + size] * multiplier
     return total
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """The upper half of each value after the finaliser of MurmurHash3 (Appleby), which spreads every bit."""
-    for multiplier in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
-        values = (values ^ (values >> np.uint64(33))) * multiplier
-    return (values >> np.uint64(32)).astype(np.uint32)
 
 
 def jaccard(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:

@@ -109,6 +109,21 @@ class Bpe(Plain):
     """Bytes of training text, chosen by document hash, that the merges are learnt from."""
 
 
+class Decontaminate(Plain):
+    """Cuts out what training text shares with other sets, by GPT-3's rule (arXiv 2005.14165, appendix C)."""
+
+    ngram: Annotated[Count, Field(gt=0, le=100)] = 13
+    """Words that must agree (appendix C: 13)."""
+    shortest: Annotated[Count, Field(gt=0, le=100)] = 8
+    """Texts of fewer words than `ngram` are protected whole from this many words on (appendix C: 8)."""
+    side: Annotated[Count, Field(le=1_000_000)] = 200
+    """Characters cut on either side of a match (appendix C: 200)."""
+    shortest_piece: Annotated[Count, Field(le=1_000_000)] = 200
+    """What is left between cuts goes too if it has fewer characters (appendix C: 200)."""
+    most_cuts: Annotated[Count, Field(le=1_000_000)] = 10
+    """A document with more cuts is dropped whole (appendix C: 10)."""
+
+
 class Data(Plain):
     """A corpus: where its text comes from, what is held out, how it is cut into tokens."""
 
@@ -120,6 +135,8 @@ class Data(Plain):
     """Validation sets. Training documents that duplicate one of their documents are always dropped."""
     tokenizer: Bpe = Bpe()
     """The tokenizer, trained on the training text."""
+    decontaminate: Decontaminate | None = Decontaminate()
+    """Cuts what training text shares with the validation sets and the suite's tasks; null leaves it in."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lmopt.data.documents import Document, Dropped
 MANIFEST = "manifest.json"
 SCHEMA = 1
 BATCH_ROWS = 2048
+BATCH_CHARACTERS = 16_000_000
+"""A batch of rows is written at this many characters, even if it has fewer rows."""
 COLUMNS = ("id", "text", "domain", "source", "provenance")
 DROPPED_COLUMNS = (*COLUMNS, "reason", "kept", "detail")
 
@@ -37,6 +40,7 @@ class DocumentWriter:
         self._part = path.with_name(path.name + ".part")
         self._writer = pq.ParquetWriter(self._part, self._schema, compression="zstd")
         self._rows: list[tuple[str | None, ...]] = []
+        self._characters = 0
 
     def __enter__(self) -> DocumentWriter:
         return self
@@ -59,7 +63,8 @@ class DocumentWriter:
             row = (*row, item.reason, item.kept, item.detail)
         self.digest.update(f"{document.id}\0{document.text}\0".encode())
         self._rows.append(row)
-        if len(self._rows) >= BATCH_ROWS:
+        self._characters += len(document.text)
+        if len(self._rows) >= BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
@@ -67,6 +72,7 @@ class DocumentWriter:
             columns = [pa.array(column, pa.string()) for column in zip(*self._rows, strict=True)]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
             self._rows.clear()
+            self._characters = 0
 
 
 def documents(path: Path) -> Iterator[Document]:
@@ -83,8 +89,9 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a document file, as dictionaries."""
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
+            for group in range(file.num_row_groups):  # one at a time: a batch must not gather the long texts of several
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
+                    yield from batch.to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read ({error})\nhint: build it again") from error
 
@@ -117,6 +124,16 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA or facts.get("kind") != kind:
         raise DataError(f"{path}: not the manifest of a {kind} (schema {SCHEMA})\nhint: build it again")
     return facts
+
+
+@contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """A file that is removed again when what fills it fails."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def clear(folder: Path, names: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lmopt.data import dedup, minhash, shingles
+from lmopt.data import minhash, shingles, stage
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.minhash import MinHash, collision_probability
 from lmopt.data.shingles import WordHashes, jaccard, shingle
@@ -194,6 +194,6 @@ def test_texts_without_words_are_no_duplicates() -> None:
 def test_batches_do_not_change_decisions(config: ExactDedup | NearDedup, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [edited(prose(seed % 7, 60), 0.02 * (seed % 3), seed) for seed in range(60)]
     whole = _run(config, texts)
-    monkeypatch.setattr(dedup, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(stage, "BATCH_DOCUMENTS", 7)
     assert _run(config, texts) == whole
     assert whole[1], "there is something to drop"

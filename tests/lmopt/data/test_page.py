@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +13,14 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from lmopt.data import corpus
 from lmopt.data.documents import Dropped
 from lmopt.data.spec import Data
 
 from .texts import edited, numbered, prose, write_jsonl
 
-PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "data.md").read_text()
 
 
 def _blocks(language: str) -> list[str]:
@@ -43,3 +48,12 @@ def test_the_step_of_your_own_drops() -> None:
     exec(_blocks("python")[1], found)
     items = list(found["short"](SimpleNamespace(characters=5), numbered(["abc", "abcdef"])))
     assert [isinstance(item, Dropped) for item in items] == [True, False]
+
+
+def test_the_program_for_many_processes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = Data.model_validate({"corpus": [write_jsonl(tmp_path / "a.jsonl", [prose(n) for n in range(60)])]})
+    list(corpus.build(data, tmp_path / "corpus"))
+    (tmp_path / "program.py").write_text(_blocks("python")[2].replace("processes(8)", "processes(2)"))
+    subprocess.run([sys.executable, "program.py"], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (tmp_path / "shards" / "manifest.json").exists()

@@ -11,12 +11,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmopt.data import corpus, documents, reading, shards, sources, storage, tokenizer, validation
+from lmopt.data.contamination import Protected
 from lmopt.data.dedup import exact, near
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.heldout import HeldOut
 from lmopt.data.html import html_text
-from lmopt.data.spec import CorpusSource, Data
-from lmopt.recipe import ExactDedup, NearDedup
+from lmopt.data.spec import CorpusSource, Data, Decontaminate
+from lmopt.recipe import (
+    C4,
+    ExactDedup,
+    FineWeb,
+    GopherQuality,
+    GopherRepetition,
+    Language,
+    NearDedup,
+    NgramOverlap,
+    SubstringDedup,
+    builder,
+)
 
 from .texts import numbered, prose
 
@@ -43,6 +55,21 @@ def test_a_corpus_of_ugly_texts_is_built_and_read_back(tmp_path: Path) -> None:
         assert len(words.decode(document.tokens.tolist()).encode()) == document.size_bytes
     facts = shards.open_shards(tmp_path / "s").manifest
     assert facts["documents_out"] + sum(facts["dropped"].values()) == facts["documents_in"]
+
+
+def test_every_step_takes_every_ugly_text() -> None:
+    before = numbered([*UGLY, *UGLY])
+    configs = (
+        SubstringDedup(words=3), NgramOverlap(ngram=2), GopherQuality(), GopherRepetition(), C4(), FineWeb(),
+        Language(),
+    )  # fmt: skip
+    streams = [builder(config)(config, iter(before)) for config in configs]
+    streams.append(Protected(Decontaminate(ngram=2, shortest=1), {"ugly": UGLY}).clean(before))
+    for stream in streams:
+        items = list(stream)
+        assert [(item.document if isinstance(item, Dropped) else item).id for item in items] == [d.id for d in before]
+        for item in items:
+            (item.document if isinstance(item, Dropped) else item).text.encode()
 
 
 def test_bytes_that_are_no_text_at_all(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""The training text: what each preparation kept and dropped, and what was cut to keep the evaluation unseen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.record import Record
+from bench.report import numbers
+from bench.report.runfolder import RunFolder, mapping, number
+from bench.report.tree import Block, Cell, Column, Paragraph, Row, Section, Table, absent, words
+
+
+def section(study: RunFolder) -> Section | None:
+    """One row a preparation, one a protected set; None where no record says what was prepared."""
+    prepared = [record for record in study.of("prepare") if number(record.detail.get("documents_in")) is not None]
+    if not prepared:
+        return None
+    blocks: list[Block] = [_kept(prepared)]
+    for record in prepared:
+        if "decontamination" in record.detail:
+            blocks += _decontamination(record)
+    return Section(id="text", title="The training text", blocks=tuple(blocks))
+
+
+def _kept(prepared: list[Record]) -> Table:
+    rows: list[Row] = []
+    for record in prepared:
+        detail, case = record.detail, record.case.id
+        dropped = mapping(detail.get("dropped"))
+        reasons = numbers.listing([f"{count} {reason}" for reason, count in sorted(dropped.items())]) or "none"
+        name = "all arms" if detail.get("stage") == "corpus" else record.case.arm
+        counts = [_count(detail, key, case) for key in ("documents_in", "documents_out", "bytes_out", "tokens")]
+        rows.append(Row(cells=(words(str(detail.get("stage"))), words(name, code=True), *counts, words(reasons))))
+    return Table(
+        id="training-text",
+        caption="Documents before and after each preparation, and why documents were dropped.",
+        columns=(
+            Column(key="stage", label="Stage", numeric=False),
+            Column(key="arm", label="For", numeric=False),
+            Column(key="documents_in", label="Documents in"),
+            Column(key="documents_out", label="Documents out"),
+            Column(key="bytes_out", label="Bytes out"),
+            Column(key="tokens", label="Tokens"),
+            Column(key="dropped", label="Dropped", numeric=False),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _decontamination(record: Record) -> list[Block]:
+    found = record.detail["decontamination"]
+    if found is None:
+        text = "The training text was not compared with the evaluation: decontamination is switched off in the suite."
+        return [Paragraph(text=text, kind="warning")]
+    sets, missing = mapping(mapping(found).get("sets")), mapping(mapping(found).get("missing"))
+    keys = ("texts", "cuts", "documents_cut", "documents_dropped")
+    rows = [
+        Row(cells=(words(name), *(_count(mapping(facts), key, record.case.id) for key in keys)))
+        for name, facts in sets.items()
+    ]
+    table = Table(
+        id="decontamination",
+        caption="What training text shared with validation and evaluation sets, cut out before training.",
+        columns=(
+            Column(key="set", label="Set", numeric=False),
+            Column(key="texts", label="Texts"),
+            Column(key="cuts", label="Cuts"),
+            Column(key="documents_cut", label="Documents cut"),
+            Column(key="documents_dropped", label="Documents dropped"),
+        ),
+        rows=tuple(rows),
+    )
+    warnings = [Paragraph(text=f"Not compared with {name}: {why}", kind="warning") for name, why in missing.items()]
+    return [table, *warnings]
+
+
+def _count(facts: dict[str, Any], key: str, case: str) -> Cell:
+    value = number(facts.get(key))
+    if value is None:
+        return absent("nothing is tokenised at this stage" if key == "tokens" else "the record does not hold it")
+    return Cell(text=f"{value:,.0f}", value=value, sources=(case,))

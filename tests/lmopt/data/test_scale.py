@@ -1,0 +1,271 @@
+"""One description, wherever it runs: the same output for any number of workers and any memory, and memory bounded."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmopt.data import corpus, shards, stage, workers
+from lmopt.data.documents import Document, Dropped
+from lmopt.data.keytable import KeyTable
+from lmopt.data.scratch import Scratch, full_disk_said
+from lmopt.data.sortedruns import SortedRuns
+from lmopt.data.spec import Data
+from lmopt.data.stage import Mapper, Stage
+from lmopt.data.storage import DataError
+from lmopt.recipe import (
+    C4,
+    Classifier,
+    ExactDedup,
+    FineWeb,
+    GopherQuality,
+    GopherRepetition,
+    Language,
+    NearDedup,
+    NgramOverlap,
+    SubstringDedup,
+    Technique,
+    builder,
+)
+
+from .texts import edited, numbered, prose, write_jsonl
+
+SMALL = Scratch(memory_bytes=1 << 12)
+"""So small that the tables of any test lie in several runs on disk."""
+STEPS: tuple[Technique, ...] = (
+    ExactDedup(),
+    NearDedup(),
+    SubstringDedup(words=20),
+    NgramOverlap(ngram=5, max_seen=0.5),
+    GopherQuality(min_stop_words=None),
+    GopherRepetition(),
+    C4(min_sentences=1),
+    FineWeb(),
+    Language(),
+)
+
+
+def _texts() -> list[str]:
+    texts = [prose(seed % 40, 60 + seed % 40) for seed in range(90)]
+    return texts + [edited(text, 0.02, seed) for seed, text in enumerate(texts)] + ["", "x", prose(0, 60).upper()]
+
+
+def _run(config: Technique, mapper: Mapper | None = None, scratch: Scratch | None = None) -> list[Document | Dropped]:
+    step = builder(config)
+    assert isinstance(step, Stage)
+    return list(step(config, numbered(_texts()), mapper, scratch))
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 12), max_size=30), max_size=12), st.sampled_from([64, 1 << 20]))
+def test_a_key_table_is_a_dictionary_of_lists(parts: list[list[int]], memory_bytes: int) -> None:
+    table, expected = KeyTable(Scratch(memory_bytes)), {}
+    number = 0
+    for part in parts:
+        keys = np.array(part, np.uint64)
+        table.add(keys, np.arange(number, number + len(part)))
+        for key in part:
+            expected.setdefault(key, set()).add(number)
+            number += 1
+        places, values = table.find(np.arange(14, dtype=np.uint64))
+        found: dict[int, set[int]] = {}
+        for place, value in zip(places.tolist(), values.tolist(), strict=True):
+            found.setdefault(place, set()).add(value)
+        assert found == expected
+    assert memory_bytes > 64 or number < 3 or table.runs
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 50), max_size=30), max_size=8), st.sampled_from([1 << 12, 1 << 20]))
+def test_sorted_runs_sort(parts: list[list[int]], memory_bytes: int) -> None:
+    runs = SortedRuns(Scratch(memory_bytes), most=50)
+    everything = []
+    for part in parts:
+        first = len(everything)
+        runs.add(np.array(part, np.uint64), np.arange(first, first + len(part), dtype=np.uint64))
+        everything += [(key, first + i) for i, key in enumerate(part)]
+    pieces = list(runs.ranges())
+    assert [tuple(pair) for piece in pieces for pair in piece.tolist()] == sorted(everything)
+    for one, other in itertools.pairwise(pieces):
+        assert not len(one) or not len(other) or one["key"][-1] < other["key"][0]
+
+
+def test_a_range_that_does_not_fit_is_said() -> None:
+    runs = SortedRuns(Scratch(256), most=10)
+    runs.add(np.full(1000, 5, np.uint64), np.arange(1000, dtype=np.uint64))
+    with pytest.raises(DataError, match="hint: allow the step more memory"):
+        list(runs.ranges())
+
+
+# --- the same everywhere -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", STEPS[:4], ids=lambda config: config.kind)
+def test_tables_on_disk_decide_the_same(config: Technique, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "BATCH_DOCUMENTS", 16)
+    expected = _run(config)
+    assert any(isinstance(item, Dropped) for item in expected)
+    assert _run(config, scratch=SMALL) == expected
+
+
+class _Scrambled:
+    """A pool that finishes its work in the worst order."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._waiting: list[list[Any]] = []
+
+    def submit(self, look: Any, batch: Any) -> list[Any]:
+        self._waiting.append([look, batch])
+        self.most = max(self.most, len(self._waiting))
+        return self._waiting[-1]
+
+    def result(self, pending: list[Any]) -> Any:
+        for other in reversed(self._waiting):
+            if len(other) == 2:
+                other.append(other[0](other[1]))
+        self._waiting.remove(pending)
+        return pending[2]
+
+
+@pytest.mark.parametrize("config", STEPS, ids=lambda config: config.kind)
+def test_the_order_in_which_workers_finish_changes_nothing(config: Technique, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "BATCH_DOCUMENTS", 16)
+    expected, pool = _run(config), _Scrambled()
+    mapper = workers.partial(workers._in_order, pool.submit, pool.result, 3)
+    assert _run(config, mapper) == expected
+    assert pool.most == 3, "what is out is bounded"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("corpus")
+    data = Data.model_validate(
+        {"corpus": [write_jsonl(home / "a.jsonl", _texts())], "validation": [{"kind": "holdout", "share": 0.1}],
+         "tokenizer": {"vocab": 300}}
+    )  # fmt: skip
+    list(corpus.build(data, home / "c"))
+    return home / "c"
+
+
+SHARDED = (ExactDedup(), NearDedup(), SubstringDedup(words=20), GopherRepetition())
+
+
+def test_one_two_and_three_processes_write_the_same_bytes(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "BATCH_DOCUMENTS", 16)
+    list(shards.build(built, SHARDED, tmp_path / "1"))
+    for count in (2, 3):
+        with workers.processes(count) as mapper:
+            list(shards.build(built, SHARDED, tmp_path / str(count), mapper=mapper, scratch=SMALL))
+        for name in (shards.TOKENS, "manifest.json"):
+            assert (tmp_path / str(count) / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_writes_the_same_bytes(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(stage, "BATCH_DOCUMENTS", 16)
+    list(shards.build(built, SHARDED, tmp_path / "here"))
+    with workers.ray_cluster(workers=2) as mapper:
+        list(shards.build(built, SHARDED, tmp_path / "ray", mapper=mapper))
+    for name in (shards.TOKENS, "manifest.json"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_ray_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DataError, match=r"pip install 'lmbench-suite\[ray\]'"), workers.ray_cluster():
+        pass
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def killed(texts: list[str]) -> list[float]:
+    """A classifier whose process is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return [1.0 for _ in texts]
+
+
+def test_a_worker_that_is_killed_is_said(built: Path, tmp_path: Path) -> None:
+    steps = (Classifier(function=f"{__name__}:killed", min_score=0),)
+    with pytest.raises(DataError, match="a worker process was killed"), workers.processes(1) as mapper:
+        list(shards.build(built, steps, tmp_path / "s", mapper=mapper))
+    assert not (tmp_path / "s" / "manifest.json").exists()
+    assert not list((tmp_path / "s").glob("*.part"))
+    assert list(shards.build(built, (), tmp_path / "s")), "it starts over"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "_append", full)
+    with pytest.raises(DataError, match=r"no space left on the disk(.|\n)*hint: free some"):
+        list(shards.build(built, (), tmp_path / "s"))
+    assert list((tmp_path / "s").iterdir()) == []
+    with pytest.raises(PermissionError), full_disk_said(tmp_path):
+        raise PermissionError(13, "not ours")
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+MEMORY_PROGRAM = """
+import resource, sys
+import numpy as np
+from lmopt.data import documents
+from lmopt.data.scratch import Scratch
+from lmopt.recipe import ExactDedup, GopherQuality, NearDedup, SubstringDedup, builder
+from lmopt.data.documents import Document
+
+def texts(size):
+    rng, done = np.random.default_rng(0), 0
+    vocabulary = np.array(["".join(rng.choice(list("abcdefghij"), rng.integers(2, 9))) for _ in range(50_000)])
+    while done < size:
+        text = " ".join(rng.choice(vocabulary, 500).tolist())
+        done += len(text)
+        yield documents.make(text, domain="d", source="s", provenance=str(done))
+
+stream = texts(int(sys.argv[1]))
+for config in (ExactDedup(), NearDedup(), SubstringDedup()):
+    items = builder(config)(config, stream, None, Scratch(memory_bytes=int(sys.argv[2])))
+    stream = (item for item in items if isinstance(item, Document))
+print(sum(1 for _ in stream), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def _peak(size: int, memory_bytes: int) -> tuple[int, int]:
+    program = [sys.executable, "-c", MEMORY_PROGRAM, str(size), str(memory_bytes)]
+    kept, peak_bytes = subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()
+    return int(kept), int(peak_bytes)
+
+
+@pytest.mark.slow
+def test_a_gigabyte_of_text_passes_through_less_than_two_of_memory() -> None:
+    kept, peak_bytes = _peak(10**9, 1 << 28)
+    assert kept > 300_000
+    assert peak_bytes < 2 * 2**30
+
+
+@pytest.mark.slow
+def test_a_document_of_a_hundred_megabytes() -> None:
+    text = "\n".join(prose(seed, 2000) for seed in range(9000))
+    assert len(text) > 100_000_000
+    for config in STEPS:
+        (item,) = builder(config)(config, iter(numbered([text])))
+        assert (item.document if isinstance(item, Dropped) else item).id == numbered([text])[0].id
