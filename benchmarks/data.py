@@ -1,4 +1,4 @@
-"""Our MinHash signatures and our tokenising against peers', on the same documents, a core.
+"""Our MinHash signatures, filters and tokenising against peers', on the same documents, a core.
 
     python benchmarks/data.py                       # 1,500 passages of the default corpus, 4 rounds, about a minute
     python benchmarks/data.py --source file:mine.jsonl --documents 5000 --json out.json
@@ -10,7 +10,8 @@ median over rounds is printed with the smallest and the largest. Peers get their
 
 Agreement: over pairs of documents, the estimate's error against the exact Jaccard similarity of word 5-grams (the
 binomial bound is sqrt(J (1 - J) / 112)), and how many pairs at .80 or more share a band of the 14 x 8, and how many
-below .60 do. Needs the extra `bench`: pip install 'lmbench-suite[bench]'.
+below .60 do (recall and precision of what would be dropped). Filters: how many of the documents get the same decision,
+reason and remaining text as from datatrove. Needs the extra `bench`: pip install 'lmbench-suite[bench]'.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmopt.data import reading, sources, tokenizer
+from lmopt.data import c4, fineweb, gopher, reading, repetition, sources, tokenizer
 from lmopt.data.encoding import Encoder
 from lmopt.data.minhash import MinHash, collision_probability
 from lmopt.data.shingles import WordHashes, jaccard, shingle, words
 from lmopt.data.spec import Bpe, CorpusSource
+from lmopt.data.stage import Cut, Verdict
+from lmopt.recipe import C4, FineWeb, GopherQuality, GopherRepetition
 
 NGRAM, BANDS, ROWS = 5, 14, 8
 PERMUTATIONS = BANDS * ROWS
@@ -105,6 +108,65 @@ SIGNERS: dict[str, Callable[[], Signer]] = {
 }
 
 
+# --- filters -------------------------------------------------------------------------------------
+
+Judge = Callable[[Sequence[str]], list[tuple[str | None, str]]]
+"""Texts -> (reason of removal, what is left of the text) a text."""
+FILTERS: dict[str, tuple[Callable[[Any, Sequence[str]], Sequence[Verdict]], Any, str]] = {
+    "gopher_quality": (gopher.judge, GopherQuality(), "GopherQualityFilter"),
+    "gopher_repetition": (repetition.judge, GopherRepetition(), "GopherRepetitionFilter"),
+    "c4": (c4.judge, C4(), "C4QualityFilter"),
+    "fineweb": (fineweb.judge, FineWeb(), "FineWebQualityFilter"),
+}
+
+
+def our_filter(name: str) -> Judge:
+    """This package's filter of that kind."""
+    judge, config, _ = FILTERS[name]
+
+    def decide(texts: Sequence[str]) -> list[tuple[str | None, str]]:
+        return [
+            (None, verdict.text) if isinstance(verdict, Cut) else (verdict[0] if verdict else None, text)
+            for verdict, text in zip(judge(config, texts), texts, strict=True)
+        ]
+
+    return decide
+
+
+def datatrove_filter(name: str) -> Judge:
+    """datatrove's filter of that kind, without its reading and writing of files."""
+    step = getattr(importlib.import_module("datatrove.pipeline.filters"), FILTERS[name][2])()
+    make = importlib.import_module("datatrove.data").Document
+
+    def decide(texts: Sequence[str]) -> list[tuple[str | None, str]]:
+        decisions = []
+        for text in texts:
+            document = make(text=text, id="0")
+            verdict = step.filter(document)
+            decisions.append((None, document.text) if verdict is True else (verdict[1], text))
+        return decisions
+
+    return decide
+
+
+def filters(texts: Sequence[str], rounds: int, megabytes: float) -> dict[str, dict[str, float]]:
+    """MB/s of ours and datatrove's, the ratio, and the share of documents on which they agree."""
+    table = {}
+    for name in FILTERS:
+        mine, theirs = our_filter(name), datatrove_filter(name)
+        row = speeds(interleaved({"lmopt": mine, "datatrove": theirs}, texts, rounds), megabytes)
+        same = [one == other for one, other in zip(mine(texts), theirs(texts), strict=True)]
+        table[name] = {
+            "lmopt_mb_per_s": row["lmopt"]["mb_per_s"],
+            "datatrove_mb_per_s": row["datatrove"]["mb_per_s"],
+            "ours_is_faster_by": row["datatrove"]["ours_is_faster_by"],
+            "least": row["datatrove"]["least"],
+            "most": row["datatrove"]["most"],
+            "agreement": sum(same) / len(same),
+        }
+    return table
+
+
 def encoders(texts: Sequence[str]) -> dict[str, Callable[[Sequence[str]], Any]]:
     """Our encoder and the tokenizer's own batch encoding, one vocabulary of 2,000."""
     trained = tokenizer.train(texts, Bpe(vocab=2000))
@@ -162,6 +224,7 @@ def agreement(signers: dict[str, Signer], texts: Sequence[str]) -> dict[str, dic
             "rms_error": float(np.sqrt((error**2).mean())),
             "found_similar": float(banded[similar].mean()) if similar.any() else float("nan"),
             "found_different": float(banded[different].mean()) if different.any() else float("nan"),
+            "precision": float(similar[banded].mean()) if banded.any() else float("nan"),
         }
     expected = np.array([collision_probability(value, BANDS, ROWS) for value in exact])
     table["theory"] = {
@@ -169,6 +232,7 @@ def agreement(signers: dict[str, Signer], texts: Sequence[str]) -> dict[str, dic
         "rms_error": float(np.sqrt(np.mean(exact * (1 - exact) / PERMUTATIONS))),
         "found_similar": float(expected[similar].mean()) if similar.any() else float("nan"),
         "found_different": float(expected[different].mean()) if different.any() else float("nan"),
+        "precision": float((expected * similar).sum() / expected.sum()),
     }
     return table
 
@@ -176,9 +240,9 @@ def agreement(signers: dict[str, Signer], texts: Sequence[str]) -> dict[str, dic
 def show(title: str, table: dict[str, dict[str, float]]) -> None:
     """A table on standard output."""
     columns = list(next(iter(table.values())))
-    print(f"\n{title}\n{'':12}" + "".join(f"{column:>19}" for column in columns))
+    print(f"\n{title}\n{'':18}" + "".join(f"{column:>19}" for column in columns))
     for name, row in table.items():
-        print(f"{name:12}" + "".join(f"{row[column]:19.4g}" for column in columns))
+        print(f"{name:18}" + "".join(f"{row[column]:19.4g}" for column in columns))
 
 
 def main() -> None:
@@ -200,11 +264,13 @@ def main() -> None:
         "minhash": speeds(interleaved(signers, texts, arguments.rounds), megabytes),
         "tokenising": speeds(interleaved(encoders(texts), texts, arguments.rounds), megabytes),
         "agreement": agreement(signers, texts),
+        "filters": filters(texts, arguments.rounds, megabytes),
     }
     print(f"{len(texts)} documents, {megabytes:.2f} MB of {arguments.source}")
     show("MinHash signatures, 112 permutations of word 5-grams, CPU time", found["minhash"])
     show("Tokenising, vocabulary of 2,000, CPU time", found["tokenising"])
     show(f"Agreement with exact Jaccard over {PAIRS} pairs", found["agreement"])
+    show("Filters, CPU time; agreement on decision, reason and remaining text", found["filters"])
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
