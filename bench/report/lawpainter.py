@@ -92,8 +92,8 @@ def band(figure: Any, panel: Band, height: int) -> None:
     for mark in panel.marks:
         style = {"zero": "-", "limit": (0, (5, 2)), "aim": (0, (1, 2))}[mark.kind]
         axes.axhline(mark.value, color=MUTED, linestyle=style, linewidth=1.0, zorder=1)
-        axes.text(0.0, mark.value, f" {mark.label}", transform=axes.get_yaxis_transform(), fontsize=8.5, color=MUTED,
-                  va="bottom")  # fmt: skip
+        axes.text(1.0, mark.value, mark.label, transform=axes.get_yaxis_transform(), fontsize=8.5, color=MUTED,
+                  va="bottom", ha="right")  # fmt: skip
     if panel.line:
         grid, middle, low, high = (list(column) for column in zip(*panel.line, strict=True))
         axes.fill_between(grid, low, high, color=tint, alpha=0.14, linewidth=0, zorder=1)

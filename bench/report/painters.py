@@ -140,7 +140,7 @@ def log_ticks(axes: Axes) -> None:
         ticks = [step * 10.0**decade for decade in decades for step in steps if left <= step * 10.0**decade <= right]
         if len(ticks) <= 5:
             break
-    ticks = ticks if ticks else [math.sqrt(left * right)]
+    ticks = ticks[:: math.ceil(len(ticks) / 6)] if ticks else [math.sqrt(left * right)]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(short_tick))
@@ -152,7 +152,16 @@ def _plain_tick(value: float, _: int | None = None) -> str:
 
 def short_tick(value: float, _: int | None = None) -> str:
     """A tick: 200 G, 1 P, 0.5, 300."""
-    for scale, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for scale, prefix in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
         if value >= scale * 0.9999:
             return f"{value / scale:.3g}{THIN}{prefix}"
     return f"{value:.3g}"
