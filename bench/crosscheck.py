@@ -15,7 +15,8 @@ from bench.merge import SCALE_PATHS, VOCAB_PATH
 from bench.problems import suggest
 from bench.source import DataPath
 from bench.stanzas import Scale
-from lmopt.recipe import Recipe
+from lmopt.recipe import Recipe, Upcycled
+from lmopt.techniques.start import misfit
 
 
 def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[Finding]:
@@ -29,7 +30,7 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_controls(draft), *_gate(draft), *_tasks(draft), *_budget(draft),
-        *_planted(draft), *ablation.findings(draft),
+        *_planted(draft), *_starts(draft), *ablation.findings(draft),
     ]  # fmt: skip
     return found + (list(_files(draft)) if look_at_files else [])
 
@@ -125,6 +126,37 @@ def _leaves(change: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tup
     for key, value in change.items():
         found += _leaves(value, (*prefix, key)) if isinstance(value, Mapping) else [(*prefix, key)]
     return found
+
+
+def _starts(draft: Draft) -> Iterator[Finding]:
+    """An arm that starts from another's weights: the other is trained that far, stands before it, and fits."""
+    horizons = {number for _, number in _numbers(_items(draft.data, "over", "horizon"))}
+    names = [variant.name for variant in draft.variants]
+    for arm in draft.arms:
+        path = (*arm.path, "change", "start")
+        if value_of(arm.change, "start", "kind") != "upcycled":
+            continue
+        against = arm.raw.get("against") or draft.baseline.name
+        if against not in names or names.index(against) >= names.index(arm.name):
+            yield Finding(path, f"starts from `{against}`, which must stand before `{arm.name}`", "move it up")
+            continue
+        source = draft.variants[names.index(against)]
+        for scale in draft.scales.values():
+            own, other = (validate(Recipe, draft.expanded(variant, scale))[0] for variant in (arm, source))
+            if own is None or other is None or not isinstance(own.start, Upcycled):
+                continue
+            if horizons and own.start.horizon not in horizons:
+                known = ", ".join(f"{horizon:g}" for horizon in sorted(horizons))
+                yield Finding(
+                    (*path, "horizon") if has(arm.change, ("start", "horizon")) else path,
+                    f"`{against}` is not trained to horizon {own.start.horizon:g}",
+                    f"over.horizon has {known}",
+                )
+                break
+            reason = misfit(own, other)
+            if reason:
+                yield Finding(path, f"cannot start from `{against}` at scale `{scale.name}`: {reason}", None)
+                break
 
 
 # --- axes ----------------------------------------------------------------------------------------

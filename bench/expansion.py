@@ -5,7 +5,7 @@ In no order yet but that parents come before their children; what a case costs i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -34,6 +34,8 @@ def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
     recipe = suite.resolve(arm.name, scale.name)
     reference = suite.resolve(arm.against or suite.baseline.name, scale.name)
     allowed_flops = (1 - suite.hypothesis.saving.at_least) * _mean_flops_per_step(reference) * reference.steps(1.0)
+    if recipe.start.kind == "upcycled":
+        allowed_flops -= _mean_flops_per_step(reference) * reference.steps(recipe.start.horizon)
     steps = max(1, int(allowed_flops / _mean_flops_per_step(recipe)))
     if len(recipe.phases(1.0)) > 1:  # steps differ: the same share of every phase
         return round(steps / recipe.steps(1.0), 6)
@@ -66,9 +68,7 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
             )  # fmt: skip
             yield shards[key]
     for arm, scale in product(suite.all_arms(), suite.over.scale):
-        recipe = suite.resolve(arm.name, scale.name)
-        data = shards[canonical_hash([step.model_dump(mode="json") for step in recipe.data], 16)]
-        yield from _arm_cases(suite, design, arm, scale, recipe, data)
+        yield from _arm_cases(suite, design, arm, scale, shards)
 
 
 def _corpus_case(suite: Suite) -> Case:
@@ -78,16 +78,15 @@ def _corpus_case(suite: Suite) -> Case:
     return identify(Case(id="", kind="prepare", arm=suite.baseline.name, purpose="corpus", spec=spec))
 
 
-def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
+def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, shards: Mapping[str, Case]) -> Iterator[Case]:
+    recipe = suite.resolve(arm.name, scale.name)
+    data = _shards_of(recipe, shards)
     if arm.timed and arm.name != suite.baseline.name:
         yield _timing_case(suite, arm, scale, recipe, data)
     if arm.role == "timing":
         return
     for (horizon, purpose), seed in product(_horizons(suite, design, arm, scale).items(), suite.over.seed):
-        train = identify(
-            Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
-                 parents=(data.id, *data.parents), purpose=purpose, recipe=recipe)
-        )  # fmt: skip
+        train = _training(suite, arm, scale, seed, horizon, shards).model_copy(update={"purpose": purpose})
         yield train
         if suite.evaluate.tasks and _is_evaluated(suite, purpose, horizon):
             yield identify(
@@ -95,6 +94,24 @@ def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, recipe: Rec
                      parents=(train.id, *data.parents), purpose="evaluate", recipe=recipe,
                      spec={"tasks": list(suite.evaluate.tasks), "limit": suite.evaluate.limit})
             )  # fmt: skip
+
+
+def _shards_of(recipe: Recipe, shards: Mapping[str, Case]) -> Case:
+    return shards[canonical_hash([step.model_dump(mode="json") for step in recipe.data], 16)]
+
+
+def _training(suite: Suite, arm: Arm, scale: Scale, seed: int, horizon: float, shards: Mapping[str, Case]) -> Case:
+    """A training. Its parents: its shards, the training whose weights it starts from if any, the corpus."""
+    recipe = suite.resolve(arm.name, scale.name)
+    data = _shards_of(recipe, shards)
+    begun: tuple[str, ...] = ()
+    if recipe.start.kind == "upcycled":
+        source = suite.arm(arm.against or suite.baseline.name)
+        begun = (_training(suite, source, scale, seed, recipe.start.horizon, shards).id,)
+    return identify(
+        Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
+             parents=(data.id, *begun, *data.parents), purpose="variant", recipe=recipe)
+    )  # fmt: skip
 
 
 def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[float, Purpose]:

@@ -85,7 +85,7 @@ def _train(job: Job, folder: Path) -> Outcome:
     data = _shards_folder(job)
     window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
     window.before_model()
-    state, log = _start_or_resume(recipe, seed, horizon, folder)
+    state, log = _start_or_resume(job, folder)
     counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
     compile_s = _warm_up(recipe, seed, data)
     batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions))
@@ -128,11 +128,15 @@ def _shards_folder(job: Job) -> Path:
     return _parents(job)[job.case.parents[0]] / "data"
 
 
-def _start_or_resume(recipe: Recipe, seed: int, horizon: float, folder: Path) -> tuple[TrainState, TrainLog]:
+def _start_or_resume(job: Job, folder: Path) -> tuple[TrainState, TrainLog]:
+    recipe, seed, horizon = _training_of(job)
     log = TrainLog(folder / "checkpoint")
     state = workloads.resume(folder / "checkpoint", recipe)
     if state is None:
-        return workloads.start(recipe, seed=seed, horizon=horizon), log
+        state = workloads.start(recipe, seed=seed, horizon=horizon)
+        if recipe.start.kind != "scratch":
+            workloads.begin_from(state, _parents(job)[job.case.parents[1]] / "model")
+        return state, log
     # a step whose numbers were not read yet is yielded again
     log.restore(state.pace.tokens_by_length(state.yielded_tokens))
     return state, log

@@ -95,7 +95,8 @@ def _in_running_order(cases: Iterable[Case]) -> list[Case]:
             key[case.id] = (1, position[case.id])
         elif case.kind == "train":
             group = (case.arm, case.scale, case.seed)
-            rank = seen_of_arm[group] = seen_of_arm.get(group, -1) + 1
+            begun = [key[parent][3] for parent in case.parents if len(key[parent]) > 3]  # ranks of trainings
+            rank = seen_of_arm[group] = max(seen_of_arm.get(group, -1) + 1, *begun, 0)
             key[case.id] = (2, case.scale, case.seed, rank, position[case.id])
         else:
             key[case.id] = (*key[case.parents[0]], position[case.id])

@@ -63,6 +63,12 @@ def start(recipe: Recipe, *, seed: int, horizon: float) -> TrainState:
     return loop.start(recipe, seed=seed, horizon=horizon, device=device())
 
 
+def begin_from(state: TrainState, model_folder: Path) -> None:
+    """Weights of another training in the place of drawn ones, as the recipe's `start` says."""
+    start = state.recipe.start
+    builder(start)(start, state.model, checkpoint.load_model(model_folder, device()))
+
+
 def batches(recipe: Recipe, data: Path, *, seed: int, start: int = 0) -> Iterator[Tensor]:
     """Portions of training text from number `start` on: a pure function of the seed and the number."""
     return builder(recipe.batching)(recipe.batching, shards.open_shards(data), seed=seed, start=start)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmopt.recipe import Moe, Recipe, Relu2, SwiGlu, Wasteful
+from lmopt.techniques.routing import NoisyTopK, Switch
 
 ATTENTION_BACKWARD_EXECUTED = 2.5
 """Backward over forward of a fused attention kernel: five products against two, because it computes the scores again
@@ -65,7 +66,8 @@ class TrainFlops:
     """Forward and backward FLOPs a token."""
 
     executed: float
-    """As the kernels do it: where attention does not keep its probabilities, backward computes the scores again."""
+    """As the kernels do it: where attention does not keep its probabilities, backward computes the scores again, and
+    an expert with a capacity computes its empty rows too."""
     model: float
     """As the mathematics needs it: backward = 2 x forward (PaLM's convention, arXiv 2204.02311, appendix B)."""
 
@@ -80,10 +82,17 @@ class FfnCost:
     router_flops_per_token: int = 0
     activations_per_token: int = 0
     """Numbers kept for the backward pass, a token."""
+    noise_flops_per_token: int = 0
+    """Of a router's noise, which is drawn in training only."""
+    padding_flops_per_token: float = 0.0
+    """Executed in training for rows that hold no token, beyond `flops_per_token`."""
 
 
-def ffn_cost(ffn: object, width: int) -> FfnCost:
+def ffn_cost(ffn: object, width: int, tokens: int | None = None) -> FfnCost:
     """Cost of one block's feed-forward in a model of this width.
+
+    Args:
+        tokens: of one forward pass, which an expert's capacity is a share of; None leaves its rounding out.
 
     Raises:
         LookupError: a technique of another package that does not say what it costs.
@@ -100,27 +109,44 @@ def ffn_cost(ffn: object, width: int) -> FfnCost:
             activations = living.activations_per_token + dead.activations_per_token
             return FfnCost(weights, weights, 2 * weights, activations_per_token=activations)
         case Moe():
-            hidden = ffn.hidden_for(width)
-            matrices = 3 if ffn.activation == "swiglu" else 2
-            expert, router = matrices * width * hidden, width * ffn.experts
-            return FfnCost(
-                parameters_total=ffn.experts * expert + router,
-                parameters_active=ffn.top_k * expert + router,
-                flops_per_token=2 * ffn.top_k * expert,
-                router_flops_per_token=2 * router,
-                activations_per_token=ffn.top_k * (2 * width + matrices * hidden) + width + 4 * ffn.experts,
-            )
+            return _moe_cost(ffn, width, tokens)
         case _ if callable(own := getattr(ffn, "cost", None)):
             return own(width)
         case _:
             raise LookupError(f"feed-forward {ffn!r} does not say what it costs; hint: give it cost(width) -> FfnCost")
 
 
+def _moe_cost(ffn: Moe, width: int, tokens: int | None) -> FfnCost:
+    hidden = ffn.hidden_for(width)
+    matrices = 3 if ffn.activation == "swiglu" else 2
+    expert, scores = matrices * width * hidden, width * ffn.experts
+    shared = ffn.shared * expert
+    noisy = isinstance(ffn.routing, NoisyTopK)
+    router = 2 * scores if noisy else scores
+    rows = float(ffn.top_k)  # rows of experts computed in training, a token
+    if isinstance(ffn.routing, Switch):
+        rows = ffn.routing.capacity_factor
+        if tokens is not None:
+            rows = ffn.experts * ffn.routing.capacity(tokens, ffn.experts) / tokens
+    return FfnCost(
+        parameters_total=ffn.experts * expert + shared + router,
+        parameters_active=ffn.top_k * expert + shared + router,
+        flops_per_token=2 * (ffn.top_k * expert + shared),
+        router_flops_per_token=2 * scores,
+        noise_flops_per_token=2 * scores if noisy else 0,
+        padding_flops_per_token=2 * expert * (rows - ffn.top_k),
+        activations_per_token=round(
+            rows * (2 * width + matrices * hidden) + width + 4 * ffn.experts + ffn.shared * matrices * hidden
+        ),
+    )
+
+
 def parameters(recipe: Recipe) -> Parameters:
     """Parameters of the model, counted structurally."""
     model, ffn = recipe.model, ffn_cost(recipe.ffn, recipe.model.width)
     embedding = _vocab(recipe) * model.width
-    qk_norms = 2 * model.head_width if model.qk_norm else 0
+    heads_normed = 2 if model.qk_norm_over == "head" else model.heads + model.key_heads
+    qk_norms = heads_normed * model.head_width if model.qk_norm else 0
     block = _projection_weights(recipe) + 2 * model.width + qk_norms
     shared = embedding * (1 if model.tied_head else 2) + model.width
     return Parameters(
@@ -147,21 +173,27 @@ def keeps_probabilities(device: str, length: int) -> bool:
     return device == "cpu" and length <= KEPT_PROBABILITIES_LENGTH
 
 
-def train_flops(recipe: Recipe, length: int, device: str = "cpu") -> TrainFlops:
-    """Forward and backward FLOPs of one sequence of `length` tokens on a kind of device (`cpu`, `cuda`)."""
-    forward = forward_flops(recipe, length)
-    linear = (1 + BACKWARD_MODEL) * forward.linear
+def train_flops(recipe: Recipe, length: int, device: str = "cpu", tokens: int | None = None) -> TrainFlops:
+    """Forward and backward FLOPs of one sequence of `length` tokens on a kind of device (`cpu`, `cuda`).
+
+    Args:
+        tokens: of the forward pass that the sequence is part of. Default: it is alone.
+    """
+    forward, ffn = forward_flops(recipe, length), ffn_cost(recipe.ffn, recipe.model.width, tokens or length)
+    in_training = recipe.model.layers * length
+    linear = (1 + BACKWARD_MODEL) * (forward.linear + in_training * ffn.noise_flops_per_token)
+    padding = (1 + BACKWARD_MODEL) * in_training * ffn.padding_flops_per_token
     backward = BACKWARD_MODEL if keeps_probabilities(device, length) else ATTENTION_BACKWARD_EXECUTED
     return TrainFlops(
-        executed=linear + (1 + backward) * forward.attention,
+        executed=linear + padding + (1 + backward) * forward.attention,
         model=linear + (1 + BACKWARD_MODEL) * forward.attention,
     )
 
 
-def train_flops_per_token(recipe: Recipe, device: str = "cpu") -> TrainFlops:
-    """Training FLOPs a token, at the length of the recipe's batches, on a kind of device (`cpu`, `cuda`)."""
-    length = recipe.batching.length
-    sequence = train_flops(recipe, length, device)
+def train_flops_per_token(recipe: Recipe, device: str = "cpu", length: int | None = None) -> TrainFlops:
+    """Training FLOPs a token in sequences of a length (default: the recipe's) on a kind of device (`cpu`, `cuda`)."""
+    length = length or recipe.batching.length
+    sequence = train_flops(recipe, length, device, _pass_tokens(recipe))
     return TrainFlops(sequence.executed / length, sequence.model / length)
 
 
@@ -170,7 +202,7 @@ def training_flops(recipe: Recipe, horizon: float, device: str = "cpu") -> float
     windows = recipe.batching.portion
     return sum(
         phase.steps * phase.portions * windows * (recipe.batching.length / phase.length)
-        * train_flops(recipe, phase.length, device).executed
+        * train_flops(recipe, phase.length, device, _pass_tokens(recipe)).executed
         for phase in recipe.phases(horizon)
     )  # fmt: skip
 
@@ -178,6 +210,13 @@ def training_flops(recipe: Recipe, horizon: float, device: str = "cpu") -> float
 def infer_flops_per_token(recipe: Recipe) -> float:
     """Forward FLOPs a token when a sequence of the recipe's batch length is read at once."""
     return forward_flops(recipe, recipe.batching.length).total / recipe.batching.length
+
+
+def _pass_tokens(recipe: Recipe) -> int:
+    """Tokens of one forward pass in training."""
+    batching = recipe.batching
+    sequences = getattr(batching, "micro_sequences", None) or getattr(batching, "sequences", None)
+    return sequences * batching.length if sequences else batching.tokens
 
 
 def _vocab(recipe: Recipe) -> int:

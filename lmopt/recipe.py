@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,7 @@ from lmopt.techniques.filters import C4, Classifier, FineWeb, GopherQuality, Gop
 from lmopt.techniques.optimizer import AdamW, AdamW8bit, Cosine
 from lmopt.techniques.placement import Anywhere, Bound, FirstTouch, Interleaved
 from lmopt.techniques.precision import Bf16, Bf16Stochastic, Fp32, Int8
+from lmopt.techniques.start import Scratch, Upcycled
 from lmopt.techniques.technique import (
     ENTRY_POINT_GROUP,
     MAX_CONTEXT,
@@ -48,7 +49,8 @@ __all__ = [
     "DataStep", "ExactDedup", "Ffn", "FineWeb", "FirstTouch", "FixedBatch", "Fp32", "GopherQuality",
     "GopherRepetition", "Int8", "Interleaved", "Language", "LengthWarmup", "Model", "Moe", "NearDedup", "NgramOverlap",
     "NoiseRamp", "Optimizer", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
-    "Schedule", "SubstringDedup", "SwiGlu", "Technique", "Wasteful", "builder", "plugins", "techniques",
+    "Schedule", "Scratch", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder", "plugins",
+    "techniques",
 ]  # fmt: skip
 
 
@@ -66,6 +68,7 @@ Optimizer = _union("optimizer", AdamW, AdamW8bit)
 Schedule = _union("schedule", Cosine)
 Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
+Start = _union("start", Scratch, Upcycled)
 DataStep = _union(
     "data", ExactDedup, NearDedup, SubstringDedup, NgramOverlap,
     GopherQuality, GopherRepetition, C4, FineWeb, Language, Classifier,
@@ -93,7 +96,9 @@ class Model(Plain):
     tied_head: bool = True
     """Share the embedding matrix with the output head."""
     qk_norm: bool = False
-    """RMS-normalise queries and keys per head (beyond the paper)."""
+    """RMS-normalise queries and keys (beyond the paper)."""
+    qk_norm_over: Literal["head", "all"] = "head"
+    """What `qk_norm` normalises: each head by itself, or all heads together as in OLMoE (arXiv 2409.02060)."""
     rope_base: Annotated[float, Field(gt=1, le=1e9)] = 10_000.0
     """Base of the rotary frequencies (Su et al., arXiv 2104.09864)."""
     norm_eps: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
@@ -142,6 +147,8 @@ class Recipe(Plain):
     """How steps are filled with tokens."""
     placement: Placement = Anywhere()
     """Where threads run and memory lies on a machine of several NUMA nodes."""
+    start: Start = Scratch()
+    """Weights that training starts from."""
     data: tuple[DataStep, ...] = ()
     """Steps that the training text goes through, in order, before it is tokenised."""
     compile: bool = False
@@ -170,6 +177,8 @@ class Recipe(Plain):
         per_step = getattr(self.batching, "tokens", None)
         if per_step is not None and per_step > self.tokens:
             raise ValueError(f"tokens ({self.tokens}) is less than one step of {per_step} tokens")
+        if isinstance(self.start, Upcycled) and not isinstance(self.ffn, Moe):
+            raise ValueError(f"start (upcycled) makes experts of a dense layer, but ffn is {self.ffn.kind}")
         return self
 
     def phases(self, horizon: float) -> tuple[Phase, ...]:
@@ -196,6 +205,7 @@ SEAMS: dict[str, Any] = {
     "schedule": Schedule,
     "batching": Batching,
     "placement": Placement,
+    "start": Start,
     "data": DataStep,
 }
 """Every seam with its union of techniques."""

@@ -70,6 +70,8 @@ class FlopCounts:
     """Forward and backward as executed."""
     train_model: float
     """Forward and backward as the mathematics needs it (backward = 2 x forward)."""
+    train_flops_per_token: float
+    """Executed in a forward and backward pass over as many sequences as a training takes at once, closed form."""
     forward_causal: float
     """Forward with only the causal half of attention, for comparison with papers that count so."""
     params_total: int
@@ -80,10 +82,6 @@ class FlopCounts:
     @property
     def agree(self) -> bool:
         return self.disagreement is None
-
-    @property
-    def train_flops_per_token(self) -> float:
-        return self.train.closed / self.length
 
     @property
     def train_model_flops_per_token(self) -> float:
@@ -133,6 +131,7 @@ def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCo
         forward=forward,
         train=train,
         train_model=closed_train.model,
+        train_flops_per_token=cost.train_flops_per_token(recipe, device.type, length).executed,
         forward_causal=closed.causal,
         params_total=params_total,
         params_active=held.active - held.total + params_total,
@@ -169,6 +168,7 @@ def dispatched(model: nn.Module, length: int, *, backward: bool, autocast: bool 
 
 
 def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool) -> float:
+    model.train(backward)  # a router may do more in training
     parameters = list(model.parameters())
     device = parameters[0].device
     tokens_BT = torch.zeros(1, length, dtype=torch.int64, device=device)
@@ -288,7 +288,7 @@ def _traced(model: nn.Module, tokens_BT: Tensor) -> float:
     with _quiet(), torch.no_grad():
         from fvcore.nn import FlopCountAnalysis  # here: importing it already warns, of a part of torch it compiles
 
-        analysis = FlopCountAnalysis(model, (tokens_BT,))
+        analysis = FlopCountAnalysis(model.eval(), (tokens_BT,))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         # fvcore counts a few elementwise operations too; here only products count
         for operator in ("aten::layer_norm", "aten::batch_norm", "aten::group_norm"):

@@ -48,18 +48,22 @@ class Attention(nn.Module):
         self.heads, self.key_heads, self.head_width = model.heads, model.key_heads, model.head_width
         self.qkv = nn.Linear(model.width, (model.heads + 2 * model.key_heads) * model.head_width, bias=False)
         self.output = nn.Linear(model.width, model.width, bias=False)
-        self.query_norm = RmsNorm(model.head_width, model.norm_eps) if model.qk_norm else None
-        self.key_norm = RmsNorm(model.head_width, model.norm_eps) if model.qk_norm else None
+        self.norms_all_heads = model.qk_norm_over == "all"
+        heads, key_heads = (model.heads, model.key_heads) if self.norms_all_heads else (1, 1)
+        self.query_norm = RmsNorm(heads * model.head_width, model.norm_eps) if model.qk_norm else None
+        self.key_norm = RmsNorm(key_heads * model.head_width, model.norm_eps) if model.qk_norm else None
 
     def project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B x H x T x C, keys and values B x K x T x C; queries and keys turned to their positions."""
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))
-        q_BHTC, k_BKTC, v_BKTC = (
-            part.transpose(1, 2) for part in qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
-        )
+        q_BTHC, k_BTKC, v_BTKC = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            q_BHTC, k_BKTC = self.query_norm(q_BHTC), self.key_norm(k_BKTC)
+            q_BTHC, k_BTKC = self._normed(q_BTHC, self.query_norm), self._normed(k_BTKC, self.key_norm)
+        q_BHTC, k_BKTC, v_BKTC = (part.transpose(1, 2) for part in (q_BTHC, k_BTKC, v_BTKC))
         return rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BKTC, cos_TC, sin_TC), v_BKTC
+
+    def _normed(self, x_BTHC: Tensor, norm: RmsNorm) -> Tensor:
+        return norm(x_BTHC.flatten(2)).view_as(x_BTHC) if self.norms_all_heads else norm(x_BTHC)
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, cos_TC, sin_TC)

@@ -1,12 +1,13 @@
 """What the chosen experts compute: a plain loop, and grouped products over slots sorted by expert.
 
-A slot is one token at one of its k experts; S = N x k of them (other letters: see transformer.py).
+A slot is one token at one of its k experts, N x k in all; S rows hold them, one each or more where experts have a
+capacity (other letters: see transformer.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +22,19 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def experts_loop(
-    x_ND: Tensor, gate_NK: Tensor, expert_NK: Tensor, up_EFD: Tensor, down_EDF: Tensor, activation: Activation
+    x_ND: Tensor,
+    gate_NK: Tensor,
+    expert_NK: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    activation: Activation,
+    capacity: int | None = None,
 ) -> Tensor:
     """One expert after the other, on the tokens that chose it: the reference that the grouped kernel must equal."""
     y_ND = torch.zeros_like(x_ND)
     for expert in range(len(up_EFD)):
         token, choice = torch.where(expert_NK == expert)
+        token, choice = token[:capacity], choice[:capacity]
         h = activation(functional.linear(x_ND[token], up_EFD[expert].to(x_ND.dtype)))
         y = functional.linear(h, down_EDF[expert].to(x_ND.dtype))
         y_ND = y_ND.index_add(0, token, y * gate_NK[token, choice, None].to(y.dtype))
@@ -34,44 +42,90 @@ def experts_loop(
 
 
 def experts_grouped(
-    x_ND: Tensor, gate_NK: Tensor, expert_NK: Tensor, up_EFD: Tensor, down_EDF: Tensor, activation: Activation
+    x_ND: Tensor,
+    gate_NK: Tensor,
+    expert_NK: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    activation: Activation,
+    capacity: int | None = None,
 ) -> Tensor:
-    """All experts over slots sorted by expert: gather, two grouped products, one weighted sum a token."""
-    token_S, slot_NK, ends_E = sort_slots(expert_NK, len(up_EFD))
-    x_SD = _Dispatch.apply(x_ND, token_S, slot_NK)
-    h_SF = activation(_GroupedLinear.apply(x_SD, up_EFD, ends_E))
-    y_SD = _GroupedLinear.apply(h_SF, down_EDF, ends_E)
-    return _Combine.apply(y_SD, gate_NK.to(y_SD.dtype), token_S, slot_NK)
+    """All experts over rows sorted by expert: gather, two grouped products, one weighted sum a token.
 
-
-def sort_slots(expert_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The order of slots by expert.
-
-    Returns each sorted slot's token (S), where each token's slots went (N x k), and where each expert's end (E, int32).
+    With a capacity each expert computes that many rows, filled or not, and what does not fit adds nothing.
     """
+    if capacity is None:
+        rows = sort_slots(expert_NK, len(up_EFD))
+    else:
+        rows = place_slots(expert_NK, len(up_EFD), capacity)
+        assert rows.kept_NK is not None
+        gate_NK = gate_NK * rows.kept_NK
+    x_SD = _Dispatch.apply(x_ND, rows.token_S, rows.slot_NK, rows.kept_NK)
+    h_SF = activation(_GroupedLinear.apply(x_SD, up_EFD, rows.ends_E))
+    y_SD = _GroupedLinear.apply(h_SF, down_EDF, rows.ends_E)
+    return _Combine.apply(y_SD, gate_NK.to(y_SD.dtype), rows.token_S, rows.slot_NK)
+
+
+# --- which row holds which slot ------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Slots in the order in which experts compute them, one expert's after the other's."""
+
+    token_S: Tensor
+    """The token of each row."""
+    slot_NK: Tensor
+    """The row of each slot; 0 for one that was dropped."""
+    ends_E: Tensor
+    """Where each expert's rows end, int32."""
+    kept_NK: Tensor | None
+    """Which slots have a row; None where all have."""
+
+
+def sort_slots(expert_NK: Tensor, experts: int) -> Rows:
+    """A row a slot."""
     expert_S, order_S = expert_NK.flatten().sort(stable=True)
     slot_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
     expert_E = torch.arange(experts, device=expert_S.device)
     ends_E = torch.searchsorted(expert_S, expert_E, right=True, out_int32=True)
-    return order_S // expert_NK.shape[1], slot_S.view_as(expert_NK), ends_E
+    return Rows(order_S // expert_NK.shape[1], slot_S.view_as(expert_NK), ends_E, None)
+
+
+def place_slots(expert_NK: Tensor, experts: int, capacity: int) -> Rows:
+    """`capacity` rows an expert, filled by the first slots in the order of the tokens.
+
+    A row that stays empty computes token 0 for nobody.
+    """
+    chosen, order = expert_NK.flatten().sort(stable=True)
+    starts_E = torch.searchsorted(chosen, torch.arange(experts, device=chosen.device))
+    place = torch.arange(len(chosen), device=chosen.device) - starts_E[chosen]
+    kept = place < capacity
+    beyond = experts * capacity
+    row = torch.where(kept, chosen * capacity + place, beyond)
+    token_S = row.new_zeros(beyond + 1).scatter_(0, row, order // expert_NK.shape[1])[:-1]
+    slot = torch.empty_like(row).scatter_(0, order, torch.where(kept, row, 0))
+    ends_E = torch.arange(capacity, beyond + 1, capacity, dtype=torch.int32, device=row.device)
+    kept_NK = torch.empty_like(kept).scatter_(0, order, kept).view_as(expert_NK)
+    return Rows(token_S, slot.view_as(expert_NK), ends_E, kept_NK)
 
 
 class _Dispatch(torch.autograd.Function):
-    """Rows of x in slot order. Backward sums a token's slots in one pass, where index_add would scatter them."""
+    """Tokens in row order. Backward sums a token's rows in one pass, where index_add would scatter them."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, token_S: Tensor, slot_NK: Tensor) -> Tensor:
-        ctx.save_for_backward(slot_NK)
+    def forward(ctx: Any, x_ND: Tensor, token_S: Tensor, slot_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
+        ctx.save_for_backward(slot_NK, kept_NK)
         return x_ND.index_select(0, token_S)
 
     @staticmethod
-    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None, None]:
-        (slot_NK,) = ctx.saved_tensors
-        return functional.embedding_bag(slot_NK, grad_SD, mode="sum"), None, None
+    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None, None, None]:
+        slot_NK, kept_NK = ctx.saved_tensors
+        weight_NK = None if kept_NK is None else kept_NK.to(grad_SD.dtype)
+        return functional.embedding_bag(slot_NK, grad_SD, mode="sum", per_sample_weights=weight_NK), None, None, None
 
 
 class _Combine(torch.autograd.Function):
-    """Each token's sum of its slots' rows, weighted by their gates."""
+    """Each token's sum of its slots' rows, weighted by their gates (0 for a slot that was dropped)."""
 
     @staticmethod
     def forward(ctx: Any, y_SD: Tensor, gate_NK: Tensor, token_S: Tensor, slot_NK: Tensor) -> Tensor:
@@ -84,7 +138,8 @@ class _Combine(torch.autograd.Function):
         grad_SD = grad_ND.index_select(0, token_S)
         grad_gate_S = torch.linalg.vecdot(grad_SD, y_SD)
         slot_S = slot_NK.flatten()
-        gate_S = torch.empty_like(gate_NK).flatten().scatter_(0, slot_S, gate_NK.flatten())
+        # added, since dropped slots (gate 0) all name row 0; a row that no slot names has gate 0
+        gate_S = y_SD.new_zeros(len(y_SD)).scatter_add_(0, slot_S, gate_NK.flatten())
         grad_gate_NK = grad_gate_S.index_select(0, slot_S).view_as(gate_NK)
         return grad_SD.mul_(gate_S[:, None]), grad_gate_NK, None, None
 

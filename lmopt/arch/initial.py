@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 EMBEDDING_STD = 0.02
 """GPT-2's embedding scale (Radford et al. 2019, released code); with a tied head it keeps first logits small."""
-RESIDUAL_OUTPUTS = ("attention.output.weight", "ffn.down", "ffn.down.weight")
+RESIDUAL_OUTPUTS = ("attention.output.weight", "ffn.down", "ffn.down.weight", "ffn.shared.down.weight")
 """Matrices that write to the residual stream: scaled by 1/sqrt(2 x layers) (GPT-2, section 2.3)."""
+ZEROS = ("router.noise",)
+"""Matrices that start from zero: a router's noise is then of one size for all (Shazeer et al., 1701.06538, app. A)."""
 
 
 def draw_parameters(model: nn.Module, *, seed: int, stream: int, layers: int) -> None:
-    """Fill every parameter in place: norms with 1, embeddings N(0, 0.02), matrices N(0, 1/fan_in)."""
+    """Fill every parameter in place: norms with 1, embeddings N(0, 0.02), matrices N(0, 1/fan_in) or 0."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
+                continue
+            if name.endswith(ZEROS):
+                parameter.zero_()
                 continue
             generator = torch.Generator().manual_seed(parameter_seed(seed, stream, name))
             draw = torch.empty(parameter.shape).normal_(0.0, _std(name, parameter, layers), generator=generator)

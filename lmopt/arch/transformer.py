@@ -18,6 +18,7 @@ from lmopt.arch.initial import draw_parameters
 from lmopt.arch.loss import cross_entropy
 from lmopt.arch.norm import RmsNorm
 from lmopt.arch.numbers import compute_dtype
+from lmopt.arch.routing import LossFreeRouter
 from lmopt.recipe import Model, Recipe, builder
 
 
@@ -105,6 +106,18 @@ class Transformer(nn.Module):
         x_BTD, auxiliary = self.hidden(tokens_BT, segments_BT)
         return Losses(cross_entropy(x_BTD.flatten(0, 1), self.head_weight_VD, targets_BT.flatten()), auxiliary)
 
+    def settle(self) -> None:
+        """After an optimizer step: what changes by rule and not by gradient, as a router's biases do."""
+        for module in self.modules():
+            if isinstance(module, LossFreeRouter):
+                module.settle()
+
+    def forget(self) -> None:
+        """Take back what forward passes noted for `settle`: their step is not done."""
+        for module in self.modules():
+            if isinstance(module, LossFreeRouter):
+                module.load_E.zero_()
+
     def report(self) -> dict[str, float]:
         """Facts about the latest batch by name, for example the experts' load; empty for a dense model."""
         facts: dict[str, float] = {}
@@ -131,6 +144,6 @@ def build(recipe: Recipe, *, seed: int, device: str | torch.device = "cpu") -> T
     model.to_empty(device=device)
     draw_parameters(model, seed=seed, stream=recipe.model.init_stream, layers=recipe.model.layers)
     for module in model.modules():
-        if isinstance(module, Rotary):
+        if isinstance(module, Rotary | LossFreeRouter):
             module.fill()
     return model

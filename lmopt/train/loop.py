@@ -199,8 +199,10 @@ def _update(state: TrainState, batch: _Batch, update: Update, share: float) -> T
                 raise
             micro = state.pace.back_off(micro or len(batch.inputs_BL), error)
             state.model.zero_grad(set_to_none=True)
+            state.model.forget()
             restore_random_state(state.device, kept)
     norm = state.optimizer.step(share)
+    state.model.settle()
     state.pace.took(update, small_norm, norm)
     return torch.stack([cross_entropy, norm])
 
@@ -268,6 +270,7 @@ def _compile(state: TrainState, part: _Batch) -> float:
         losses = _losses(state, part)
     (losses.cross_entropy + losses.auxiliary).backward()
     state.model.zero_grad(set_to_none=True)
+    state.model.forget()
     restore_random_state(state.device, kept)
     if state.device.type == "cuda":
         torch.cuda.synchronize(state.device)

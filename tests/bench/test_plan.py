@@ -13,6 +13,7 @@ from bench.forecast import render
 from bench.plan import Plan, make_plan, run_hash
 from bench.suite import Suite, load_suite
 from lmopt import cost
+from tests.bench.small_suite import MOE, loaded
 
 SUITES = Path(__file__).parent.parent.parent / "suites"
 MACHINE = Machine(machine_class="test", memory_bytes=2**34, disk_bytes=2**40, flops_per_s={"bf16": 1e11, "fp32": 5e10})
@@ -217,3 +218,33 @@ def test_a_memory_limit_below_one_sequence_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(text)
     made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
     assert {c.fits for c in made.cases if c.arm == "micro"} == {False}
+
+
+# --- a training that starts from another ---------------------------------------------------------
+
+UPCYCLED = (MOE, "change: {ffn: {kind: moe, experts: 8, top_k: 2, split: 1}, start: {kind: upcycled, horizon: 0.5}}")
+
+
+def test_an_upcycled_training_builds_on_the_dense_one_of_its_seed(tmp_path: Path) -> None:
+    planned = make_plan(loaded(tmp_path, UPCYCLED), MACHINE)
+    place = {case.id: index for index, case in enumerate(planned.cases)}
+    for case in planned.cases:
+        assert all(place[parent] < place[case.id] for parent in case.parents)
+    for scale in ("s", "m"):
+        for seed in (0, 1):
+            dense, moe = (
+                {c.horizon: c for c in planned.cases if (c.kind, c.arm, c.scale, c.seed) == ("train", arm, scale, seed)}
+                for arm in ("dense", "moe")
+            )
+            assert moe[1.0].parents[1] == dense[0.5].id
+            assert moe[1.0].parents[::2] == dense[0.5].parents
+    assert len({case.id for case in planned.cases}) == len(planned.cases)
+
+
+def test_the_claim_of_an_upcycled_arm_pays_for_the_dense_training(tmp_path: Path) -> None:
+    suite = loaded(tmp_path, UPCYCLED, ("- name: moe\n    role: component", "- name: moe\n    role: claim"))
+    point = make_plan(suite, MACHINE).design.claim_points["moe"]["s"]
+    arm, reference = suite.resolve("moe", "s"), suite.resolve("dense", "s")
+    dense_step, step = (cost.train_flops_per_token(one).executed for one in (reference, arm))
+    left = 0.8 * dense_step * reference.steps(1.0) - dense_step * reference.steps(0.5)
+    assert arm.steps(point) * step <= left < (arm.steps(point) + 1) * step

@@ -142,7 +142,7 @@ def test_the_resolved_suite_loads_back_equal(path: Path, tmp_path: Path) -> None
 def test_the_resolved_suite_spells_out_every_default(tmp_path: Path) -> None:
     data = source.parse_text(loaded(tmp_path).resolved_yaml(), "r").data()
     assert data["baseline"]["recipe"]["optimizer"]["betas"] == [0.9, 0.95]
-    assert data["arms"][0]["change"]["ffn"]["balance_loss"] == 0.01
+    assert data["arms"][0]["change"]["ffn"]["routing"] == {"kind": "dropless"}
     assert data["timing"] == {"blocks": 8, "steps": 20, "warmup": 3}
     assert "layers" not in data["baseline"]["recipe"]["model"]
 

@@ -32,6 +32,24 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "does work for nothing",
         "only a suite of `purpose: selftest`",
     ),
+    "start from a training that is not there": (
+        (MOE, "change: {ffn: {kind: moe, split: 1}, start: {kind: upcycled, horizon: 0.7}}"),
+        "13:75",
+        "`dense` is not trained to horizon 0.7",
+        "over.horizon has 0.5, 1",
+    ),
+    "start from what does not fit": (
+        (MOE, "change: {ffn: {kind: moe}, start: {kind: upcycled}}"),
+        "13:39",
+        "cannot start from `dense` at scale `s`: ffn.hidden is 96, the source's is 192",
+        None,
+    ),
+    "start from a later arm": (
+        (MOE, "against: all\n    change: {ffn: {kind: moe, experts: 4, split: 1}, start: {kind: upcycled}}"),
+        "14:61",
+        "starts from `all`, which must stand before `moe`",
+        "move it up",
+    ),
     "unknown kind": ((MOE, "change: {ffn: {kind: mo}}"), "13:26", "unknown kind 'mo'", "did you mean `moe`?"),
     "kind without its mapping": (
         ("{kind: fp32}", "fp32"),

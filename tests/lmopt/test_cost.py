@@ -52,8 +52,24 @@ def test_parameters_by_hand():
     assert sparse.active == 2 * (272 + 2 * 144 + 32) + 88
 
 
-@pytest.mark.parametrize("ffn", [SwiGlu(), Relu2(), Moe(experts=6, top_k=3), Moe(activation="relu2")])
-@pytest.mark.parametrize("shape", [{}, {"kv_heads": 1, "qk_norm": True, "tied_head": False}])
+MIXTURES = [
+    Moe(experts=6, top_k=3),
+    Moe(activation="relu2"),
+    Moe(experts=8, top_k=3, shared=2),
+    Moe(activation="relu2", shared=1),
+    Moe(routing={"kind": "noisy"}),
+    Moe(top_k=1, routing={"kind": "switch"}),
+    Moe(routing={"kind": "loss_free"}),
+]
+SHAPES = [
+    {},
+    {"kv_heads": 1, "qk_norm": True, "tied_head": False},
+    {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_norm_over": "all"},
+]
+
+
+@pytest.mark.parametrize("ffn", [SwiGlu(), Relu2(), *MIXTURES])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_are_those_of_the_model_built(ffn, shape):
     from lmopt.arch.transformer import build
 
@@ -82,6 +98,21 @@ def test_causal_half():
 def test_experts_of_default_width_cost_what_the_dense_layer_costs():
     dense, sparse = recipe(SwiGlu(), width=192), recipe(Moe(experts=8, top_k=2), width=192)
     assert cost.forward_flops(dense, 16).ffn == cost.forward_flops(sparse, 16).ffn
+
+
+def test_a_mixture_by_hand():
+    # width 8, experts of 3 matrices 8 x 6 = 144: 3 chosen and 2 shared of them a token; router 8 x 6
+    shared = cost.ffn_cost(Moe(experts=6, top_k=3, shared=2, hidden=6), 8)
+    assert (shared.parameters_total, shared.parameters_active) == (8 * 144 + 48, 5 * 144 + 48)
+    assert (shared.flops_per_token, shared.router_flops_per_token) == (2 * 5 * 144, 2 * 48)
+    assert shared.padding_flops_per_token == shared.noise_flops_per_token == 0
+    # the noise is another matrix 8 x 6, in training
+    noisy = cost.ffn_cost(Moe(experts=6, top_k=3, hidden=6, routing={"kind": "noisy"}), 8)
+    assert noisy.parameters_total == 6 * 144 + 2 * 48
+    assert (noisy.router_flops_per_token, noisy.noise_flops_per_token) == (2 * 48, 2 * 48)
+    # 1.25 rows a token are computed, 1 is needed
+    switch = cost.ffn_cost(Moe(experts=6, top_k=1, hidden=6, routing={"kind": "switch"}), 8)
+    assert (switch.flops_per_token, switch.padding_flops_per_token) == (2 * 144, 2 * 144 * 0.25)
 
 
 def test_memory_grows_with_what_fills_it():

@@ -29,6 +29,11 @@ KINDS = {
     "moe": recipe(Moe(experts=4, top_k=2, hidden=8)),
     "moe-loop": recipe(Moe(experts=4, top_k=2, hidden=8, kernel="loop")),
     "moe-top1": recipe(Moe(experts=4, top_k=1, hidden=8, activation="relu2")),
+    "moe-shared": recipe(Moe(experts=8, top_k=3, shared=1, hidden=8)),
+    "moe-noisy": recipe(Moe(experts=4, top_k=2, hidden=8, routing={"kind": "noisy"})),
+    "moe-switch": recipe(Moe(experts=4, top_k=1, hidden=8, routing={"kind": "switch"})),
+    "moe-switch-wide": recipe(Moe(experts=5, top_k=1, hidden=8, routing={"kind": "switch", "capacity_factor": 1.5})),
+    "moe-loss-free": recipe(Moe(experts=4, top_k=2, hidden=8, routing={"kind": "loss_free"})),
     "gqa": recipe(SwiGlu(), kv_heads=2, qk_norm=True),
     "untied": recipe(SwiGlu(), tied_head=False),
     "fp32": recipe(SwiGlu()).model_copy(update={"precision": Fp32()}),
@@ -64,13 +69,42 @@ def test_by_hand():
     assert found.forward_causal == expected - 2 * 2 * 16 * 16 * 16
 
 
-def test_the_model_is_left_as_it_was():
-    described = KINDS["moe"]
+def test_empty_rows_of_a_capacity_are_executed_and_not_needed():
+    # 16 tokens to 4 experts of 3 matrices 16 x 8, capacity 1.25 x 16 / 4 = 5 rows each: 4 rows more than tokens
+    described = KINDS["moe-switch"]
+    found = flops.count(build(described, seed=0), described)
+    assert found.train.dispatched - found.train_model == 2 * 3 * 2 * 4 * (3 * 16 * 8)
+    assert found.train_model == 3 * found.forward.dispatched
+    # two sequences at a time: 32 tokens, 10 rows each: 8 rows more, 4 a sequence
+    pair = described.model_copy(update={"batching": described.batching.model_copy(update={"sequences": 2})})
+    assert flops.count(build(pair, seed=0), pair).train_flops_per_token == found.train_flops_per_token
+    # capacity is rounded up: 1.5 x 16 / 5 = 4.8 -> 5 rows each; of 4 sequences at a time 19.2 -> 20
+    wide = KINDS["moe-switch-wide"]
+    four = wide.model_copy(update={"batching": wide.batching.model_copy(update={"sequences": 4})})
+    assert [cost.ffn_cost(wide.ffn, 16, tokens).padding_flops_per_token for tokens in (16, 64)] == [
+        2 * 3 * 16 * 8 * (5 * 5 / 16 - 1),
+        2 * 3 * 16 * 8 * (5 * 20 / 64 - 1),
+    ]
+    assert flops.count(build(four, seed=0), four).train_flops_per_token == cost.train_flops_per_token(four).executed
+
+
+def test_the_noise_of_a_router_is_counted_in_training_alone():
+    plain, noisy = (KINDS[kind] for kind in ("moe", "moe-noisy"))
+    counts = [flops.count(build(one, seed=0), one) for one in (plain, noisy)]
+    assert counts[0].forward.dispatched == counts[1].forward.dispatched
+    assert counts[1].train_model - counts[0].train_model == 3 * 2 * 16 * 2 * 16 * 4
+
+
+@pytest.mark.parametrize("kind", ["moe", "moe-loss-free", "moe-noisy"])
+def test_the_model_is_left_as_it_was(kind):
+    described = KINDS[kind]
     model = build(described, seed=0)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    before = {name: value.clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
     flops.count(model, described)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    now = dict((*model.named_parameters(), *model.named_buffers()))
+    assert all(torch.equal(before[name], now[name]) for name in before)
+    assert model.training
     assert model.report() == {}
 
 

@@ -11,7 +11,8 @@ from lmopt.arch import experts
 from lmopt.arch.activation import swiglu
 from lmopt.arch.experts import experts_grouped, experts_loop, grouped_linear, grouped_outer, sort_slots
 from lmopt.arch.ffn import SwiGluFfn
-from lmopt.arch.moe import MoeFfn, balance_loss, choose
+from lmopt.arch.moe import MoeFfn
+from lmopt.arch.routing import balance_loss, choose
 from lmopt.arch.transformer import build
 from lmopt.recipe import Model, Moe, Recipe
 
@@ -39,8 +40,10 @@ def outputs_and_gradients(module: MoeFfn, x: torch.Tensor) -> list[torch.Tensor]
         Moe(experts=3, top_k=1, hidden=8, activation="relu2"),
         Moe(experts=4, top_k=4, hidden=8),
         Moe(experts=64, top_k=3, hidden=8),  # most experts get no token
+        Moe(experts=4, top_k=2, hidden=8, shared=2),
+        Moe(experts=4, top_k=2, hidden=8, normalise=False),
     ],
-    ids=["usual", "top-1", "all", "empty-experts"],
+    ids=["usual", "top-1", "all", "empty-experts", "shared", "bare-gates"],
 )
 def test_grouped_kernel_equals_the_loop_gradients_included(config, monkeypatch):
     monkeypatch.setattr(experts, "ROW_BLOCK", 4)  # whole blocks and a rest
@@ -83,7 +86,7 @@ def test_one_expert_is_the_dense_layer_exactly():
 
 def test_every_slot_is_kept_and_sorted():
     chosen = torch.randint(5, (40, 3), generator=torch.Generator().manual_seed(2))
-    token_S, slot_NK, ends_E = sort_slots(chosen, 6)
+    token_S, slot_NK, ends_E, _ = sort_slots(chosen, 6)
     assert ends_E.tolist() == torch.bincount(chosen.flatten(), minlength=6).cumsum(0).tolist()
     assert torch.equal(token_S[slot_NK], torch.arange(40)[:, None].expand(40, 3))
     starts = [0, *ends_E.tolist()]
@@ -93,10 +96,15 @@ def test_every_slot_is_kept_and_sorted():
 
 def test_gates_sum_to_one_and_a_single_gate_is_its_probability():
     logits = torch.randn(10, 4)
-    several, _ = choose(logits, 3)
+    several, expert = choose(logits, 3, sum_to_one=True)
     torch.testing.assert_close(several.sum(-1), torch.ones(10))
-    single, expert = choose(logits, 1)
-    torch.testing.assert_close(single, logits.softmax(-1).gather(1, expert))
+    p = logits.softmax(-1).gather(1, expert)
+    torch.testing.assert_close(several, p / p.sum(-1, keepdim=True))
+    as_they_are, expert = choose(logits, 3, sum_to_one=False)
+    torch.testing.assert_close(as_they_are, logits.softmax(-1).gather(1, expert))
+    assert not Moe(top_k=1).gates_sum_to_one
+    assert Moe(top_k=2).gates_sum_to_one
+    assert not Moe(top_k=2, normalise=False).gates_sum_to_one
 
 
 def test_balance_loss_by_hand():
