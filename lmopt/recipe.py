@@ -49,8 +49,8 @@ __all__ = [
     "DataStep", "ExactDedup", "Ffn", "FineWeb", "FirstTouch", "FixedBatch", "Fp32", "GopherQuality",
     "GopherRepetition", "Int8", "Interleaved", "Language", "LengthWarmup", "Model", "Moe", "NearDedup", "NgramOverlap",
     "NoiseRamp", "Optimizer", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
-    "Schedule", "Scratch", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder", "plugins",
-    "techniques",
+    "Schedule", "Scratch", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder",
+    "plugins", "techniques",
 ]  # fmt: skip
 
 
