@@ -74,7 +74,10 @@ def this_machine(*, calibrate: bool) -> Machine:
     from bench import machine
 
     fingerprint = machine.fingerprint()
-    speeds = calibration.calibrate() if calibrate else calibration.cached()
+    try:
+        speeds = calibration.calibrate() if calibrate else calibration.cached()
+    except calibration.CalibrationError:
+        speeds = None  # planning says "not known (no calibration)"; a study needs no speed to run
     return Machine(
         machine_class=machine.machine_class(fingerprint),
         memory_bytes=machine.available_memory_bytes(),

@@ -57,6 +57,10 @@ TIMEOUT_S = 300.0
 SCHEMA = 3
 
 
+class CalibrationError(RuntimeError):
+    """The machine could not be measured: says why. Planning and running go on without times."""
+
+
 class Calibration(BaseModel):
     """What was measured."""
 
@@ -92,7 +96,7 @@ def calibrate(*, folder: Path | None = None, facts: machine.Facts | None = None)
         facts: this machine's fingerprint, if it is known already.
 
     Raises:
-        RuntimeError: the measuring process ended without a result; holds what it said.
+        CalibrationError: the measuring process ended without a result, or not in time.
     """
     facts = facts or machine.fingerprint()
     env = machine.env_id(facts)
@@ -142,9 +146,12 @@ def better(one: Calibration, other: Calibration) -> Calibration:
 def _measured_apart(env: str, *, busy: bool) -> Calibration:
     """`measure` in a process of its own."""
     command = [sys.executable, "-m", "bench.calibrate", env, *(["--busy"] if busy else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise CalibrationError(f"calibrating this machine took over {TIMEOUT_S:g} s: it is very busy") from None
     if done.returncode:
-        raise RuntimeError(
+        raise CalibrationError(
             f"calibrating this machine failed with code {done.returncode}: {done.stderr[-2000:].strip()}"
         )
     return Calibration.model_validate_json(done.stdout)

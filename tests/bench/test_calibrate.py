@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from bench import calibrate
+from bench.api import this_machine
 from bench.calibrate import Calibration, better
 
 FACTS = {"kernel": "1", "load": [0.5, 0.0, 0.0], "cores": {"usable": 2}}
@@ -76,8 +77,16 @@ def test_our_own_seconds_are_not_those_of_others() -> None:
 
 def test_a_failure_of_the_measuring_process_says_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate.sys, "executable", "false")
-    with pytest.raises(RuntimeError, match="failed with code 1"):
+    with pytest.raises(calibrate.CalibrationError, match="failed with code 1"):
         calibrate._measured_apart("0123456789", busy=False)
+
+
+def test_a_machine_too_busy_to_be_measured_is_planned_without_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "TIMEOUT_S", 0.01)
+    monkeypatch.setattr(calibrate, "cached", lambda **_: None)
+    with pytest.raises(calibrate.CalibrationError, match="very busy"):
+        calibrate.calibrate()
+    assert this_machine(calibrate=True).flops_per_s == {}
 
 
 def test_a_training_step_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> None:
