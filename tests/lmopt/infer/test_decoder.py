@@ -74,7 +74,7 @@ class TestInt8:
         assert (error <= scale_F.float()[:, None] * (0.5 + 127 * 2**-9)).all()
         assert (q_FD[3] == 0).all()
 
-    @pytest.mark.parametrize("rows", [1, 3, 4, 5])
+    @pytest.mark.parametrize("rows", [1, 5, weights.INT8_ROWS, weights.INT8_ROWS + 1])
     def test_kernel_equals_the_reference(self, rows):
         weight = weights.Int8Weight(torch.randn(32, 64, generator=torch.Generator().manual_seed(0)))
         x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
