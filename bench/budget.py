@@ -12,6 +12,7 @@ from typing import Literal
 
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
+from bench.stanzas import MIN_STEPS
 from bench.suite import Suite
 from lmopt.quantities import human_count, human_seconds, parse_count, parse_duration_s
 
@@ -19,8 +20,6 @@ MIN_SEEDS = 2
 """Below two seeds there is no spread and so no interval: tokens are cut before that."""
 OVERHEAD = 1.35
 """Preparation, validation, evaluation and loading, as a factor on the time of training and timing."""
-MIN_STEPS = 20
-"""A training shorter than this says nothing about any technique."""
 
 
 class BudgetError(ValueError):
@@ -121,13 +120,14 @@ def _scaled(suite: Suite, factor: float) -> Suite:
     """All scales with `factor` times their tokens, in whole steps.
 
     Raises:
-        BudgetError: a training would have fewer than MIN_STEPS steps.
+        BudgetError: a training or a trial would have fewer than MIN_STEPS steps.
     """
     scales = []
+    shortest = suite.tune.share if suite.tune else 1.0
     for scale in suite.over.scale:
         recipe = suite.resolve(suite.baseline.name, scale.name)
         steps = int(factor * recipe.steps(1.0))
-        if steps < MIN_STEPS:
-            raise BudgetError(f"scale {scale.name} would train for {steps} steps only")
+        if shortest * steps < MIN_STEPS:
+            raise BudgetError(f"scale {scale.name} would train for {int(shortest * steps)} steps only")
         scales.append(scale.model_copy(update={"tokens": steps * recipe.batching.tokens}))
     return suite.with_over(scale=tuple(scales))

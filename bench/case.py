@@ -16,8 +16,21 @@ from bench.record import CaseKind
 from lmopt.recipe import Recipe
 
 Purpose = Literal[
-    "corpus", "shards", "reference", "variant", "claim_point", "truncated", "half", "smaller", "timing", "evaluate"
+    "corpus",
+    "shards",
+    "tune",
+    "reference",
+    "variant",
+    "claim_point",
+    "truncated",
+    "half",
+    "smaller",
+    "timing",
+    "evaluate",
 ]
+
+_WORDS = {"corpus": "corpus", "shards": "shards", "tune": "trial"}
+"""Purposes that say more than the kind."""
 
 
 class Estimate(Frozen):
@@ -42,7 +55,7 @@ class Case(Frozen):
     purpose: Purpose
     recipe: Recipe | None = None
     spec: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """What the kind needs beside the recipe: a stage, tasks, timing blocks."""
+    """What the kind needs beside the recipe: a stage, tasks, timing blocks, the setting that a trial tries."""
     estimate: Estimate = Estimate()
     fits: bool = True
     applies: bool = True
@@ -53,13 +66,14 @@ class Case(Frozen):
     @property
     def label(self) -> str:
         """Short name for people: `train moe/s seed 0 x1.0`."""
-        parts = [self.kind if self.purpose not in ("corpus", "shards") else self.purpose, self.arm]
+        parts = [_WORDS.get(self.purpose, self.kind), self.arm]
         if self.scale is not None:
             parts[1] += f"/{self.scale}"
         if self.seed is not None:
             parts.append(f"seed {self.seed}")
         if self.horizon is not None:
             parts.append(f"x{self.horizon:g}")
+        parts += [f"{name} {value:g}" for name, value in self.spec.get("trial", {}).items()]
         return " ".join(parts)
 
 

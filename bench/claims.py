@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from bench import claimpoint, endpoints, noninferiority
+from bench import claimpoint, endpoints, noninferiority, parity
 from bench.claimpoint import Difference
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment, no_interval, sentence, unmeasured
@@ -304,7 +304,8 @@ def _cap(context: Context, outcome: Outcome, why: str) -> tuple[Outcome, str]:
     """A confirming study without tuning parity or a control decides nothing, in either direction."""
     if context.study.design.purpose != "confirm" or outcome not in ("SUPPORTED", "REFUTED"):
         return outcome, why
-    lacks = [] if context.study.design.tuned else ["every arm had had the same number of tuning trials"]
+    untuned = parity.unequal(context.study, context.scale)
+    lacks = [f"every arm had had the same number of tuning trials ({untuned})"] if untuned else []
     lacks += [
         f"the {name} control had been run"
         for name in claimpoint.missing_controls(context.study, context.arm, context.scale)

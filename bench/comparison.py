@@ -47,7 +47,7 @@ def rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
 def _means(records: Sequence[Record]) -> dict[tuple[str, str | None, float | None, str, str], float]:
     found: dict[tuple[str, str | None, float | None, str, str], list[float]] = {}
     for record in records:
-        if record.status != "ok":
+        if record.status != "ok" or record.is_trial:
             continue
         for name, reading in record.metrics.items():
             if reading.value is None or not (name in SHOWN or name.startswith("accuracy/")):

@@ -146,7 +146,7 @@ class Design(Frozen):
     hypothesis: Hypothesis = Hypothesis()
     gate: tuple[GateRule, ...] = ()
     tuned: bool = False
-    """Every arm had the same number of learning-rate trials."""
+    """Whether the suite asks for tuning trials; that every arm had them is read from the records."""
     ablation: AblationDesign | None = None
     """The ablation, if the study has one."""
     extrapolate: Target | None = None

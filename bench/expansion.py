@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
+from bench import trials
 from bench.case import Case, Purpose, canonical_hash, identify
 from bench.design import Design
 from bench.suite import Arm, Scale, Suite
@@ -85,6 +86,7 @@ def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, shards: Map
         yield _timing_case(suite, arm, scale, recipe, data)
     if arm.role == "timing":
         return
+    yield from _trials(suite, arm, scale, recipe, data)
     for (horizon, purpose), seed in product(_horizons(suite, design, arm, scale).items(), suite.over.seed):
         train = _training(suite, arm, scale, seed, horizon, shards).model_copy(update={"purpose": purpose})
         yield train
@@ -101,17 +103,30 @@ def _shards_of(recipe: Recipe, shards: Mapping[str, Case]) -> Case:
 
 
 def _training(suite: Suite, arm: Arm, scale: Scale, seed: int, horizon: float, shards: Mapping[str, Case]) -> Case:
-    """A training. Its parents: its shards, the training whose weights it starts from if any, the corpus."""
+    """A training. Its parents: its shards, the training whose weights it starts from if any, its trials, the corpus."""
     recipe = suite.resolve(arm.name, scale.name)
     data = _shards_of(recipe, shards)
     begun: tuple[str, ...] = ()
     if recipe.start.kind == "upcycled":
         source = suite.arm(arm.against or suite.baseline.name)
         begun = (_training(suite, source, scale, seed, recipe.start.horizon, shards).id,)
+    tried = (trial.id for trial in _trials(suite, arm, scale, recipe, data))
     return identify(
         Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
-             parents=(data.id, *begun, *data.parents), purpose="variant", recipe=recipe)
+             parents=(data.id, *begun, *tried, *data.parents), purpose="variant", recipe=recipe, spec=_tuning(suite))
     )  # fmt: skip
+
+
+def _trials(suite: Suite, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
+    if suite.tune is not None:
+        yield from trials.trials(suite.tune, arm.name, scale.name, recipe, data)
+
+
+def _tuning(suite: Suite) -> dict[str, Any]:
+    """What a training needs to choose among the trials that it builds on."""
+    if suite.tune is None:
+        return {}
+    return {"tune": {"metric": trials.metric(suite.tune, suite.data.validation[0].name)}}
 
 
 def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[float, Purpose]:

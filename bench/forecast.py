@@ -68,7 +68,7 @@ def _cases(plan: Plan) -> str:
         estimate = case.estimate
         rows.append(
             (
-                case.label + (f" ({case.purpose})" if case.purpose not in ("evaluate", case.kind) else ""),
+                case.label + (f" ({case.purpose})" if case.purpose not in ("evaluate", "tune", case.kind) else ""),
                 case.id,
                 "" if estimate.train_flops is None else f"{estimate.train_flops:.3g}",
                 "" if estimate.peak_memory_bytes is None else human_bytes(estimate.peak_memory_bytes),
@@ -86,8 +86,12 @@ def _totals(plan: Plan) -> str:
     disk = max((case.estimate.disk_bytes or 0 for case in plan.cases), default=0)
     memory = max((case.estimate.peak_memory_bytes or 0 for case in plan.cases), default=0)
     time = f"about {human_seconds(sum(known))}" if known and len(known) == len(times) else "not known (no calibration)"
+    tuning = sum(case.estimate.train_flops or 0 for case in plan.cases if case.purpose == "tune")
+    of_trials = (
+        f" ({tuning:.3g} of them in {sum(case.purpose == 'tune' for case in plan.cases)} trials)" if tuning else ""
+    )
     return (
-        f"in all: {flops:.3g} training FLOP; training and timing {time}, preparation and evaluation on top; "
+        f"in all: {flops:.3g} training FLOP{of_trials}; training and timing {time}, preparation and evaluation on top; "
         f"peak memory {human_bytes(memory)}; checkpoint {human_bytes(disk)}"
     )
 

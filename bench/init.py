@@ -265,6 +265,10 @@ evaluate:
   tasks: [heldout_cloze, quartz, corr2cause] # language modelling, question answering, inference
   limit: 1000 # items of each
 
+# tune: # the same number of trials for every arm; each then trains at its best. `purpose: confirm` needs it
+#   lr: {{times: [0.5, 1, 2, 4]}} # of each arm's own; or {{from: 1e-3, to: 8e-3, points: 4}}, or a list
+#   share: 0.25 # of the tokens above, for each trial
+
 hypothesis:
   saving: {{at_least: 0.20, target: 0.30}} # of the baseline's compute, at equal loss
   accuracy_drop: {{less_than: 0.01, kind: absolute}} # one percentage point

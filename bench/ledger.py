@@ -86,6 +86,14 @@ def shared(study: Study, arm: str, other: str, scale: str) -> list[Charge]:
     return [_charge(study, case) for key, case in study.needed(arm, scale).items() if key in theirs]
 
 
+def training_cost(record: Record, endpoint: Endpoint) -> float | None:
+    """What one training (or trial) cost; None where that is not known, or modelled."""
+    found = record.metrics.get(_COSTS[endpoint]["train"])
+    if found is None or found.value is None or (endpoint == "energy" and found.grade not in EVIDENCE):
+        return None
+    return float(found.value)
+
+
 def _charge(study: Study, case: PlannedCase) -> Charge:
     record = study.records.get(case.id)
     return Charge(case.id, case.label, {endpoint: _cost(study, case, record, endpoint) for endpoint in ENDPOINTS})

@@ -97,7 +97,8 @@ def _train(job: Job, folder: Path) -> Outcome:
     window.start()
     _pull(workloads.train(state, batches), state, log, window, folder)
     metrics = window.stop()
-    workloads.save_model(state, folder / "model")
+    if job.case.purpose != "tune":  # nobody builds on a trial's weights
+        workloads.save_model(state, folder / "model")
 
     metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
     metrics |= _validation_metrics(job, state, folder)

@@ -80,7 +80,7 @@ def run_hash(suite: Suite, machine_class: str) -> str:
 
 
 def _in_running_order(cases: Iterable[Case]) -> list[Case]:
-    """Preparation, then timing, then seed by seed with the arms interleaved; an evaluation follows its training.
+    """Preparation, timing, trials, then seed by seed with the arms interleaved; an evaluation follows its training.
 
     Interleaving spreads whatever drifts on the machine over all arms, and a study cut short has whole seeds.
     """
@@ -94,10 +94,11 @@ def _in_running_order(cases: Iterable[Case]) -> list[Case]:
         elif case.kind == "timing":
             key[case.id] = (1, position[case.id])
         elif case.kind == "train":
-            group = (case.arm, case.scale, case.seed)
-            begun = [key[parent][3] for parent in case.parents if len(key[parent]) > 3]  # ranks of trainings
+            is_trial = case.purpose == "tune"
+            group = (case.arm, case.scale, case.seed, is_trial)
+            begun = [key[parent][3] for parent in case.parents if key[parent][0] == 3]  # ranks of trainings
             rank = seen_of_arm[group] = max(seen_of_arm.get(group, -1) + 1, *begun, 0)
-            key[case.id] = (2, case.scale, case.seed, rank, position[case.id])
+            key[case.id] = (2 if is_trial else 3, case.scale, case.seed, rank, position[case.id])
         else:
             key[case.id] = (*key[case.parents[0]], position[case.id])
     return sorted(ordered, key=lambda case: key[case.id])

@@ -92,6 +92,11 @@ class Record(Frozen):
     """Descriptive data that no metric is: loss curve, timing blocks, the three counts, drop reasons, task facts."""
     sha256: str | None = None
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a tuning trial: a training that no arm is judged by."""
+        return "trial" in self.detail
+
     def value(self, metric: str) -> float | None:
         """The metric's value, or None where it is missing."""
         found = self.metrics.get(metric)

@@ -16,10 +16,11 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from bench import trials
 from bench.case import Case
 from bench.casefolder import Job, Outcome, read_progress, write_atomically
 from bench.executors import Executor, Exit, Running
@@ -144,6 +145,7 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
     known = read(path) if path.exists() else []
     attempts = {case.id: sum(r.case.id == case.id for r in known) for case in plan.cases}
     finished = {record.case.id: record for record in known if record.status != "failed"}
+    cases = {case.id: case for case in plan.cases}
     made: list[Record] = []
     context.display.begin(plan, finished)
     try:
@@ -152,8 +154,8 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
                 if case.id in finished:
                     continue
                 context.display.case_started(case)
-                outcome = _blocked(case, finished) or _execute(folder, case, context)
-                record = _record(case, outcome, attempts[case.id] + 1, context)
+                outcome, tuning = _run(folder, case, cases, finished, context)
+                record = _record(case, outcome, attempts[case.id] + 1, context, tuning)
                 append(path, record)
                 (folder / "cases" / case.id / "outcome.json").unlink(missing_ok=True)
                 made.append(record)
@@ -167,8 +169,27 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
     return made
 
 
-def _blocked(case: Case, finished: Mapping[str, Record]) -> Outcome | None:
-    """A case that cannot run gets its reason instead."""
+def _run(
+    folder: Path, case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record], context: RunContext
+) -> tuple[Outcome, dict[str, Any]]:
+    """One case, with the setting that its trials chose where it has any; the outcome and how that was chosen."""
+    blocked = _blocked(case, cases, finished)
+    if blocked is not None:
+        return blocked, {}
+    if "tune" not in case.spec or case.recipe is None:
+        return _execute(folder, case, context), {}
+    choice = trials.choice(case, cases, finished)
+    if choice is None:
+        reason = (
+            f"not run: every trial of {case.arm} at scale {case.scale} diverged; hint: lower the rates of `tune.lr`"
+        )
+        return Outcome(status="failed", reason=reason), {}
+    tuned = case.model_copy(update={"recipe": trials.at(case.recipe, choice.setting)})
+    return _execute(folder, tuned, context), {"tuning": choice.to_dict(case.spec["tune"]["metric"])}
+
+
+def _blocked(case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record]) -> Outcome | None:
+    """A case that cannot run gets its reason instead. A trial that diverged is a bad setting, not an obstacle."""
     if not case.applies:
         return Outcome(status="not_applicable", reason=case.reason)
     if not case.fits:
@@ -179,7 +200,7 @@ def _blocked(case: Case, finished: Mapping[str, Record]) -> Outcome | None:
             return Outcome(status="failed", reason=f"not run: case {parent}, which it builds on, has no result")
         if record.status == "not_applicable":
             return Outcome(status="not_applicable", reason=record.reason)
-        if record.status == "diverged":
+        if record.status == "diverged" and cases[parent].purpose != "tune":
             return Outcome(status="failed", reason=f"not run: case {parent}, which it builds on, diverged")
     return None
 
@@ -283,7 +304,8 @@ def _outcome(place: Path, ended: Exit, reason: str | None) -> Outcome:
     return Outcome(status="failed", reason=reason)
 
 
-def _record(case: Case, outcome: Outcome, attempt: int, context: RunContext) -> Record:
+def _record(case: Case, outcome: Outcome, attempt: int, context: RunContext, tuning: Mapping[str, Any]) -> Record:
+    trial = {"trial": case.spec["trial"]} if "trial" in case.spec else {}
     return Record(
         status=outcome.status,
         attempt=attempt,
@@ -293,7 +315,7 @@ def _record(case: Case, outcome: Outcome, attempt: int, context: RunContext) -> 
         reason=outcome.reason,
         case=CaseKey(id=case.id, kind=case.kind, arm=case.arm, scale=case.scale, seed=case.seed, horizon=case.horizon),
         metrics=outcome.metrics,
-        detail=outcome.detail,
+        detail={**outcome.detail, **trial, **tuning},
     )
 
 

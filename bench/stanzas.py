@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
 from bench import design
 from bench.design import AblationKind, Endpoint, Frozen, Name, Role
@@ -22,6 +22,10 @@ MIN_BLOCKS = 8
 MIN_BLOCK_STEPS = 20
 """Steps of an arm in a block: shorter blocks measure the clock and the cache, not the step."""
 DAY_S = 86_400
+MIN_STEPS = 20
+"""A training shorter than this says nothing about any technique."""
+MAX_TRIALS = 100
+"""Trials of one arm: more is a search, not parity."""
 
 RecipeMapping = dict[str, Any]
 """Part of a recipe, as written; checked after it is merged. The JSON Schema gives it the type of a recipe."""
@@ -147,6 +151,79 @@ class Controls(Frozen):
     """The control arm that is a smaller dense model at the claim's FLOPs a token."""
     aa: Name | None = None
     """The control arm that differs from the baseline in `model.init_stream` only: the false alarm rate."""
+
+
+Rate = Annotated[float, Field(gt=0, le=10)]
+Factor = Annotated[float, Field(gt=0, le=1000)]
+
+
+class Spaced(Frozen):
+    """Learning rates evenly spaced on a logarithmic scale, both ends included."""
+
+    from_: Annotated[Rate, Field(alias="from")]
+    """The lowest."""
+    to: Rate
+    """The highest."""
+    points: Annotated[Count, Field(ge=2, le=MAX_TRIALS)]
+    """How many."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if self.from_ >= self.to:
+            raise ValueError(f"from ({self.from_:g}) must be below to ({self.to:g})")
+        return self
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {"from": self.from_, "to": self.to, "points": self.points}
+
+    def values(self) -> tuple[float, ...]:
+        """The rates, rising, to six digits (so that a plan is the same on every machine)."""
+        step = (self.to / self.from_) ** (1 / (self.points - 1))
+        return tuple(float(f"{self.from_ * step**n:.6g}") for n in range(self.points))
+
+
+class Multiples(Frozen):
+    """Learning rates as multiples of each arm's own: for arms whose optimizers want rates of different sizes."""
+
+    times: Annotated[tuple[Factor, ...], Field(min_length=2, max_length=MAX_TRIALS)]
+    """The factors."""
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "list"
+    is_multiples = isinstance(value, Multiples) or (isinstance(value, Mapping) and "times" in value)
+    return "multiples" if is_multiples else "spaced"
+
+
+Rates = Annotated[
+    Annotated[tuple[Rate, ...], Field(min_length=2, max_length=MAX_TRIALS), Tag("list")]
+    | Annotated[Spaced, Tag("spaced")]
+    | Annotated[Multiples, Tag("multiples")],
+    Discriminator(_form),
+]
+
+
+class Tune(Frozen):
+    """Learning-rate trials, the same number for every trained arm at every scale; each arm trains with its best."""
+
+    lr: Rates
+    """Peak learning rates to try: a list, `{from, to, points}` evenly spaced on a logarithmic scale, or multiples of
+    each arm's own, `{times: [0.5, 1, 2]}`."""
+    weight_decay: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=10)], ...], Field(min_length=1, max_length=MAX_TRIALS)] | None
+    ) = None
+    """Values of weight decay to try with each rate; null keeps each arm's own."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Tokens of a trial, as a share of the scale's. Longer trainings want smaller rates, by a power law of the tokens
+    (exponent near a third: Bjorck et al., arXiv 2409.19913): a quarter of them errs by 1.6, less than a step of two."""
+    seed: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=20)] = (
+        1_000_000,
+    )
+    """Seeds of the trials, none of them the study's own; a choice rests on the mean over them."""
+    validation: Name | None = None
+    """The validation set whose loss decides; null is the first."""
 
 
 class Timing(Frozen):

@@ -40,14 +40,30 @@ class PlannedCase(BaseModel):
     horizon: float | None = None
     parents: tuple[str, ...] = ()
     purpose: str = ""
+    spec: Mapping[str, Any] = Field(default_factory=dict[str, Any])
     estimate: Mapping[str, Any] = Field(default_factory=dict[str, Any])
     fits: bool = True
     reason: str | None = None
 
     @property
+    def is_trial(self) -> bool:
+        """Whether it is a tuning trial."""
+        return self.purpose == "tune"
+
+    @property
+    def place(self) -> str:
+        """Its kind; tuning trials are kept apart from the trainings that arms are judged by."""
+        return "trial" if self.is_trial else self.kind
+
+    @property
+    def tuning(self) -> Mapping[str, Any]:
+        """How a training chooses among its trials; empty where it had none."""
+        return self.spec.get("tune") or {}
+
+    @property
     def label(self) -> str:
         """Short name for people: `train moe/s seed 0 x1`."""
-        parts = [self.kind, self.arm + (f"/{self.scale}" if self.scale else "")]
+        parts = [self.place, self.arm + (f"/{self.scale}" if self.scale else "")]
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         parts += [f"x{self.horizon:g}"] if self.horizon is not None else []
         return " ".join(parts)
@@ -90,14 +106,14 @@ class Study:
     def _by_place(self) -> dict[tuple[Any, ...], list[PlannedCase]]:
         found: dict[tuple[Any, ...], list[PlannedCase]] = {}
         for case in self.cases.values():
-            found.setdefault((case.kind, case.arm, case.scale), []).append(case)
+            found.setdefault((case.place, case.arm, case.scale), []).append(case)
         return found
 
     @cached_property
     def _by_seed(self) -> dict[tuple[Any, ...], list[PlannedCase]]:
         found: dict[tuple[Any, ...], list[PlannedCase]] = {}
         for case in self.cases.values():
-            found.setdefault((case.kind, case.arm, case.scale, case.seed), []).append(case)
+            found.setdefault((case.place, case.arm, case.scale, case.seed), []).append(case)
         return found
 
     def of_seed(self, kind: CaseKind, arm: str, scale: str, seed: int) -> list[PlannedCase]:
@@ -105,8 +121,12 @@ class Study:
         return self._by_seed.get((kind, arm, scale, seed), [])
 
     def planned(self, kind: CaseKind, arm: str, scale: str | None) -> list[PlannedCase]:
-        """Planned cases of a kind, arm and scale, in running order."""
+        """Planned cases of a kind, arm and scale, in running order; tuning trials are no trainings."""
         return self._by_place.get((kind, arm, scale), [])
+
+    def trials(self, arm: str, scale: str) -> list[PlannedCase]:
+        """Planned tuning trials of an arm at a scale."""
+        return self._by_place.get(("trial", arm, scale), [])
 
     def finished(self, case: PlannedCase) -> Record | None:
         """The case's record if it has a result (`ok` or `diverged`)."""
@@ -145,12 +165,12 @@ class Study:
         return arm.against or self.design.baseline
 
     def ancestors(self, parents: Iterable[str]) -> dict[str, PlannedCase]:
-        """These cases and everything that had to be run before them."""
+        """These cases and everything that had to be run before them, but for tuning trials."""
         found: dict[str, PlannedCase] = {}
         waiting = list(parents)
         while waiting:
             case = self.cases.get(waiting.pop())
-            if case is not None and case.id not in found:
+            if case is not None and case.id not in found and not case.is_trial:
                 found[case.id] = case
                 waiting.extend(case.parents)
         return found

@@ -31,6 +31,7 @@ from bench.stanzas import (
     Scale,
     Target,
     Timing,
+    Tune,
 )
 from lmopt.data.spec import Data
 from lmopt.recipe import Recipe
@@ -65,6 +66,9 @@ class Suite(Frozen):
     """`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons."""
     controls: Controls = Controls()
     """Controls."""
+    tune: Tune | None = None
+    """Learning-rate trials of every trained arm; null trains each arm with its recipe's. A confirming study without
+    them decides nothing."""
     timing: Timing = Timing()
     """How step times are compared."""
     evaluate: Evaluate = Evaluate()
@@ -77,8 +81,6 @@ class Suite(Frozen):
     """What one case may use."""
     budget: Annotated[str, Field(max_length=60)] | None = None
     """What the whole study may cost: `30min`, `5M tokens` or `1e15 FLOP`; it is cut to what fits."""
-    tuned: bool = False
-    """Every arm had the same number of learning-rate trials. A confirming study without it decides nothing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -142,7 +144,7 @@ class Suite(Frozen):
             horizons=self.over.horizon,
             hypothesis=design.Hypothesis(**self.hypothesis.model_dump()),
             gate=self.gate,
-            tuned=self.tuned,
+            tuned=self.tune is not None,
             controls=self._control_arms(),
             extrapolate=None if self.extrapolate is None else design.Target(**self.extrapolate.model_dump()),
             ablation=ablation.design_of(Draft.of(self.model_dump(mode="json"))),

@@ -25,6 +25,7 @@ from bench.report.sections import (
     profiles,
     savings,
     sizes,
+    tuning,
 )
 from bench.report.sections import (
     accuracy as accuracy_section,
@@ -41,6 +42,7 @@ SECTIONS = (
     domains,
     experts,
     ledger,
+    tuning,
     corpus,
     certainty,
     gaps,

@@ -75,12 +75,13 @@ class RunFolder:
     def of(
         self, kind: CaseKind, arm: str | None = None, scale: str | None = None, horizon: float | None = None
     ) -> list[Record]:
-        """Finished records of a kind, in the order of seed and horizon."""
+        """Finished records of a kind but for tuning trials, in the order of seed and horizon."""
         found = [
             record
             for record in self.records
             if record.status == "ok"
             and record.case.kind == kind
+            and not record.is_trial
             and arm in (None, record.case.arm)
             and scale in (None, record.case.scale)
             and (horizon is None or same(record.case.horizon, horizon))

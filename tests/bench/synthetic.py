@@ -37,6 +37,9 @@ JOULES_PER_TOKEN = 2e-4
 DOMAINS = {"web": 0.0, "wiki": -0.06, "code": 0.11}
 """Validation domain -> offset in bits per byte."""
 BYTES_PER_TOKEN = 3.1
+TRIALS = {0.001: 4.2, 0.002: 4.1, 0.004: 4.15}
+"""Learning rate -> loss of a tuning trial, of every arm."""
+TRIAL_SEED = 1_000_000
 ITEM_SD = 1.2
 """Probit scale of item difficulty; larger means fewer discordant pairs."""
 RUN_SD = 0.6
@@ -138,7 +141,8 @@ class World:
     timing_noise: float = 0.02
     energy: str | None = "counter"
     """Grade of energy readings; None: no sensor."""
-    tuned: bool = True
+    tuned: bool = False
+    """Every arm has TRIALS and trains with the best of them."""
     hypothesis: Hypothesis = HYPOTHESIS
     gate: tuple[GateRule, ...] = DEFAULT_GATE
     controls: tuple[str, ...] = ("truncated", "half")
@@ -218,7 +222,7 @@ def draw(world: World) -> Synthetic:
     design = _design(world)
     cases = list(_cases(world, design))
     for case in cases:
-        if case["kind"] == "train":
+        if case["kind"] == "train" and case["purpose"] != "tune":
             ratio = _arms_by_name(world)[case["arm"]].flops_ratio
             case["estimate"]["train_flops"] = case["horizon"] * TOKENS * FLOPS_PER_TOKEN * ratio
     noise = {
@@ -303,7 +307,7 @@ def _facts(arm: Planted) -> dict[str, Any]:
 
 def _case(kind: str, arm: str, purpose: str, parents: Sequence[str] = (), **key: Any) -> dict[str, Any]:
     fields = {"kind": kind, "arm": arm, "scale": None, "seed": None, "horizon": None, "parents": list(parents),
-              "purpose": purpose, "recipe": None} | key  # fmt: skip
+              "purpose": purpose, "recipe": None, "spec": {}} | key  # fmt: skip
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
     estimate = {
         "train_flops": None,
@@ -311,7 +315,7 @@ def _case(kind: str, arm: str, purpose: str, parents: Sequence[str] = (), **key:
         "time_s": 30.0 if kind == "train" else 5.0,
         "disk_bytes": None,
     }
-    return {"id": digest} | fields | {"spec": {}, "estimate": estimate, "fits": True, "reason": None}
+    return {"id": digest} | fields | {"estimate": estimate, "fits": True, "reason": None}
 
 
 def _cases(world: World, design: Design) -> Iterator[dict[str, Any]]:
@@ -330,8 +334,24 @@ def _cases(world: World, design: Design) -> Iterator[dict[str, Any]]:
             yield _case("timing", arm.name, "timing", [data], scale=scale, seed=world.seeds[0])
         if arm.role == "timing":
             continue
+        trials = [
+            _case(
+                "train",
+                arm.name,
+                "tune",
+                [data],
+                scale=scale,
+                seed=TRIAL_SEED,
+                horizon=0.25,
+                spec={"trial": {"lr": lr}},
+            )
+            for lr in (TRIALS if world.tuned else ())
+        ]
+        yield from trials
+        tuning = {"tune": {"metric": "val_loss"}} if trials else {}
         for (horizon, purpose), seed in product(_horizons(world, design, arm, scale).items(), world.seeds):
-            train = _case("train", arm.name, purpose, [data], scale=scale, seed=seed, horizon=horizon)
+            parents = [data, *(trial["id"] for trial in trials)]
+            train = _case("train", arm.name, purpose, parents, scale=scale, seed=seed, horizon=horizon, spec=tuning)
             yield train
             evaluated = purpose in ("claim_point", "truncated", "half") or (
                 arm is BASELINE and horizon in (1.0, 0.8, 0.5)
@@ -377,10 +397,13 @@ def _record(
         status, reason = "diverged", "loss became nan at step 17"
     elif case["kind"] == "evaluate" and case["seed"] in arm.diverged:
         status, reason = "failed", "its training left no model"
+    elif case["purpose"] == "tune":
+        metrics, detail = _trial(case)
     elif case["kind"] == "prepare":
         metrics, detail = _prepare(world, case, arm)
     elif case["kind"] == "train":
         metrics, detail = _train(world, case, arm, noise[case["scale"], case["seed"]], random)
+        detail |= _choice(case) if case["spec"] else {}
     elif case["kind"] == "evaluate":
         metrics, detail = _evaluate(world, items[case["id"]])
     else:
@@ -413,6 +436,29 @@ def _prepare(world: World, case: Mapping[str, Any], arm: Planted) -> tuple[dict[
         "manifest_sha256": hashlib.sha256(case["id"].encode()).hexdigest(),
     }  # fmt: skip
     return metrics, detail
+
+
+def _trial(case: Mapping[str, Any]) -> tuple[dict[str, Reading], dict[str, Any]]:
+    lr = case["spec"]["trial"]["lr"]
+    flops = 0.25 * TOKENS * FLOPS_PER_TOKEN
+    metrics = {
+        "train_flops": reading(flops, "FLOP", "counted"), "train_time_s": reading(5.0, "s", "timed"),
+        "energy_j": missing("J", "no RAPL in this VM", "package0"),
+        "val_loss": reading(TRIALS[lr], "nat/token", "counted"),
+    }  # fmt: skip
+    return metrics, {"trial": {"lr": lr}, "tokens": round(0.25 * TOKENS)}
+
+
+def _choice(case: Mapping[str, Any]) -> dict[str, Any]:
+    """How a training came to its setting: its trials are the parents after the shards."""
+    best = min(TRIALS, key=lambda lr: TRIALS[lr])
+    trials = [
+        {"case": parent, "seed": TRIAL_SEED, "lr": lr, "loss": TRIALS[lr]}
+        for parent, lr in zip(case["parents"][1:], TRIALS, strict=True)
+    ]
+    return {
+        "tuning": {"chosen": {"lr": best}, "loss": TRIALS[best], "metric": "val_loss", "edges": {}, "trials": trials}
+    }
 
 
 def _train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -42,8 +43,8 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(place: Path, out: str, tokens: int, *, every_s: float = 20.0) -> subprocess.Popen[str]:
-    (place / "tiny.yaml").write_text(SUITE.replace("TOKENS", str(tokens)))
+def start(place: Path, out: str, tokens: int, *, every_s: float = 20.0, suite: str = SUITE) -> subprocess.Popen[str]:
+    (place / "tiny.yaml").write_text(suite.replace("TOKENS", str(tokens)))
     program = "import sys; from bench.cli import main\nsys.exit(main(['run', 'tiny.yaml', '--out', sys.argv[1]]))"
     environment = os.environ | {"LMBENCH_CHECKPOINT_EVERY_S": str(every_s), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -90,6 +91,30 @@ def test_a_run_leaves_everything_the_architecture_names(place: Path) -> None:
     again = finish(start(place, "run", 3000))
     assert again == out
     assert len((folder / "looks.jsonl").read_text().splitlines()) == 1, "the same records are one look"
+
+
+def test_a_tuned_run_trains_each_arm_at_the_best_of_its_trials_and_reports_the_grid(place: Path) -> None:
+    suite = SUITE + "tune: {lr: [1e-4, 1e-2], share: 0.5}\n"
+    out = finish(start(place, "run", 6000, suite=suite))
+    assert out.strip().splitlines()[-1] == "run"
+    records = read(place / "run" / "records.jsonl")
+    trials = {(r.case.arm, r.detail["trial"]["lr"]): r for r in records if r.is_trial}
+    assert set(trials) == {(arm, lr) for arm in ("dense", "moe") for lr in (1e-4, 1e-2)}
+    for record in records:
+        if record.case.kind == "train" and not record.is_trial:
+            tuning = record.detail["tuning"]
+            losses = {lr: trials[record.case.arm, lr].value("val_loss") or math.inf for lr in (1e-4, 1e-2)}
+            best = min(losses, key=lambda lr: losses[lr])
+            assert tuning["chosen"] == {"lr": best}
+            assert set(tuning["edges"]) == {"lr"}, "of two rates the best is an end"
+            job = json.loads((place / "run" / "cases" / record.case.id / "case.json").read_text())
+            assert job["case"]["recipe"]["optimizer"]["lr"] == best
+    verdict = json.loads((place / "run" / "verdict.json").read_text())
+    assert verdict["tuning"]["xs"]["equal"] is True
+    page = (place / "run" / "report.md").read_text()
+    assert "How hard each arm was tuned" in page
+    assert "the grid may be too narrow" in page
+    assert not list((place / "run" / "cases" / trials["moe", 1e-4].case.id).glob("model")), "nobody builds on a trial"
 
 
 @pytest.mark.slow

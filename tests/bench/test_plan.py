@@ -11,6 +11,7 @@ from bench.case import Case
 from bench.estimate import Machine
 from bench.forecast import render
 from bench.plan import Plan, make_plan, run_hash
+from bench.stanzas import Tune
 from bench.suite import Suite, load_suite
 from lmopt import cost
 from tests.bench.small_suite import MOE, loaded
@@ -117,6 +118,96 @@ def test_planning_imports_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# --- tuning --------------------------------------------------------------------------------------
+
+TUNE = Tune.model_validate({"lr": {"from": 1e-3, "to": 8e-3, "points": 4}, "share": 0.2})
+
+
+@pytest.fixture(scope="module")
+def tuned(suite: Suite) -> Suite:
+    return suite.model_copy(update={"tune": TUNE})
+
+
+def trials_of(plan: Plan, arm: str) -> list[Case]:
+    return [case for case in plan.cases if case.purpose == "tune" and case.arm == arm]
+
+
+def test_every_trained_arm_has_the_same_trials_on_seeds_of_their_own(tuned: Suite) -> None:
+    plan = make_plan(tuned, MACHINE)
+    for arm in ("dense", "clean", "moe", "all"):
+        mine = trials_of(plan, arm)
+        assert [case.recipe.optimizer.lr for case in mine if case.recipe] == [1e-3, 2e-3, 4e-3, 8e-3]
+        assert {(case.seed, case.horizon) for case in mine} == {(1_000_000, 0.2)}
+    assert not trials_of(plan, "fp32"), "a timing arm trains at nothing"
+
+
+def test_every_training_builds_on_its_arms_trials_and_keeps_shards_first_and_corpus_last(tuned: Suite) -> None:
+    plan = make_plan(tuned, MACHINE)
+    purposes = {case.id: case.purpose for case in plan.cases}
+    for case in plan.cases:
+        if case.kind == "train" and case.purpose != "tune":
+            mine = [trial.id for trial in trials_of(plan, case.arm)]
+            assert list(case.parents[1:-1]) == mine
+            assert (purposes[case.parents[0]], purposes[case.parents[-1]]) == ("shards", "corpus")
+            assert case.spec["tune"] == {"metric": "val_loss"}
+
+
+def test_trials_run_before_every_training_and_after_timing(tuned: Suite) -> None:
+    stages = [
+        case.purpose if case.purpose in ("timing", "tune") else case.kind for case in make_plan(tuned, MACHINE).cases
+    ]
+    first = {stage: stages.index(stage) for stage in ("timing", "tune", "train")}
+    last_trial = len(stages) - 1 - stages[::-1].index("tune")
+    assert first["timing"] < first["tune"] < last_trial < first["train"]
+
+
+def test_another_grid_makes_other_trainings_and_leaves_preparation_timing_and_claim_points(
+    tuned: Suite, plan: Plan
+) -> None:
+    planned = make_plan(tuned, MACHINE)
+    wider = tuned.model_copy(update={"tune": TUNE.model_copy(update={"lr": (1.5e-3, 9e-3)})})
+    others = {case.id for case in make_plan(wider, MACHINE).cases}
+    kept = {case.purpose for case in planned.cases if case.id in others}
+    assert kept == {"corpus", "shards", "timing"}
+    assert {case.id for case in planned.cases if case.kind == "timing"} == {
+        c.id for c in plan.cases if c.kind == "timing"
+    }
+    assert planned.design.claim_points == plan.design.claim_points
+
+
+def test_multiples_are_of_each_arms_own_rate(suite: Suite) -> None:
+    arms = tuple(
+        arm.model_copy(update={"change": {**arm.change, "optimizer": {"lr": 0.01}}}) if arm.name == "moe" else arm
+        for arm in suite.arms
+    )
+    tune = Tune.model_validate({"lr": {"times": [0.5, 1, 2]}, "weight_decay": [0.0, 0.1]})
+    plan = make_plan(suite.model_copy(update={"arms": arms, "tune": tune}), MACHINE)
+    tried = [(c.recipe.optimizer.lr, c.recipe.optimizer.weight_decay) for c in trials_of(plan, "moe") if c.recipe]
+    assert tried == [(0.005, 0.0), (0.005, 0.1), (0.01, 0.0), (0.01, 0.1), (0.02, 0.0), (0.02, 0.1)]
+    own = suite.resolve("dense", "1m").optimizer.lr
+    assert [c.recipe.optimizer.lr for c in trials_of(plan, "dense") if c.recipe][2] == pytest.approx(own)
+
+
+def test_trials_cost_what_they_train_and_a_budget_knows_them(tuned: Suite) -> None:
+    plan = make_plan(tuned, MACHINE)
+    trial, training = trials_of(plan, "moe")[0], trainings(plan, "moe")[1.0]
+    assert trial.estimate.train_flops == pytest.approx(0.2 * (training.estimate.train_flops or 0), rel=0.01)
+    assert f"in {4 * 4} trials)" in render(plan)
+    long = tuned.model_copy(update={"tune": TUNE.model_copy(update={"share": 0.9})})
+    whole = spent(make_plan(long, MACHINE))
+    cut, notes = fit(long, MACHINE, parse_budget(f"{int(0.5 * whole)} flop"))
+    assert 0.4 * whole < spent(make_plan(cut, MACHINE)) <= 0.5 * whole
+    assert "tokens cut to" in notes[-1]
+    with pytest.raises(BudgetError, match="nothing of this study fits"):
+        fit(tuned, MACHINE, parse_budget(f"{int(0.3 * spent(plan))} flop"))  # a trial would be too short
+
+
+def test_a_tuned_suite_loads_back_to_the_same_study(tuned: Suite, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(tuned.resolved_yaml())
+    assert load_suite(tmp_path / "suite.yaml") == tuned
+    assert tuned.design().tuned
 
 
 # --- budgets -------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from bench import runner
+from bench.case import Case
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.executors import Exit
 from bench.record import RecordError, read, reading
 from bench.runner import FolderInUse, Limits, OtherRun, RunContext, adopt, locked, run_cases
+from lmopt.recipe import Recipe
 from tests.bench.fakes import Behaviour, FakeDisplay, FakeExecutor, case, chain, plan, succeed
 
 
@@ -90,6 +93,82 @@ def test_a_diverged_case_is_a_result_and_is_not_tried_again(tmp_path: Path) -> N
     run_cases(tmp_path, plan(one), again)
     assert again.executor.started == []
     assert [r.status for r in read(tmp_path / "records.jsonl")] == ["diverged"]
+
+
+def tuned(rates: Mapping[float, float | None]) -> tuple[list[Case], dict[str, Behaviour]]:
+    """Trials that end at these losses (None: they diverge), then a training that builds on them."""
+    recipe = Recipe.model_validate({"model": {"layers": 1, "width": 8, "heads": 1, "vocab": 300}, "tokens": 10_000})
+    fields = {"kind": "train", "scale": "s", "recipe": recipe, "seed": 7, "horizon": 0.25}
+    cases = [
+        case(n, **fields, purpose="tune", spec={"trial": {"lr": lr}}) for n, lr in enumerate(rates, 1)
+    ]  # fmt: skip
+    parents = tuple(trial.id for trial in cases)
+    cases.append(case(9, **fields, purpose="variant", parents=parents, spec={"tune": {"metric": "val_loss"}}))
+    return cases, {trial.id: ends_at(loss) for trial, loss in zip(cases, rates.values(), strict=False)}
+
+
+def ends_at(loss: float | None) -> Behaviour:
+    def behaviour(job: Job, folder: Path) -> Exit:
+        metrics = {} if loss is None else {"val_loss": reading(loss, "nat/token", "counted")}
+        outcome = Outcome(status="diverged" if loss is None else "ok", reason="loss nan" if loss is None else None,
+                          metrics=metrics)  # fmt: skip
+        write_atomically(folder / "outcome.json", outcome.model_dump_json())
+        return Exit(0)
+
+    return behaviour
+
+
+def trained_at(folder: Path) -> float:
+    job = Job.model_validate_json((folder / "cases" / ("9" * 16) / "case.json").read_text())
+    assert job.case.recipe is not None
+    return job.case.recipe.optimizer.lr
+
+
+def test_a_training_starts_at_the_best_setting_of_its_trials_and_records_the_whole_grid(tmp_path: Path) -> None:
+    cases, behaviours = tuned({0.001: 3.0, 0.002: 2.9, 0.004: None})
+    run_cases(tmp_path, plan(*cases), context(behaviours))
+    assert trained_at(tmp_path) == 0.002
+    records = read(tmp_path / "records.jsonl")
+    assert [record.status for record in records] == ["ok", "ok", "diverged", "ok"], "a bad setting is a result"
+    assert records[2].detail == {"trial": {"lr": 0.004}}
+    tuning = records[-1].detail["tuning"]
+    assert tuning["chosen"] == {"lr": 0.002}
+    assert tuning["edges"] == {}
+    assert [(one["lr"], one["loss"]) for one in tuning["trials"]] == [(0.001, 3.0), (0.002, 2.9), (0.004, None)]
+
+
+def test_a_tuned_training_is_continued_at_the_same_setting(tmp_path: Path) -> None:
+    cases, behaviours = tuned({0.001: 2.8, 0.002: 2.9})
+
+    def stopped(job: Job, folder: Path) -> Exit:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cases(tmp_path, plan(*cases), context({**behaviours, cases[-1].id: stopped}))
+    before = trained_at(tmp_path)
+    again = context(behaviours)
+    run_cases(tmp_path, plan(*cases), again)
+    assert again.executor.started == [cases[-1].id]
+    assert trained_at(tmp_path) == before == 0.001
+    assert read(tmp_path / "records.jsonl")[-1].detail["tuning"]["edges"] == {"lr": "lowest"}
+
+
+def test_where_every_trial_diverged_the_training_fails_with_the_reason(tmp_path: Path) -> None:
+    cases, behaviours = tuned({0.001: None, 0.002: None})
+    ctx = context(behaviours)
+    run_cases(tmp_path, plan(*cases), ctx)
+    assert cases[-1].id not in ctx.executor.started
+    last = read(tmp_path / "records.jsonl")[-1]
+    assert last.status == "failed"
+    assert "every trial of dense at scale s diverged" in (last.reason or "")
+
+
+def test_a_trial_that_failed_keeps_its_arm_from_training(tmp_path: Path) -> None:
+    cases, behaviours = tuned({0.001: 3.0, 0.002: 2.9})
+    ctx = context({**behaviours, cases[0].id: lambda job, folder: Exit(3)})
+    run_cases(tmp_path, plan(*cases), ctx)
+    assert cases[-1].id not in ctx.executor.started, "equal trials or none"
+    assert cases[0].id in (read(tmp_path / "records.jsonl")[-1].reason or "")
 
 
 def test_a_case_that_does_not_fit_is_never_started(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def test_a_confirming_study_without_controls_decides_nothing_either_way(saving, 
     arm = arm_of(synthesize(saving=saving, seeds=5, purpose="confirm", tuned=False, **BIG))
     assert arm["outcome"] == "INCONCLUSIVE"
     assert arm["why"].startswith(
-        f"would be {outcome} if every arm had had the same number of tuning trials and the smaller"
+        f"would be {outcome} if every arm had had the same number of tuning trials (dense had no tuning trials) and "
+        "the smaller"
     )
 
 

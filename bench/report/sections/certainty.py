@@ -25,8 +25,7 @@ def section(study: RunFolder) -> Section:
         ("Scales", words(", ".join(design.scales) or "none")),
         ("One-sided error of each test", words(f"{alpha:g}", small=halved)),
         ("Printed intervals", words(f"{level_words(study)}, two-sided")),
-        ("Tuning", words("the same number of trials for every arm" if design.tuned else
-                         "arms were not tuned with equal effort: a confirming study would settle nothing")),
+        ("Tuning", words(_tuning(study))),
         ("Looks at the data", words(str(len(study.looks)) if study.looks else "none recorded")),
         ("Preparation is charged against", words("the largest horizon" if hypothesis.budget is None else
                                                  numbers.si(hypothesis.budget) + " tokens")),
@@ -38,6 +37,15 @@ def section(study: RunFolder) -> Section:
     if rested := _conditions(study):
         blocks.append(rested)
     return Section(id="certainty", title="How sure is this?", blocks=tuple(blocks))
+
+
+def _tuning(study: RunFolder) -> str:
+    """Whether the arms were tuned alike, as the verdict read it from the records."""
+    found = [mapping(one) for one in mapping((study.verdict or {}).get("tuning")).values()]
+    if len(found) == len(study.design.scales) and found and all(one.get("equal") is True for one in found):
+        return "the same number of trials for every arm"
+    unequal = next((str(one.get("why")) for one in found if one.get("equal") is not True), "no arm had trials")
+    return f"arms were not tuned with equal effort ({unequal}): a confirming study would settle nothing"
 
 
 def _conditions(study: RunFolder) -> Table | None:
@@ -84,7 +92,9 @@ def _spread(study: RunFolder) -> Table:
                 continue
             records = study.of("train", arm, scale, study.full_horizon())
             loss = over_seeds(records, "val_loss")
-            diverged = sum(one.status == "diverged" and one.case.arm == arm for one in study.records)
+            diverged = sum(
+                one.status == "diverged" and one.case.arm == arm and not one.is_trial for one in study.records
+            )
             rows.append(
                 Row(
                     cells=(

@@ -17,8 +17,11 @@ from bench.report.files import tables
 from bench.report.html import render
 from bench.report.page import compose
 from bench.report.runfolder import load
+from bench.report.tree import Figure, Paragraph, Table
 from bench.study import StudyError
+from bench.verdict import judge
 from tests.bench.report.study_folder import NO_RAPL, Folder, write
+from tests.bench.synthetic import make_run
 
 EVIL = (
     "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7*7 }} [x](javascript:alert(3)) "
@@ -352,3 +355,30 @@ def test_the_terminal_shows_no_control_characters(tmp_path: Path) -> None:
     verdict["arms"]["all"]["why"] = "\x1b[31mred\x07 and\rback"
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
     assert all(letter.isprintable() or letter == "\n" for letter in terminal(tmp_path))
+
+
+def test_the_grid_of_every_arm_is_shown_with_its_cost_and_its_warnings(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", items=0, tuned=True)
+    verdict = judge(run)
+    verdict["tuning"]["s"]["arms"]["moe"]["edges"] = {"lr": "highest"}
+    (run / "verdict.json").write_text(json.dumps(verdict))
+    page = compose(load(run))
+    (section,) = (one for one in page.sections if one.id == "tuning")
+    said = [block.text for block in section.blocks if isinstance(block, Paragraph)]
+    assert said[1:] == [
+        "The best learning rate of moe at scale s is the highest that was tried (0.002): the grid may be too narrow."
+    ]
+    chosen, grid = (block for block in section.blocks if isinstance(block, Table))
+    assert {row.cells[0].text: row.cells[3].value for row in chosen.rows} == dict.fromkeys(
+        ("dense", "clean", "moe", "all"), 0.002
+    )
+    assert len(grid.rows) == 4 * 3
+    assert sum(row.cells[-1].text == "yes" for row in grid.rows) == 4
+    (figure,) = (block for block in section.blocks if isinstance(block, Figure))
+    assert figure.panels[0].missing is None
+    assert "How hard each arm was tuned" in render(page)
+
+
+def test_a_study_without_trials_has_no_section_on_them(tmp_path: Path) -> None:
+    page = compose(load(write(tmp_path)))
+    assert not [one for one in page.sections if one.id == "tuning"]
