@@ -27,6 +27,7 @@ from bench.executors import Executor, Exit, Running
 from bench.plan import Plan
 from bench.process import signal_name
 from bench.record import CaseKey, Record, append, read
+from bench.registration import NotRegistered, register
 
 POLL_EVERY_S = 0.1
 STOP_GRACE_S = 30.0
@@ -117,8 +118,12 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
     """Write what a run folder starts with; a folder that holds the same study is continued.
 
     Raises:
-        OtherRun: the folder holds another study.
+        OtherRun: the folder holds another study, or a confirming study that differs from its registration.
     """
+    try:
+        register(folder, plan)
+    except NotRegistered as error:
+        raise OtherRun(str(error)) from None
     known = folder / "plan.json"
     if known.exists():
         try:

@@ -14,8 +14,18 @@ class PublishError(ValueError):
     """What cannot be published: says why and what to do."""
 
 
-KEPT = ("suite.yaml", "plan.json", "environment.json", "records.jsonl", "looks.jsonl", "verdict.json")
+KEPT = (
+    "suite.yaml",
+    "plan.json",
+    "environment.json",
+    "records.jsonl",
+    "looks.jsonl",
+    "registered.json",
+    "verdict.json",
+)
 """What judging and reporting read; checkpoints, shards and logs stay behind."""
+OPTIONAL = ("looks.jsonl", "registered.json", "report.pdf")
+"""Files that not every study has."""
 SHOWN = ("report.html", "report.pdf", "report.md")
 FOLDERS = ("tables", "figures")
 MAX_ITEMS_BYTES = 2_000_000
@@ -32,9 +42,7 @@ def publish(run: Path, name: str, root: Path) -> list[Path]:
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise PublishError(f"{name!r} is no name for a published study; allowed: letters, digits, `.`, `_` and `-`")
-    wanted = [
-        file for file in (*KEPT, *SHOWN) if not (run / file).exists() and file not in ("looks.jsonl", "report.pdf")
-    ]
+    wanted = [file for file in (*KEPT, *SHOWN) if not (run / file).exists() and file not in OPTIONAL]
     if wanted:
         raise PublishError(
             f"{run}: cannot be published without {', '.join(wanted)}; hint: finish, judge and report it first"
