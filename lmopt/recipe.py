@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lmopt.quantities import Count
+from lmopt.techniques.augmentation import BackTranslation
 from lmopt.techniques.batching import (
     AdaptiveMicro,
     BatchRamp,
@@ -25,9 +26,12 @@ from lmopt.techniques.batching import (
     Phase,
 )
 from lmopt.techniques.datastep import ExactDedup, NearDedup, NgramOverlap, SubstringDedup
+from lmopt.techniques.difficulty import Difficulty
 from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.filters import C4, Classifier, FineWeb, GopherQuality, GopherRepetition, Language
+from lmopt.techniques.infilling import Infilling
 from lmopt.techniques.optimizer import AdamW, AdamW8bit, Cosine
+from lmopt.techniques.order import Curriculum, Shuffled
 from lmopt.techniques.placement import Anywhere, Bound, FirstTouch, Interleaved
 from lmopt.techniques.precision import Bf16, Bf16Stochastic, Fp32, Int8
 from lmopt.techniques.start import Scratch, Upcycled
@@ -45,12 +49,12 @@ from lmopt.techniques.technique import (
 
 __all__ = [
     "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "AdamW8bit",
-    "AdaptiveMicro", "Anywhere", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound", "Classifier", "Cosine",
-    "DataStep", "ExactDedup", "Ffn", "FineWeb", "FirstTouch", "FixedBatch", "Fp32", "GopherQuality",
-    "GopherRepetition", "Int8", "Interleaved", "Language", "LengthWarmup", "Model", "Moe", "NearDedup", "NgramOverlap",
-    "NoiseRamp", "Optimizer", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
-    "Schedule", "Scratch", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder",
-    "plugins", "techniques",
+    "AdaptiveMicro", "Anywhere", "BackTranslation", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound",
+    "Classifier", "Cosine", "Curriculum", "DataStep", "Difficulty", "ExactDedup", "Ffn", "FineWeb", "FirstTouch",
+    "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8", "Interleaved", "Language",
+    "LengthWarmup", "Model", "Moe", "NearDedup", "NgramOverlap", "NoiseRamp", "Optimizer", "Order", "Packed",
+    "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2", "Schedule", "Scratch", "Shuffled",
+    "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -69,9 +73,11 @@ Schedule = _union("schedule", Cosine)
 Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
 Start = _union("start", Scratch, Upcycled)
+Order = _union("order", Shuffled, Curriculum)
 DataStep = _union(
     "data", ExactDedup, NearDedup, SubstringDedup, NgramOverlap,
     GopherQuality, GopherRepetition, C4, FineWeb, Language, Classifier,
+    BackTranslation, Infilling, Difficulty,
 )  # fmt: skip
 
 
@@ -149,6 +155,8 @@ class Recipe(Plain):
     """Where threads run and memory lies on a machine of several NUMA nodes."""
     start: Start = Scratch()
     """Weights that training starts from."""
+    order: Order = Shuffled()
+    """In which order the windows of text are seen."""
     data: tuple[DataStep, ...] = ()
     """Steps that the training text goes through, in order, before it is tokenised."""
     compile: bool = False
@@ -179,6 +187,12 @@ class Recipe(Plain):
             raise ValueError(f"tokens ({self.tokens}) is less than one step of {per_step} tokens")
         if isinstance(self.start, Upcycled) and not isinstance(self.ffn, Moe):
             raise ValueError(f"start (upcycled) makes experts of a dense layer, but ffn is {self.ffn.kind}")
+        if self.order.kind == "curriculum" and all(step.kind != "difficulty" for step in self.data):
+            raise ValueError("order curriculum needs the step {kind: difficulty} in `data`, behind the others")
+        if self.order.kind == "curriculum" and self.batching.kind == "packed":
+            raise ValueError(
+                "order curriculum orders windows of text, and batching packed has none; allowed: the others"
+            )
         return self
 
     def phases(self, horizon: float) -> tuple[Phase, ...]:
@@ -206,6 +220,7 @@ SEAMS: dict[str, Any] = {
     "batching": Batching,
     "placement": Placement,
     "start": Start,
+    "order": Order,
     "data": DataStep,
 }
 """Every seam with its union of techniques."""

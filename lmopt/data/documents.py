@@ -26,6 +26,8 @@ class Document:
     """The source it was read from, for example `pypi:evals==3.0.1.post1`."""
     provenance: str
     """Where inside the source: a file and a line, or how the text was made."""
+    difficulty: float | None = None
+    """How hard it is to learn from, higher is harder; None where no step measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,20 @@ class Dropped:
     """What was measured, for a person who audits the removal."""
 
 
-DataStepFunction = Callable[[Iterable[Document]], Iterator[Document | Dropped]]
-"""What a data step's builder returns: documents in, the same documents in order or their removals out."""
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a step spent on models that make or judge text, told as the work is done."""
+
+    flops: float
+    earlier_s: float = 0.0
+    """Seconds that an earlier process spent on it, whose result was found again; 0 for work done just now."""
+
+
+DataStepFunction = Callable[[Iterable[Document]], Iterator[Document | Dropped | Spent]]
+"""What a data step is: documents in; documents in order, removals and costs out."""
+
+SYNTHETIC = "synthetic:"
+"""How the provenance of a text begins that a model made."""
 
 
 def make(text: str, *, domain: str, source: str, provenance: str) -> Document:
@@ -50,6 +64,17 @@ def make(text: str, *, domain: str, source: str, provenance: str) -> Document:
     clean = _LINE_END.sub("\n", text).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     digest = hashlib.blake2b(f"{source}\0{provenance}".encode("utf-8", "replace"), digest_size=8).hexdigest()
     return Document(digest, clean, domain, source, provenance)
+
+
+def remade(original: Document, text: str, how: str) -> Document:
+    """A synthetic document made of another one: same domain and source, its provenance says how and of which."""
+    provenance = f"{SYNTHETIC}{how} of {original.id}"
+    return make(text, domain=original.domain, source=original.source, provenance=provenance)
+
+
+def is_synthetic(document: Document) -> bool:
+    """Whether a model made the text."""
+    return document.provenance.startswith(SYNTHETIC)
 
 
 def normalised(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmopt.data import books
 from lmopt.data.archives import deb_members, tar_members, zip_members
 from lmopt.data.cache import files_of
 from lmopt.data.formats import Passage, opened, read_csv, text_of
@@ -132,8 +133,7 @@ def dictionary(path: Path) -> Iterator[Passage]:
 
 
 _DOCS = (
-    "python3.11-doc linux-doc-6.1 postgresql-doc-15 sqlite3-doc git-doc perl-doc erlang-doc racket-doc "
-    "qtbase5-doc-html anarchism"
+    "python3.11-doc linux-doc-6.1 postgresql-doc-15 sqlite3-doc git-doc perl-doc erlang-doc racket-doc qtbase5-doc-html"
 )
 
 PACKAGES: dict[str, Package] = {
@@ -147,6 +147,10 @@ PACKAGES: dict[str, Package] = {
     "hub:wikitext-2": Package(wikitext, "CC BY-SA 3.0"),
     "stdlib:": Package(stdlib, "PSF-2.0"),
     **{f"deb:{name}": Package(documentation("technical"), None) for name in _DOCS.split()},
+    "deb:anarchism": Package(documentation("politics"), None),
+    **{f"deb:sword-{name}": Package(books.sword, "public domain") for name in ("text-web", "text-kjv", "comm-tdavid")},
+    "deb:r-cran-janeaustenr": Package(books.r_texts, "public domain"),
+    "deb:wordnet-base": Package(books.wordnet, "WordNet licence"),
     **{f"deb:{name}": Package(dictionary, None) for name in ("dict-gcide", "dict-foldoc", "dict-jargon", "dict-devil")},
 }
 """Source -> how it is read. Where the licence is None, the package's own statement is recorded."""

@@ -1,6 +1,7 @@
 """From a corpus to training tokens: the data steps, then the tokenizer, then one memory-mapped file.
 
 <out>/tokens.bin        token ids, little-endian uint16 or uint32; an end-of-text token behind every document
+<out>/difficulty.bin    float32 a document, where the data steps measured it
 <out>/dropped.parquet   documents that a step removed, with the reason and what they repeat
 <out>/manifest.json     counts, type and hash; written last
 """
@@ -8,7 +9,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +23,11 @@ from numpy.typing import NDArray
 
 from lmopt.data import corpus as corpora
 from lmopt.data import tokenizer
-from lmopt.data.documents import Document, Dropped
+from lmopt.data.documents import Document, Dropped, Spent, is_synthetic
 from lmopt.data.encoding import Encoder
+from lmopt.data.heldout import HeldOut
 from lmopt.data.scratch import Scratch, full_disk_said
-from lmopt.data.stage import Mapper, Stage, batches
+from lmopt.data.stage import Mapper, Stage
 from lmopt.data.storage import (
     DROPPED_COLUMNS,
     DataError,
@@ -33,22 +38,24 @@ from lmopt.data.storage import (
     removed_on_error,
     write_manifest,
 )
-from lmopt.data.tally import Tally
+from lmopt.data.tally import StepCount, Tally
 from lmopt.recipe import DataStep, builder
 from lmopt.step import Step
 
-TOKENS, DROPPED = "tokens.bin", "dropped.parquet"
+TOKENS, DIFFICULTY, DROPPED = "tokens.bin", "difficulty.bin", "dropped.parquet"
 ENCODE_DOCUMENTS = 1024
 """Documents tokenised at a time, and a unit of progress."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Shards:
     """The training tokens of one chain of data steps."""
 
     tokens: NDArray[np.unsignedinteger]
     """All tokens, memory-mapped and read-only: uint16 where the vocabulary allows, else uint32."""
     manifest: dict[str, Any]
+    difficulty: NDArray[np.float32] | None = None
+    """Of each document, in order; None where it was not measured. An end-of-text token ends each document."""
 
     @property
     def sha256(self) -> str:
@@ -83,9 +90,9 @@ def build(
     }
     if _finished(out, made_from):
         return
-    clear(out, (TOKENS, DROPPED))
+    clear(out, (TOKENS, DIFFICULTY, DROPPED))
     words = tokenizer.load(corpus / corpora.TOKENIZER)
-    encoder, tally, digest, count = Encoder(words), Tally(), hashlib.sha256(), 0
+    encoder, tally, digest, difficulty = Encoder(words), Tally(), hashlib.sha256(), array("f")
     end = np.array([tokenizer.end_of_text(words)], tokenizer.token_type(words))
     part = out / (TOKENS + ".part")
     with (
@@ -95,18 +102,37 @@ def build(
         part.open("wb") as file,
     ):
         kept = _through(corpus, steps, tally, dropped, mapper, scratch)
-        for count, batch in enumerate(batches(kept, ENCODE_DOCUMENTS), start=1):
+        for count, batch in enumerate(_portions(kept, tally), start=1):
             yield Step(count, _append(batch, encoder, end, file, digest, tally), notes=tally.notes())
+            difficulty.extend(math.nan if d.difficulty is None else d.difficulty for d in batch)
         file.flush()
         os.fsync(file.fileno())
-    if not count:
+    if not tally.out("documents"):
         raise DataError(f"{out}: the data steps left no document\nhint: relax the steps, or use a larger corpus")
+    _write_difficulty(np.array(difficulty, "<f4"), out)
     part.replace(out / TOKENS)
     facts = {"dtype": tokenizer.token_type(words).name, "end_of_text": tokenizer.end_of_text(words)}
     vocab = {"vocab": words.get_vocab_size()}
     write_manifest(
         out, {"kind": "shards", **made_from, **tally.facts(), **facts, **vocab, "sha256": digest.hexdigest()}
     )
+
+
+def _write_difficulty(difficulty_D: NDArray[np.float32], out: Path) -> None:
+    """Keep what the steps measured.
+
+    Raises:
+        DataError: some documents were measured and others were not.
+    """
+    unmeasured = int(np.isnan(difficulty_D).sum())
+    if unmeasured == len(difficulty_D):
+        return
+    if unmeasured:
+        raise DataError(
+            f"{out}: {unmeasured} of {len(difficulty_D)} documents came behind the step `difficulty`, unmeasured\n"
+            "hint: put it last"
+        )
+    difficulty_D.tofile(out / DIFFICULTY)
 
 
 def _finished(out: Path, made_from: dict[str, Any]) -> bool:
@@ -124,23 +150,71 @@ def _through(
     dropped: DocumentWriter,
     mapper: Mapper | None,
     scratch: Scratch | None,
-) -> Iterator[Document]:
-    """The documents that pass every step; removals are counted and written on the way."""
-    stream: Iterator[Document] = (tally.read(document) for document in documents(corpus / corpora.DOCUMENTS))
+) -> Iterator[Document | Spent]:
+    """The documents that pass every step; removals are counted and written on the way, costs are counted.
+
+    What the last step spends is passed on, so that the caller sees that work is being done between two documents.
+    """
+    stream: Iterator[Any] = (tally.read(document) for document in documents(corpus / corpora.DOCUMENTS))
     for step in steps:
+        count = tally.step(step.kind)
         function = builder(step)
         where = (mapper, scratch) if isinstance(function, Stage) else ()
-        stream = _kept(function(step, stream, *where), tally, dropped)
+        passed = function(step, count.entering(_documents(stream, tally)), *where)
+        stream = _kept(passed, tally, dropped, count)
+    if any(step.makes_text for step in steps):
+        count = tally.step("held_out")
+        stream = _kept(_protected(corpus, count.entering(stream)), tally, dropped, count)
     return stream
 
 
-def _kept(items: Iterable[Document | Dropped], tally: Tally, dropped: DocumentWriter) -> Iterator[Document]:
+def _kept(
+    items: Iterable[Document | Dropped | Spent], tally: Tally, dropped: DocumentWriter, count: StepCount
+) -> Iterator[Document | Spent]:
     for item in items:
+        count.leaving(item)
         if isinstance(item, Dropped):
             dropped.add(item)
             tally.drop(item)
         else:
             yield item
+
+
+def _documents(items: Iterable[Document | Spent], tally: Tally) -> Iterator[Document]:
+    """Documents alone: costs of an earlier step are counted, they are nothing that a later one works on."""
+    for item in items:
+        if isinstance(item, Spent):
+            tally.spend(item)
+        else:
+            yield item
+
+
+def _protected(corpus: Path, items: Iterable[Document | Spent]) -> Iterator[Document | Dropped | Spent]:
+    """Synthetic texts that repeat a validation document are dropped, as real ones were when the corpus was built."""
+    held = HeldOut()
+    for name in read_manifest(corpus, "corpus")["validation_order"]:
+        for _ in held.add_distinct(documents(corpus / corpora.VALIDATION / f"{name}.parquet")):
+            pass
+    for synthetic, run in itertools.groupby(items, lambda item: isinstance(item, Document) and is_synthetic(item)):
+        if synthetic:
+            yield from held.without_duplicates(run)
+        else:
+            yield from run
+
+
+def _portions(items: Iterable[Document | Spent], tally: Tally) -> Iterator[list[Document]]:
+    """Batches of documents, one whenever enough of them are there or models have worked."""
+    batch: list[Document] = []
+    for item in items:
+        if isinstance(item, Spent):
+            tally.spend(item)
+        else:
+            batch.append(item)
+        if isinstance(item, Spent) or len(batch) == ENCODE_DOCUMENTS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _append(
@@ -156,7 +230,7 @@ def _append(
     for document, ids in zip(batch, encoder.encode(document.text for document in batch), strict=True):
         tally.keep(document, len(ids) + 1)
         pieces += (ids, end)
-    tokens = np.concatenate(pieces)
+    tokens = np.concatenate(pieces) if pieces else end[:0]
     data = tokens.astype(tokens.dtype.newbyteorder("<")).tobytes()
     digest.update(data)
     file.write(data)
@@ -175,7 +249,8 @@ def open_shards(folder: Path) -> Shards:
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
         raise DataError(f"{path}: {found} bytes, expected {expected} (truncated?)\nhint: build it again")
-    return Shards(np.memmap(path, kind, mode="r"), facts)
+    measured = folder / DIFFICULTY
+    return Shards(np.memmap(path, kind, mode="r"), facts, np.fromfile(measured, "<f4") if measured.exists() else None)
 
 
 def verify(shards: Shards) -> bool:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandle
 
 from lmopt.data.formats import READERS
 from lmopt.data.packages import PACKAGES
+from lmopt.data.recipes import RECIPES
 from lmopt.data.sources import Source, SourceError, parse
 from lmopt.quantities import Bytes, Count, Share
 from lmopt.recipe import Plain
@@ -78,6 +79,24 @@ class _OrString:
         return {"anyOf": [{"type": "string"}, handler(core)]}
 
 
+def _from_name(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in RECIPES:
+        raise ValueError(
+            f"no corpus is known as {value!r}; known: {', '.join(RECIPES)}. hint: a source stands in a list"
+        )
+    return RECIPES[value]
+
+
+class _OrName:
+    """Tells the JSON Schema that the name of a known corpus is accepted too."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(RECIPES)}, handler(core)]}
+
+
 class Holdout(Plain):
     """Documents held out of the corpus itself, chosen by the hash of their text."""
 
@@ -128,9 +147,13 @@ class Data(Plain):
     """A corpus: where its text comes from, what is held out, how it is cut into tokens."""
 
     corpus: Annotated[
-        tuple[Annotated[CorpusSource, BeforeValidator(_from_string), _OrString()], ...], Field(min_length=1)
+        tuple[Annotated[CorpusSource, BeforeValidator(_from_string), _OrString()], ...],
+        Field(min_length=1),
+        BeforeValidator(_from_name),
+        _OrName(),
     ]
-    """Sources of the training text, in order; a bare string stands for a source with its defaults."""
+    """Sources of the training text, in order; a bare string stands for a source with its defaults. Or the name of a
+    list that is known here: `mixed`, `broad`."""
     validation: Annotated[tuple[Validation, ...], Field(min_length=1)] = (Holdout(),)
     """Validation sets. Training documents that duplicate one of their documents are always dropped."""
     tokenizer: Bpe = Bpe()

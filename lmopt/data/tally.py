@@ -3,9 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lmopt.data.documents import Document, Dropped
+from lmopt.data.documents import Document, Dropped, Spent, is_synthetic
+
+
+@dataclass
+class StepCount:
+    """What went through one data step."""
+
+    kind: str
+    documents_in: int = 0
+    bytes_in: int = 0
+    documents_out: int = 0
+    bytes_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    flops: float = 0.0
+
+    def entering(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Count documents on their way in."""
+        for item in items:
+            if isinstance(item, Document):
+                self.documents_in += 1
+                self.bytes_in += len(item.text.encode())
+            yield item
+
+    def leaving(self, item: Document | Dropped | Spent) -> None:
+        """Count what the step yields."""
+        if isinstance(item, Dropped):
+            self.dropped[item.reason] += 1
+        elif isinstance(item, Spent):
+            self.flops += item.flops
+        else:
+            self.documents_out += 1
+            self.bytes_out += len(item.text.encode())
 
 
 class Tally:
@@ -16,6 +49,15 @@ class Tally:
         self.bytes_in = 0
         self.dropped: Counter[str] = Counter()
         self.domains: dict[str, Counter[str]] = {}
+        self.synthetic: dict[str, Counter[str]] = {}
+        self.passed: list[StepCount] = []
+        self.flops = 0.0
+        self.earlier_s = 0.0
+
+    def step(self, kind: str) -> StepCount:
+        """The count of the next data step."""
+        self.passed.append(StepCount(kind))
+        return self.passed[-1]
 
     def read(self, document: Document) -> Document:
         """Count a document on its way in."""
@@ -27,10 +69,18 @@ class Tally:
         """Count a removal."""
         self.dropped[item.reason] += 1
 
+    def spend(self, item: Spent) -> None:
+        """Count what models cost."""
+        self.flops += item.flops
+        self.earlier_s += item.earlier_s
+
     def keep(self, document: Document, tokens: int | None = None) -> None:
         """Count a document on its way out, with its tokens where it is tokenised."""
         facts = self.domains.setdefault(document.domain, Counter())
-        facts.update(documents=1, bytes=len(document.text.encode()))
+        size = len(document.text.encode())
+        facts.update(documents=1, bytes=size)
+        if is_synthetic(document):
+            self.synthetic.setdefault(document.domain, Counter()).update(documents=1, bytes=size)
         if tokens is not None:
             facts.update(tokens=tokens)
 
@@ -49,6 +99,10 @@ class Tally:
             **({"tokens": self.out("tokens")} if counted else {}),
             "dropped": dict(sorted(self.dropped.items())),
             "domains": {name: dict(self.domains[name]) for name in sorted(self.domains)},
+            "synthetic": {name: dict(self.synthetic[name]) for name in sorted(self.synthetic)},
+            "passed": [{**asdict(count), "dropped": dict(sorted(count.dropped.items()))} for count in self.passed],
+            "flops": self.flops,
+            "earlier_s": self.earlier_s,
         }
 
     def notes(self) -> dict[str, float]:
@@ -58,4 +112,6 @@ class Tally:
             "kept_documents": float(self.out("documents")),
             "bytes": float(self.bytes_in),
             "dropped": float(self.dropped.total()),
+            "synthetic_documents": float(sum(facts["documents"] for facts in self.synthetic.values())),
+            "flops": self.flops,
         }

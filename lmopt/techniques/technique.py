@@ -36,6 +36,8 @@ class Technique(Plain):
     """A choice at one seam. `builder` is `module:function`, imported when the run needs it."""
 
     builder: ClassVar[str]
+    makes_text: ClassVar[bool] = False
+    """Whether a data step adds text that a model made, which is compared with held-out text once more."""
 
 
 def builder(technique: Technique, part: str = "builder") -> Callable[..., Any]:

@@ -221,4 +221,6 @@ def test_descriptions_that_cannot_be_are_refused(change: dict, said: str) -> Non
 
 def test_a_bare_string_stands_for_a_source_in_the_schema_too() -> None:
     assert Data.model_validate({"corpus": ["stdlib:"]}).corpus[0].source == "stdlib:"
-    assert {"type": "string"} in Data.model_json_schema()["properties"]["corpus"]["items"]["anyOf"]
+    name, listed = Data.model_json_schema()["properties"]["corpus"]["anyOf"]
+    assert name == {"enum": ["broad", "mixed"]}
+    assert {"type": "string"} in listed["items"]["anyOf"]

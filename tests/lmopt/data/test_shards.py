@@ -57,6 +57,12 @@ def test_the_manifest_counts_what_is_there(built: Path, tmp_path: Path) -> None:
     assert set(facts["dropped"]) == {"exact_duplicate", "near_duplicate"}
     assert facts["documents_in"] == facts["documents_out"] + sum(facts["dropped"].values())
     assert facts["bytes_in"] > facts["bytes_out"]
+    exact, near = facts["passed"]
+    assert (exact["kind"], near["kind"]) == ("exact_dedup", "near_dedup")
+    assert exact["documents_in"] == facts["documents_in"]
+    assert exact["documents_out"] == near["documents_in"] == exact["documents_in"] - exact["dropped"]["exact_duplicate"]
+    assert (near["documents_out"], near["bytes_out"]) == (facts["documents_out"], facts["bytes_out"])
+    assert facts["flops"] == exact["flops"] == 0
     assert shards.verify(found)
     assert len(list(describe.documents(tmp_path / "s", dropped=True))) == sum(facts["dropped"].values())
     assert describe.describe(tmp_path / "s")["dropped"]["exact_duplicate"]["samples"][0]["kept"]
