@@ -45,10 +45,10 @@ class Machine(Frozen):
 
 def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     """The case with its estimate, and with the reason where it does not fit the machine."""
-    estimate = _estimate(case, suite, machine)
     reason = _not_applicable(case, machine)
-    if reason:
-        return case.model_copy(update={"estimate": estimate, "applies": False, "reason": reason})
+    if reason:  # it will not run, so it costs nothing
+        return case.model_copy(update={"estimate": Estimate(time_s=0), "applies": False, "reason": reason})
+    estimate = _estimate(case, suite, machine)
     own = getattr(case.recipe.batching, "memory", None) if case.recipe else None
     limit = min(filter(None, (suite.limits.case_memory, machine.memory_bytes, own)), default=None)
     reason = None

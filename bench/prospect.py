@@ -81,6 +81,9 @@ def render(plan: Plan, noise: dict[str, Noise]) -> str:
     design = plan.design
     alpha = design.hypothesis.alpha
     lines = [f"what this study can show, with {percent(POWER, 0)} power at one-sided alpha {alpha:g}:"]
+    if not any(arm.role in ("claim", "component", "control") and not arm.parallel for arm in design.arms):
+        lines.append("  nothing on savings: for arms that are only timed, or parallel, no noise is known beforehand")
+        return "\n".join([*lines, *(f"  {line}" for line in _accuracy(plan, alpha))])
     for scale in design.scales:
         one = noise.get(scale, DEFAULT)
         where = f" at {scale}" if len(design.scales) > 1 else ""

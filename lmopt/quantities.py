@@ -101,7 +101,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 def human_count(number: float) -> str:
     """1_234_567 -> '1.23M' (three significant digits)."""
     for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
+        if abs(number) >= 0.9995 * size:  # what rounds to 1000 of the smaller unit is 1 of this one
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"
 
@@ -110,7 +110,8 @@ def human_bytes(number: float) -> str:
     """3_500_000_000 -> '3.26 GiB'."""
     for suffix in ("TiB", "GiB", "MiB", "KiB"):
         if abs(number) >= BYTE_SUFFIXES[suffix]:
-            return f"{number / BYTE_SUFFIXES[suffix]:.3g} {suffix}"
+            size = number / BYTE_SUFFIXES[suffix]
+            return f"{size:.3g} {suffix}" if abs(size) < 999.5 else f"{size:.0f} {suffix}"
     return f"{number:.0f} B"
 
 

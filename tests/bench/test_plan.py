@@ -289,6 +289,8 @@ def test_placement_arms_apply_where_there_are_several_nodes(tmp_path: Path) -> N
     assert applies["one"] == {"anywhere": True, "bound": False, "first_touch": False, "interleaved": False}
     assert all(applies["two"].values())
     assert "timing bound/30m seed 0: not applicable here: one NUMA node" in render(by_machine["one"])
+    times = {name: {c.arm: c.estimate.time_s or 0 for c in made.cases} for name, made in by_machine.items()}
+    assert times["one"]["bound"] == 0 < times["two"]["bound"]  # what will not run costs nothing
     text = (SUITES / "numa.yaml").read_text().replace("node: 0", "node: 5")
     (tmp_path / "s.yaml").write_text(text)
     machine = MACHINE.model_copy(update={"numa": tuple(nodes(tmp_path / "two"))})

@@ -11,7 +11,8 @@ import pytest
 from bench.plan import Machine, make_plan
 from bench.prospect import DEFAULT, Noise, render, stored_noise
 from bench.stats.power import items_for_margin, room
-from tests.bench.small_suite import loaded
+from bench.suite import load_suite
+from tests.bench.small_suite import ROOT, loaded
 
 MACHINE = Machine(machine_class="test")
 
@@ -30,6 +31,12 @@ def test_the_prospects_of_a_claim_components_and_tasks(tmp_path: Path) -> None:
 def test_one_seed_can_show_nothing(tmp_path: Path) -> None:
     text = render(make_plan(loaded(tmp_path, ("seed: [0, 1]", "seed: [0]")), MACHINE), {})
     assert text.count("one seed gives no interval") == 4
+
+
+def test_where_arms_are_only_timed_no_noise_is_claimed(tmp_path: Path) -> None:
+    text = render(make_plan(load_suite(ROOT / "suites" / "numa.yaml"), MACHINE), {})
+    assert "nothing on savings" in text
+    assert "noise:" not in text
 
 
 def test_an_ablation_says_what_its_table_shows(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmopt.quantities import human_bytes, human_count
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (3_500_000_000, "3.26 GiB"),
+        (999.4 * 2**20, "999 MiB"),
+        (1020 * 2**20, "1020 MiB"),  # no exponent between 1,000 and 1,024
+        (2**30, "1 GiB"),
+    ],
+)
+def test_bytes(number: float, text: str) -> None:
+    assert human_bytes(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (1_234_567, "1.23M"), (999_400, "999k"), (999_900, "1M"), (2e13, "20T")]
+)
+def test_counts(number: float, text: str) -> None:
+    assert human_count(number) == text
