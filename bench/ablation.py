@@ -245,6 +245,9 @@ def _whole_problems(draft: Draft, stanza: Ablation, whole: Variant | None) -> It
         yield Finding(place, f"no arm is named {stanza.of!r}", suggest(stanza.of, [arm.name for arm in draft.arms]))
     elif whole.raw.get("role") == "timing":
         yield Finding(place, f"`{stanza.of}` is a timing arm: it is never trained to the end", "give it another role")
+    elif whole.raw.get("at"):
+        message = f"`{stanza.of}` has another shape at some scales (`at`), which is no factor of its change"
+        yield Finding(place, message, "leave `at` out of that arm")
     elif whole.raw.get("against") is not None:
         message = f"`{stanza.of}` is compared with `{whole.raw['against']}`; an ablation starts from the baseline"
         yield Finding(place, message, "leave `against` out of that arm")

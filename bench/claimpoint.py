@@ -40,8 +40,14 @@ def claim_horizon(study: Study, arm: str, scale: str) -> float | None:
     return study.design.claim_points.get(arm, {}).get(scale)
 
 
-def losses(study: Study, scale: str, metric: str, reference_horizon: float) -> dict[str, Difference]:
-    """`metric` at each claim arm's claim point minus the reference's at a horizon; noise pooled over claim arms."""
+def losses(
+    study: Study, scale: str, metric: str, reference_horizon: float, other: str | None = None
+) -> dict[str, Difference]:
+    """`metric` at each claim arm's claim point minus the reference's at a horizon; noise pooled over claim arms.
+
+    Args:
+        other: an arm to compare all of them with, in place of each one's reference.
+    """
     values: dict[str, dict[int, Value]] = {}
     found: dict[str, Difference] = {}
     for arm in study.design.arms:
@@ -51,7 +57,8 @@ def losses(study: Study, scale: str, metric: str, reference_horizon: float) -> d
         if horizon is None:
             found[arm.name] = Difference(None, "the plan holds no claim point")
             continue
-        values[arm.name], missing = _paired(study, arm, scale, metric, horizon, reference_horizon)
+        rival = (other or study.reference(arm), reference_horizon)
+        values[arm.name], missing = _paired(study, arm, scale, metric, horizon, rival)
         if not values[arm.name]:
             found[arm.name] = Difference(None, next(iter(missing.values()), "no seeds"), missing)
     measured = {name: by_seed for name, by_seed in values.items() if by_seed}
@@ -59,17 +66,18 @@ def losses(study: Study, scale: str, metric: str, reference_horizon: float) -> d
 
 
 def _paired(
-    study: Study, arm: ArmDesign, scale: str, metric: str, horizon: float, reference_horizon: float
+    study: Study, arm: ArmDesign, scale: str, metric: str, horizon: float, rival: tuple[str, float]
 ) -> tuple[dict[int, Value], dict[int, str]]:
     values: dict[int, Value] = {}
     missing: dict[int, str] = {}
     for seed in study.design.seeds:
         mine = study.at("train", arm.name, scale, seed, horizon)
-        theirs = study.at("train", study.reference(arm), scale, seed, reference_horizon)
+        theirs = study.at("train", rival[0], scale, seed, rival[1])
         if mine is None or theirs is None:
-            missing[seed] = f"no training of {_absent(study, arm, mine, horizon, reference_horizon)} at seed {seed}"
+            name, at = (arm.name, horizon) if mine is None else rival
+            missing[seed] = f"no training of {name} at horizon {at:g} at seed {seed}"
             continue
-        value = _difference(mine, theirs, metric)
+        value = difference(mine, theirs, metric)
         if value is None:
             missing[seed] = f"no {metric} of seed {seed}"
         else:
@@ -77,14 +85,11 @@ def _paired(
     return values, missing
 
 
-def _absent(study: Study, arm: ArmDesign, mine: Record | None, horizon: float, reference_horizon: float) -> str:
-    if mine is None:
-        return f"{arm.name} at horizon {horizon:g}"
-    return f"{study.reference(arm)} at horizon {reference_horizon:g}"
+def difference(mine: Record, theirs: Record, metric: str) -> Value | None:
+    """A metric of one training minus another's, None where one lacks it.
 
-
-def _difference(mine: Record, theirs: Record, metric: str) -> Value | None:
-    """A training that diverged is worse by an unknown amount."""
+    A training that diverged is worse by an unknown amount.
+    """
     if theirs.status == "diverged":
         return None if mine.status == "diverged" else Value(-math.inf, 0.0, None)
     if mine.status == "diverged":
@@ -109,12 +114,11 @@ def cost_ratio(study: Study, arm: ArmDesign, scale: str) -> float | None:
 def missing_controls(study: Study, arm: ArmDesign, scale: str) -> list[str]:
     """Controls that the study lacks for an arm; without one of them a confirming suite decides nothing."""
     reference = study.reference(arm)
-    smaller = study.design.controls.get("smaller")
+    carried = {name: study.design.controls.get(name) for name in ("smaller", "aa")}
     is_there = {
         "truncated": _is_trained(study, reference, scale, truncated_horizon(study)),
         "half": _is_trained(study, reference, scale, HALF),
-        "smaller": smaller is not None and _is_trained(study, smaller, scale, 1.0),
-    }
+    } | {name: held is not None and _is_trained(study, held, scale, 1.0) for name, held in carried.items()}
     return [name for name, there in is_there.items() if not there]
 
 

@@ -27,6 +27,8 @@ class ClaimPoints:
     """Loss minus the reference's at horizon 1.0."""
     truncated: Mapping[str, Difference]
     """Loss minus that of the reference stopped at the same compute."""
+    smaller: Mapping[str, Difference] | None
+    """Loss minus that of the smaller dense model; None where the study has none."""
     bits_per_byte: Mapping[str, Difference]
 
 
@@ -46,11 +48,13 @@ class Context:
 
 
 def claim_points(study: Study, scale: str) -> ClaimPoints:
-    """The three comparisons at the claim points of a scale."""
+    """The comparisons at the claim points of a scale."""
+    smaller = study.design.controls.get("smaller")
     truncated = claimpoint.truncated_horizon(study)
     return ClaimPoints(
         direct=claimpoint.losses(study, scale, "val_loss", 1.0),
         truncated=claimpoint.losses(study, scale, "val_loss", truncated),
+        smaller=claimpoint.losses(study, scale, "val_loss", 1.0, smaller) if smaller else None,
         bits_per_byte=claimpoint.losses(study, scale, "bits_per_byte", 1.0),
     )
 
@@ -68,6 +72,11 @@ def judge_claim(context: Context, described: dict[Endpoint, dict[str, Any]]) -> 
         {"name": "direct_test", "met": direct["met"], "why": direct["why"]},
         {"name": "truncated_control", "met": truncated["met"], "why": truncated["why"]},
     ]
+    smaller = None
+    if context.points.smaller is not None:
+        wanted = "better than that of the smaller dense model of the same FLOPs a token"
+        smaller = _at_point(context.points.smaller.get(context.arm.name), alpha, wanted)
+        conditions.append({"name": "smaller_control", "met": smaller["met"], "why": smaller["why"]})
     for endpoint in described:
         _judge_endpoint(context, endpoint, described[endpoint], [*conditions, _counted(context, endpoint)])
     accuracy = judge_accuracy(context, alpha)
@@ -79,7 +88,8 @@ def judge_claim(context: Context, described: dict[Endpoint, dict[str, Any]]) -> 
     bits = context.points.bits_per_byte.get(context.arm.name)
     return {
         "outcome": outcome, "why": why, "conditions": conditions, "accuracy": accuracy,
-        "direct_test": direct, "truncated": truncated, "bits_per_byte": _difference(bits, context.alpha),
+        "direct_test": direct, "truncated": truncated, "smaller": smaller,
+        "bits_per_byte": _difference(bits, context.alpha),
         "claim_point": {
             "horizon": claimpoint.claim_horizon(context.study, context.arm.name, context.scale),
             "cost_ratio": claimpoint.cost_ratio(context.study, context.arm, context.scale),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import ablation, tunecheck
+from bench import ablation, controls, tunecheck
 from bench.draft import Draft, Variant, recipe_findings, value_of
 from bench.evaluate import index as tasks
 from bench.findings import Finding, has, split_hint, validate
@@ -29,8 +29,8 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
     draft = Draft.of(data)
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
-        *_differences(draft), *_controls(draft), *_gate(draft), *_tasks(draft), *_budget(draft),
-        *_planted(draft), *_starts(draft), *ablation.findings(draft), *tunecheck.findings(draft),
+        *_differences(draft), *_shapes(draft), *controls.findings(draft), *_gate(draft), *_tasks(draft),
+        *_budget(draft), *_planted(draft), *_starts(draft), *ablation.findings(draft), *tunecheck.findings(draft),
     ]  # fmt: skip
     return found + (list(_files(draft)) if look_at_files else [])
 
@@ -103,29 +103,14 @@ def _circle(arm: Variant, known: Mapping[str, Variant]) -> list[str] | None:
         way.append(following)
 
 
-def _controls(draft: Draft) -> Iterator[Finding]:
-    controls = {arm.name: arm for arm in draft.arms if arm.raw.get("role") == "control"}
-    for kind in ("smaller", "aa"):
-        name = value_of(draft.data, "controls", kind)
-        path = ("controls", kind)
-        if not isinstance(name, str):
-            continue
-        if name not in controls:
-            hint = suggest(name, controls) or "give an arm `role: control`"
-            yield Finding(path, f"no arm of role control is named {name!r}", hint)
-        elif kind == "aa" and _leaves(controls[name].change) != [("model", "init_stream")]:
-            yield Finding(
-                path,
-                f"arm `{name}` is no A/A control: it must change `model.init_stream` and nothing else",
-                "`change: {model: {init_stream: 1}}`",
-            )
-
-
-def _leaves(change: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for key, value in change.items():
-        found += _leaves(value, (*prefix, key)) if isinstance(value, Mapping) else [(*prefix, key)]
-    return found
+def _shapes(draft: Draft) -> Iterator[Finding]:
+    scales = [value_of(item, "name") for _, item in _items(draft.data, "over", "scale")]
+    for arm in draft.arms:
+        shapes = arm.raw.get("at")
+        for name in shapes if isinstance(shapes, Mapping) else ():
+            if name not in scales:
+                hint = suggest(str(name), [scale for scale in scales if isinstance(scale, str)])
+                yield Finding((*arm.path, "at", name), f"no scale is named {name!r}", hint, at_key=True)
 
 
 def _starts(draft: Draft) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from bench.findings import Finding, has, validate, value_at
 from bench.merge import SCALE_PATHS, expand, spelled_out, without
 from bench.source import DataPath
-from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale
+from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale, Shape
 from lmopt.data.spec import Bpe, Data
 from lmopt.recipe import Recipe
 
@@ -32,6 +32,11 @@ class Variant:
     def path(self) -> DataPath:
         """Where it stands in the suite."""
         return ("baseline",) if self.index is None else ("arms", self.index)
+
+    def shape(self, scale: str) -> Mapping[str, Any]:
+        """What it sets at a scale alone; nothing where that is wrong by itself."""
+        shape = validate(Shape, _mapping(self.raw.get("at")).get(scale, {}))[0] if self.index is not None else None
+        return shape.values() if shape is not None else {}
 
     @property
     def label(self) -> str:
@@ -82,7 +87,7 @@ class Draft:
 
     def expanded(self, variant: Variant, scale: Scale) -> dict[str, Any]:
         """The recipe mapping of a variant at a scale."""
-        return expand(self.recipe, scale.values(), self.vocab, variant.change)
+        return expand(self.recipe, scale.values(), self.vocab, variant.change, variant.shape(scale.name))
 
     def sizes(self) -> Mapping[int, Scale]:
         """The scales, or a stand-in where none is valid."""
@@ -183,6 +188,11 @@ def _named_values(finding: Finding) -> Iterator[DataPath]:
 def _place(draft: Draft, variant: Variant, scale_index: int, path: DataPath) -> DataPath | None:
     if not path:
         return None
+    if scale_index in draft.scales:
+        scale = draft.scales[scale_index].name
+        for name in variant.shape(scale):
+            if SCALE_PATHS[name] == path:
+                return (*variant.path, "at", scale, name)
     if has(variant.change, path):
         return (*variant.path, "change", *path)
     if variant.index is not None:

@@ -1,12 +1,13 @@
 """Differences between recipes as plain data: merging one in, spelling it out in full, saying it in words.
 
 A recipe mapping is built up in this order, the later winning: the technique that each seam has by default, the
-baseline's `recipe`, the values of a scale, an arm's `change`.
+baseline's `recipe`, the values of a scale, an arm's `change`, the arm's numbers `at` that scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lmopt.quantities import human_count
@@ -52,13 +53,22 @@ def is_other_kind(base: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
 
 
 def expand(
-    baseline: Mapping[str, Any], scale: Mapping[str, Any], vocab: int, change: Mapping[str, Any]
+    baseline: Mapping[str, Any],
+    scale: Mapping[str, Any],
+    vocab: int,
+    change: Mapping[str, Any],
+    shape: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The recipe mapping of an arm at a scale, not validated yet."""
     merged = merge(default_kinds(), baseline)
-    merged = merge(merged, nested({SCALE_PATHS[name]: scale[name] for name in SCALE_PATHS if name in scale}))
+    merged = merge(merged, placed(scale))
     merged = merge(merged, nested({VOCAB_PATH: vocab}))
-    return merge(merged, change)
+    return merge(merge(merged, change), placed(shape))
+
+
+def placed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names that a scale gives them, where they stand in a recipe."""
+    return nested({SCALE_PATHS[name]: values[name] for name in SCALE_PATHS if name in values})
 
 
 def default_kinds() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, model_serializer, model_validator
 
 from bench import design
 from bench.design import AblationKind, Endpoint, Frozen, Name, Role
@@ -40,6 +40,25 @@ class Baseline(Frozen):
     """The recipe, without what `over.scale` sets (layers, width, heads, tokens, ...); the rest has defaults."""
 
 
+class Shape(Frozen):
+    """Numbers of an arm's model at one scale, in place of the scale's."""
+
+    layers: Annotated[Positive, Field(le=MAX_LAYERS)] | None = None
+    """Number of Transformer blocks."""
+    width: Annotated[Positive, Field(le=MAX_WIDTH)] | None = None
+    """Size of the residual stream (d_model)."""
+    heads: Annotated[Positive, Field(le=MAX_WIDTH)] | None = None
+    """Query heads."""
+    kv_heads: Annotated[Positive, Field(le=MAX_WIDTH)] | None = None
+    """Key and value heads."""
+    hidden: Annotated[Positive, Field(le=4 * MAX_WIDTH)] | None = None
+    """Inner width of the feed-forward."""
+
+    def values(self) -> Mapping[str, Any]:
+        """What it sets, by name."""
+        return {name: value for name in SCALE_PATHS if (value := getattr(self, name, None)) is not None}
+
+
 class Arm(Frozen):
     """A variant: a name, a role, and what it changes."""
 
@@ -59,6 +78,13 @@ class Arm(Frozen):
     change: RecipeMapping = Field(default_factory=dict[str, Any])
     """What differs from the baseline's recipe, and nothing else: mappings merge, another `kind` replaces the whole
     technique, lists replace."""
+    at: Annotated[dict[Name, Shape], Field(max_length=MAX_SCALES)] = Field(default_factory=dict[str, Shape])
+    """Scale -> numbers of the model's shape there, set after `change`: where an arm is not the same share of every
+    scale."""
+
+    def shape(self, scale: str) -> Mapping[str, Any]:
+        """What it sets at a scale alone."""
+        return self.at[scale].values() if scale in self.at else {}
 
 
 class Ablation(Frozen):
@@ -140,17 +166,29 @@ class Over(Frozen):
     """Training lengths as shares of a scale's `tokens`, each fully annealed; must hold 1.0."""
 
 
+def _name_or_choice(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool):
+        return value
+    raise ValueError(f"expected the name of an arm, true or false, got {value!r}\nhint: `true` has the arm made")
+
+
+Made = Annotated[Name | StrictBool | None, BeforeValidator(_name_or_choice)]
+"""An arm by name; or whether one is made; null leaves that to the purpose of the suite."""
+
+
 class Controls(Frozen):
-    """Controls: the first two are run by themselves for every study with a claim, the others name an arm."""
+    """Controls: the first two are run for every study with a claim, the others for a confirming one (or where true)."""
 
     truncated: bool = True
     """The reference at the claim's compute: what stopping early costs."""
     half: bool = True
     """The reference at half its tokens: a task that cannot tell it from the full one does not count."""
-    smaller: Name | None = None
-    """The control arm that is a smaller dense model at the claim's FLOPs a token."""
-    aa: Name | None = None
-    """The control arm that differs from the baseline in `model.init_stream` only: the false alarm rate."""
+    smaller: Made = None
+    """The control arm that is a smaller dense model at the claim's FLOPs a token: a name, or true to have it made.
+    null makes it where a confirming suite has a claim."""
+    aa: Made = None
+    """The control arm that differs from the baseline in `model.init_stream` only, how far two equal models end apart:
+    a name, or true to have it made. null makes it where a confirming suite has a claim."""
 
 
 Rate = Annotated[float, Field(gt=0, le=10)]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
-from bench import ablation, design, source
+from bench import ablation, controls, design, source
 from bench.crosscheck import crosscheck
 from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
 from bench.draft import Draft, canonical
@@ -87,7 +87,7 @@ class Suite(Frozen):
     def _spell_out(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return ablation.with_arms(canonical(to_jsonable_python(data, fallback=lambda value: value)))
+        return controls.with_arms(ablation.with_arms(canonical(to_jsonable_python(data, fallback=lambda value: value))))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -122,14 +122,29 @@ class Suite(Frozen):
         Raises:
             SuiteError: no such arm or scale.
         """
-        change, values = self.arm(arm).change, self.scale(scale).values()
-        return Recipe.model_validate(expand(self.baseline.recipe, values, self.data.tokenizer.vocab, change))
+        variant, values = self.arm(arm), self.scale(scale).values()
+        vocab = self.data.tokenizer.vocab
+        return Recipe.model_validate(expand(self.baseline.recipe, values, vocab, variant.change, variant.shape(scale)))
 
     def describe_change(self, arm: str) -> str:
-        """In words, how an arm differs from what it is compared with, at the first scale."""
+        """In words, how an arm differs from what it is compared with, at the first scale.
+
+        The smaller control's also say how close it comes to the FLOPs that a claim may spend.
+        """
         first = self.over.scale[0].name
         reference = self.arm(arm).against or self.baseline.name
-        return in_words(self.resolve(reference, first), self.resolve(arm, first))
+        words = in_words(self.resolve(reference, first), self.resolve(arm, first))
+        return f"{words}; {self._spends(arm, reference)}" if arm == self.controls.smaller else words
+
+    def _spends(self, arm: str, reference: str) -> str:
+        """`79.8% of the training FLOPs of dense (a claim may spend 0.8 of them)`."""
+        shares = (
+            f"{controls.spent_share(self.resolve(reference, scale.name), self.resolve(arm, scale.name)):.1%}"
+            f"{f' at {scale.name}' if len(self.over.scale) > 1 else ''}"
+            for scale in self.over.scale
+        )
+        allowed = f"a claim may spend {1 - self.hypothesis.saving.at_least:.4g} of them"
+        return f"{', '.join(shares)} of the training FLOPs of {reference} ({allowed})"
 
     def design(self) -> Design:
         """The part that judging needs; the plan adds the claim points."""
@@ -138,7 +153,7 @@ class Suite(Frozen):
             purpose=self.purpose,
             layout=self.layout,
             baseline=self.baseline.name,
-            arms=tuple(ArmDesign(**arm.model_dump(exclude={"change", "timed"})) for arm in self.arms),
+            arms=tuple(ArmDesign(**arm.model_dump(exclude={"change", "at", "timed"})) for arm in self.arms),
             scales=tuple(scale.name for scale in self.over.scale),
             seeds=self.over.seed,
             horizons=self.over.horizon,
@@ -155,11 +170,17 @@ class Suite(Frozen):
         if any(arm.role == "claim" for arm in self.arms):
             carried["truncated"] = self.baseline.name if self.controls.truncated else None
             carried["half"] = self.baseline.name if self.controls.half else None
-        return {control: arm for control, arm in carried.items() if arm is not None}
+        return {control: arm for control, arm in carried.items() if isinstance(arm, str)}
 
     def with_over(self, **axes: Any) -> Suite:
         """The same study over other scales, seeds or horizons."""
-        return self.model_copy(update={"over": self.over.model_copy(update=axes)})
+        over = self.over.model_copy(update=axes)
+        known = {scale.name for scale in over.scale}
+        arms = tuple(
+            arm.model_copy(update={"at": {scale: shape for scale, shape in arm.at.items() if scale in known}})
+            for arm in self.arms
+        )
+        return self.model_copy(update={"over": over, "arms": arms})
 
     def resolved_yaml(self) -> str:
         """The suite with every default filled in; it loads back to an equal suite."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import claims, endpoints, interactions, ledger, parity, savings, sizes
+from bench import claims, controlrow, endpoints, interactions, ledger, parity, savings, sizes
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
@@ -108,6 +108,7 @@ def _judge_scale(study: Study, scale: str, alpha: float) -> dict[str, dict[str, 
             for endpoint, saving in found[arm.name].items():
                 endpoints.judge_component(described[endpoint], saving, read[arm.name], missing[endpoint])
             outcome = {key: described[arm.primary][key] for key in ("outcome", "why")}
+            outcome["why"] += controlrow.words(study, arm, scale, points.smaller or {}, alpha)
         judged[arm.name] = {
             **outcome, "endpoints": described, "sign_disagreement": endpoints.sign_disagreement(described),
             "per_token": _per_token(study, arm, scale, alpha), "ledger": _ledger(study, arm, scale),
@@ -123,7 +124,8 @@ def _no_reading(read: Readings) -> str:
 def _not_ready(study: Study, arm: ArmDesign, scale: str, endpoint: Endpoint) -> str | None:
     """Why an endpoint cannot be decided yet or at all: cases that were never run, or counts that disagree."""
     cases: dict[str, PlannedCase] = {}
-    for name in (arm.name, study.reference(arm)):
+    held_against = study.design.controls.values() if arm.role == "claim" else ()
+    for name in dict.fromkeys((arm.name, study.reference(arm), *held_against)):
         cases |= {case.id: case for case in study.planned("train", name, scale)}
         cases |= study.needed(name, scale)
         cases |= {case.id: case for case in study.trials(name, scale)}

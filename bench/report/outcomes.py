@@ -86,6 +86,7 @@ CONDITIONS = {
     "saving": "saves enough",
     "direct_test": "as good at the claim point",
     "truncated_control": "better than stopping early",
+    "smaller_control": "better than a smaller dense model",
     "accuracy": "keeps its accuracy",
     "counts": "FLOP counts agree",
 }

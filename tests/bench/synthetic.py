@@ -290,7 +290,8 @@ def _design(world: World) -> Design:
             "gate": world.gate,
             "tuned": world.tuned,
             "claim_points": {arm.name: dict.fromkeys(world.scales, _claim_horizon(world, arm)) for arm in claims},
-            "controls": dict.fromkeys(world.controls, "dense"),
+            "controls": dict.fromkeys(world.controls, "dense")
+            | {arm.name: arm.name for arm in world.arms if arm.role == "control" and arm.name in ("smaller", "aa")},
         }
     )  # fmt: skip
 
