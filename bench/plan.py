@@ -73,6 +73,8 @@ def run_hash(suite: Suite, machine_class: str) -> str:
     """A run folder's name: ten hex digits of suite without its seeds, version of the techniques, machine class."""
     resolved = suite.model_dump(mode="json")
     resolved["over"].pop("seed")
+    # Without a shape of its own an arm is what it was before arms could have one: its study goes on in its folder.
+    resolved["arms"] = [{key: arm[key] for key in arm if key != "at" or arm[key]} for arm in resolved["arms"]]
     return canonical_hash([resolved, lmopt.__version__, machine_class], 10)
 
 
