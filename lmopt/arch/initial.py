@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 EMBEDDING_STD = 0.02
 """GPT-2's embedding scale (Radford et al. 2019, released code); with a tied head it keeps first logits small."""
+PLAIN = ("cpu", torch.float32)
 RESIDUAL_OUTPUTS = ("attention.output.weight", "ffn.down", "ffn.down.weight", "ffn.shared.down.weight")
 """Matrices that write to the residual stream: scaled by 1/sqrt(2 x layers) (GPT-2, section 2.3)."""
 ZEROS = ("router.noise",)
 """Matrices that start from zero: a router's noise is then of one size for all (Shazeer et al., 1701.06538, app. A)."""
 
 
-def draw_parameters(model: nn.Module, *, seed: int, stream: int, layers: int) -> None:
-    """Fill every parameter in place: norms with 1, embeddings N(0, 0.02), matrices N(0, 1/fan_in) or 0."""
+def draw_parameters(
+    model: nn.Module, *, seed: int, stream: int, layers: int, place: Callable[[Tensor, Tensor], object] = Tensor.copy_
+) -> None:
+    """Fill every parameter in place: norms with 1, embeddings N(0, 0.02), matrices N(0, 1/fan_in) or 0.
+
+    Args:
+        place: writes what was drawn (float32, on the CPU) into a parameter that is not a whole one of that kind; a
+            parameter that is gets drawn where it lies. Either way the numbers are the same.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
@@ -31,8 +40,11 @@ def draw_parameters(model: nn.Module, *, seed: int, stream: int, layers: int) ->
                 parameter.zero_()
                 continue
             generator = torch.Generator().manual_seed(parameter_seed(seed, stream, name))
-            draw = torch.empty(parameter.shape).normal_(0.0, _std(name, parameter, layers), generator=generator)
-            parameter.copy_(draw)
+            in_place = type(parameter) is nn.Parameter and (parameter.device.type, parameter.dtype) == PLAIN
+            draw = parameter if in_place else torch.empty(parameter.shape)
+            draw.normal_(0.0, _std(name, parameter, layers), generator=generator)
+            if not in_place:
+                place(parameter, draw)
 
 
 def parameter_seed(seed: int, stream: int, name: str) -> int:

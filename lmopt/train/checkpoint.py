@@ -65,7 +65,7 @@ def save(state: TrainState, folder: Path) -> Path:
     tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
     place = folder / f"step-{state.step:08d}"
     _write(place, description, tensors)
-    for old in _checkpoints(folder)[KEPT:]:
+    for old in checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return place
 
@@ -79,12 +79,12 @@ def load(folder: Path, recipe: Recipe | None = None, device: torch.device | str 
     Raises:
         CheckpointError: no sound checkpoint there, or it belongs to another recipe.
     """
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint there")
     for place in found:
         try:
-            description = _verified(place)
+            description = verified(place)
         except CheckpointError as error:
             log.warning("%s\nhint: trying the checkpoint before it", error)
             damage = error
@@ -95,7 +95,7 @@ def load(folder: Path, recipe: Recipe | None = None, device: torch.device | str 
 
 def exists(folder: Path) -> bool:
     """Whether `folder` holds a finished checkpoint (sound or not)."""
-    return bool(_checkpoints(folder))
+    return bool(checkpoints(folder))
 
 
 def save_model(model: nn.Module, recipe: Recipe, folder: Path) -> None:
@@ -109,7 +109,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> transformer.
     Raises:
         CheckpointError: missing or damaged; says which file, key or shape.
     """
-    recipe = _recipe(folder, _verified(folder))
+    recipe = recipe_of(folder, verified(folder))
     model = transformer.build(recipe, seed=0, device=device)
     _fill(model, folder / MODEL)
     return model.eval()
@@ -127,20 +127,21 @@ def _write(place: Path, description: Mapping[str, Any], tensors: Mapping[str, Ma
     try:
         for name, content in tensors.items():
             save_file({key: t.detach().cpu().contiguous() for key, t in content.items()}, partial / name)
-        files = {name: {"sha256": _sha256(partial / name)} for name in tensors}
+        files = {name: {"sha256": sha256(partial / name)} for name in tensors}
         text = json.dumps({"schema": SCHEMA, **description, "files": files}, indent=1)
         (partial / DESCRIPTION).write_text(text, encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
-            _flush(path)
+            flush(path)
         if place.exists():  # the same step again: rename cannot replace a full folder
             shutil.rmtree(place)
         partial.rename(place)
-        _flush(place.parent)
+        flush(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -155,7 +156,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -163,12 +165,12 @@ def _sha256(path: Path) -> str:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, newest first. Half-written ones begin with a dot and are not among them."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _verified(place: Path) -> dict[str, Any]:
+def verified(place: Path) -> dict[str, Any]:
     """The description of a checkpoint whose files all hash to what was written."""
     path = place / DESCRIPTION
     try:
@@ -183,7 +185,7 @@ def _verified(place: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: schema {schema}, this version reads {SCHEMA}")
     for name, facts in files:
         try:
-            found = _sha256(place / name)
+            found = sha256(place / name)
         except OSError as error:
             raise CheckpointError(f"{place / name}: cannot be read ({error.strerror})") from error
         if found != facts["sha256"]:
@@ -191,7 +193,8 @@ def _verified(place: Path) -> dict[str, Any]:
     return description
 
 
-def _recipe(place: Path, description: Mapping[str, Any]) -> Recipe:
+def recipe_of(place: Path, description: Mapping[str, Any]) -> Recipe:
+    """What a checkpoint's description says was trained."""
     try:
         return Recipe.model_validate(description["recipe"])
     except (KeyError, ValidationError) as error:
@@ -200,7 +203,7 @@ def _recipe(place: Path, description: Mapping[str, Any]) -> Recipe:
 
 def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, device: torch.device) -> TrainState:
     """A fresh state, then everything in it overwritten by what was saved."""
-    saved = _recipe(place, description)
+    saved = recipe_of(place, description)
     if recipe is not None and recipe != saved:
         fields = [name for name in Recipe.model_fields if getattr(recipe, name) != getattr(saved, name)]
         raise CheckpointError(
@@ -209,7 +212,10 @@ def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, 
         )
     state = loop.start(saved, seed=description["seed"], horizon=description["horizon"], device=device)
     _fill(state.model, place / MODEL)
-    tensors = load_file(place / OPTIMIZER, device=str(device))
+    try:
+        tensors = load_file(place / OPTIMIZER, device=str(device))
+    except SafetensorError as error:
+        raise CheckpointError(f"{place / OPTIMIZER}: not a safetensors file ({error})") from error
     generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith("generator/")}
     state.optimizer.restore(tensors)
     loop.restore_random_state(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})

@@ -23,6 +23,7 @@ from lmopt.compute.pace import Scheduled, Update
 from lmopt.compute.precision import Compute
 from lmopt.recipe import Recipe, builder
 from lmopt.step import Step
+from lmopt.train.team import Alone, Team
 
 REPORT_EVERY = 50
 """Steps between two readings of what the model says of itself (router load and the like)."""
@@ -68,6 +69,8 @@ class TrainState:
     """Training done after a step, in full steps -> share of the peak learning rate."""
     compute: Compute
     allocator: memory.Allocator
+    team: Team = field(default_factory=Alone)
+    """Whom it shares its batches with."""
     step: int = 0
     """Updates done. The step that was yielded last may be one behind: see `unread`."""
     unread: deque[Dispatched] = field(default_factory=deque)
@@ -204,7 +207,7 @@ def _update(state: TrainState, batch: _Batch, update: Update, share: float) -> T
     norm = state.optimizer.step(share)
     state.model.settle()
     state.pace.took(update, small_norm, norm)
-    return torch.stack([cross_entropy, norm])
+    return torch.stack([state.team.mean(cross_entropy), norm])
 
 
 def _accumulate(state: TrainState, batch: _Batch, micro: int | None) -> tuple[Tensor, Tensor | None]:
@@ -215,10 +218,11 @@ def _accumulate(state: TrainState, batch: _Batch, micro: int | None) -> tuple[Te
     passes = len(batch.inputs_BL) // (micro or len(batch.inputs_BL))
     total, small_norm = torch.zeros((), device=state.device), None
     for number, part in enumerate(batch.parts(micro)):
-        with state.compute.forward():
-            losses = _losses(state, part)
-        loss = losses.cross_entropy + losses.auxiliary
-        (loss / passes if part.weight is None else loss * part.weight).backward()
+        with state.team.exchanging(number == passes - 1):
+            with state.compute.forward():
+                losses = _losses(state, part)
+            loss = losses.cross_entropy + losses.auxiliary
+            (loss / passes if part.weight is None else loss * part.weight).backward()
         total += losses.cross_entropy.detach() * (1.0 if part.weight is None else part.weight * passes)
         if number == 0 and state.pace.watches_noise:
             gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
@@ -256,6 +260,7 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
     whole = torch.cat(taken, dim=-2) if len(taken) > 1 else taken[0]
     cut = whole.unfold(-1, update.length + 1, update.length).flatten(-3, -2).to(state.device, non_blocking=True)
     if cut.ndim == 2:
+        cut = state.team.part(cut)
         return _Batch(cut[:, :-1], cut[:, 1:])
     tokens_BL1, segments_BL1 = cut
     crosses = (segments_BL1[:, 1:] != segments_BL1[:, :-1]) | (segments_BL1[:, 1:] == 0)

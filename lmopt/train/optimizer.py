@@ -52,9 +52,14 @@ class ClippedAdamW:
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        sharded = hasattr(norm, "full_tensor")  # a DTensor, of parameters that lie in shards on many devices
+        if sharded:
+            norm = norm.full_tensor()
         for group in self.adam.param_groups:
             group["lr"] = share * self.peak_lr
-        if self.clip is not None:
+        if self.clip is not None and sharded:  # the fused kernel takes no plain `grad_scale` beside shards
+            torch._foreach_mul_([g.to_local() for g in gradients], (self.clip / norm).clamp_(max=1.0))
+        elif self.clip is not None:
             # g / max(1, |g| / clip) = g min(1, clip / |g|); the fused kernel divides by `grad_scale`.
             self.adam.grad_scale = (norm / self.clip).clamp_(min=1.0)
         self.adam.step()
@@ -75,6 +80,18 @@ class ClippedAdamW:
         for name, p in self.parameters.items():
             if f"step/{name}" in state:
                 self.adam.state[p] = {moment: state[f"{moment}/{name}"] for moment in MOMENTS}
+
+    @torch.no_grad()
+    def allocate(self) -> None:
+        """Make the state as it is before the first step, zeros, for a reader that fills tensors in place."""
+        for p in self.parameters.values():
+            moments = {name: torch.zeros_like(p) for name in MOMENTS if name != "step"}
+            self.adam.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+
+    def set_steps(self, steps: int) -> None:
+        """Say how many updates the state comes from."""
+        for p in self.adam.state:
+            self.adam.state[p]["step"].fill_(steps)
 
 
 def build(config: AdamW, model: nn.Module) -> ClippedAdamW | CompactAdamW:

@@ -158,7 +158,7 @@ def rewrite(place, change):
     change(tensors)
     save_file(tensors, path)
     description = json.loads((place / "checkpoint.json").read_text())
-    description["files"]["model.safetensors"]["sha256"] = checkpoint._sha256(path)
+    description["files"]["model.safetensors"]["sha256"] = checkpoint.sha256(path)
     (place / "checkpoint.json").write_text(json.dumps(description))
 
 
