@@ -50,13 +50,24 @@ def publish(run: Path, name: str, root: Path) -> list[Path]:
     targets = {"results/reference": root / "results" / "reference" / name, "reports": root / "reports" / name}
     copies = [*_study(run, targets["results/reference"]), *_report(run, targets["reports"])]
     _refuse_if_large(copies, root, tuple(targets.values()))
-    for target in targets.values():
+    drafts = {target: _draft(target, copies) for target in targets.values()}
+    for target, draft in drafts.items():
         if target.exists():
             shutil.rmtree(target)
-    for source, copy in copies:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
+        draft.rename(target)
     return [copy for _, copy in copies]
+
+
+def _draft(target: Path, copies: list[tuple[Path, Path]]) -> Path:
+    """A folder beside the target, filled. Nothing is removed before: the run may be the target itself."""
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    for source, copy in copies:
+        if copy.is_relative_to(target):
+            place = draft / copy.relative_to(target)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
+    return draft
 
 
 def _study(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:

@@ -180,7 +180,11 @@ def _equal_loss(study: RunFolder, arm: str, scale: str) -> Cell:
 def _step_ratio(study: RunFolder, arm: str, scale: str) -> Cell:
     if arm == study.design.baseline:
         return words(numbers.DASH)
-    ratio = over_seeds(study.of("timing", arm, scale), "step_time_ratio")
+    timed = study.of("timing", arm, scale)
+    if not timed:
+        judged = mapping(mapping(at_scale(study, arm, scale).get("endpoints")).get("time"))
+        return absent(str(judged.get("why") or "no timing case of this arm has finished"))
+    ratio = over_seeds(timed, "step_time_ratio")
     if ratio.value is None:
         return absent(ratio.reason or "not timed")
     step = over_seeds(study.of("timing", arm, scale), "step_time_s")

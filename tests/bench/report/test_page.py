@@ -21,7 +21,7 @@ from bench.report.tree import Figure, Paragraph, Table
 from bench.study import StudyError
 from bench.verdict import judge
 from tests.bench.report.study_folder import NO_RAPL, Folder, write
-from tests.bench.synthetic import make_run
+from tests.bench.synthetic import Planted, make_run
 
 EVIL = (
     "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7*7 }} [x](javascript:alert(3)) "
@@ -382,3 +382,15 @@ def test_the_grid_of_every_arm_is_shown_with_its_cost_and_its_warnings(tmp_path:
 def test_a_study_without_trials_has_no_section_on_them(tmp_path: Path) -> None:
     page = compose(load(write(tmp_path)))
     assert not [one for one in page.sections if one.id == "tuning"]
+
+
+def test_an_arm_that_was_not_timed_says_why(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", arms=[Planted("part", saving=0.1)], items=0, layout="economical")
+    plan = json.loads((folder / "plan.json").read_text())
+    untimed = {case["id"] for case in plan["cases"] if case["kind"] == "timing"}
+    plan["cases"] = [case for case in plan["cases"] if case["id"] not in untimed]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(one for one in lines if not any(case in one for case in untimed)))
+    (folder / "verdict.json").write_text(json.dumps(judge(folder)))
+    assert "no timing case was planned" in terminal(folder)

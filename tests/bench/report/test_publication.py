@@ -37,6 +37,19 @@ def test_a_study_and_its_report_are_copied_without_anything_large(run: Path, tmp
     assert all(copy.read_bytes() for copy in copies)
 
 
+def test_a_published_study_can_be_published_again_from_where_it_lies(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    publish(run, "first", root)
+    there = root / "results" / "reference" / "first"
+    for name in ("report.html", "report.md"):
+        (there / name).write_text("drawn again")
+    before = (there / "records.jsonl").read_bytes()
+    publish(there, "first", root)
+    assert (there / "records.jsonl").read_bytes() == before
+    assert (root / "reports" / "first" / "report.md").read_text() == "drawn again"
+    assert not list((root / "reports").glob(".*"))
+
+
 def test_publishing_again_replaces_what_was_there(run: Path, tmp_path: Path) -> None:
     publish(run, "first", tmp_path / "root")
     stale = tmp_path / "root" / "reports" / "first" / "tables" / "stale.csv"
