@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -77,9 +78,23 @@ class Case(Frozen):
         return " ".join(parts)
 
 
+LATER: tuple[tuple[str, Any], ...] = (("objective", {"kind": "next_token"}), ("inference", None))
+"""Keys that descriptions have had only since a later version, each with the value that means what there was before."""
+
+
+def _as_before(value: Any) -> Any:
+    """Without the later keys that say nothing new: such a study goes on in its folder."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, Any]", value).items()
+        return {key: _as_before(held) for key, held in entries if (key, held) not in LATER}
+    if isinstance(value, list | tuple):
+        return [_as_before(held) for held in cast("Sequence[Any]", value)]
+    return value
+
+
 def canonical_hash(value: Any, digits: int) -> str:
     """The first hex digits of the SHA-256 of a JSON value, independent of key order."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_as_before(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 

@@ -176,17 +176,21 @@ def keeps_probabilities(device: str, length: int) -> bool:
 def train_flops(recipe: Recipe, length: int, device: str = "cpu", tokens: int | None = None) -> TrainFlops:
     """Forward and backward FLOPs of one sequence of `length` tokens on a kind of device (`cpu`, `cuda`).
 
+    Where layers are left out by chance, what a sequence costs on average.
+
     Args:
         tokens: of the forward pass that the sequence is part of. Default: it is alone.
     """
     forward, ffn = forward_flops(recipe, length), ffn_cost(recipe.ffn, recipe.model.width, tokens or length)
-    in_training = recipe.model.layers * length
-    linear = (1 + BACKWARD_MODEL) * (forward.linear + in_training * ffn.noise_flops_per_token)
-    padding = (1 + BACKWARD_MODEL) * in_training * ffn.padding_flops_per_token
+    share = recipe.objective.executed_share(recipe.model.layers)
+    heads = (1 + recipe.objective.early_exits) * forward.head
+    in_layers = forward.linear - forward.head + recipe.model.layers * length * ffn.noise_flops_per_token
+    linear = (1 + BACKWARD_MODEL) * (share * in_layers + heads)
+    padding = (1 + BACKWARD_MODEL) * share * recipe.model.layers * length * ffn.padding_flops_per_token
+    attention = share * forward.attention
     backward = BACKWARD_MODEL if keeps_probabilities(device, length) else ATTENTION_BACKWARD_EXECUTED
     return TrainFlops(
-        executed=linear + padding + (1 + backward) * forward.attention,
-        model=linear + (1 + BACKWARD_MODEL) * forward.attention,
+        executed=linear + padding + (1 + backward) * attention, model=linear + (1 + BACKWARD_MODEL) * attention
     )
 
 

@@ -30,6 +30,7 @@ from lmopt.techniques.difficulty import Difficulty
 from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.filters import C4, Classifier, FineWeb, GopherQuality, GopherRepetition, Language
 from lmopt.techniques.infilling import Infilling
+from lmopt.techniques.objective import LayerSkip, NextToken
 from lmopt.techniques.optimizer import AdamW, AdamW8bit, Cosine
 from lmopt.techniques.order import Curriculum, Shuffled
 from lmopt.techniques.placement import Anywhere, Bound, FirstTouch, Interleaved
@@ -52,9 +53,10 @@ __all__ = [
     "AdaptiveMicro", "Anywhere", "BackTranslation", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound",
     "Classifier", "Cosine", "Curriculum", "DataStep", "Difficulty", "ExactDedup", "Ffn", "FineWeb", "FirstTouch",
     "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8", "Interleaved", "Language",
-    "LengthWarmup", "Model", "Moe", "NearDedup", "NgramOverlap", "NoiseRamp", "Optimizer", "Order", "Packed",
-    "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2", "Schedule", "Scratch", "Shuffled",
-    "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder", "plugins", "techniques",
+    "LayerSkip", "LengthWarmup", "Model", "Moe", "NearDedup", "NextToken", "NgramOverlap", "NoiseRamp", "Objective",
+    "Optimizer", "Order", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
+    "Schedule", "Scratch", "Shuffled", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful",
+    "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -70,6 +72,7 @@ Ffn = _union("ffn", SwiGlu, Relu2, Moe, Wasteful)
 Precision = _union("precision", Fp32, Bf16, Bf16Stochastic, Int8)
 Optimizer = _union("optimizer", AdamW, AdamW8bit)
 Schedule = _union("schedule", Cosine)
+Objective = _union("objective", NextToken, LayerSkip)
 Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
 Start = _union("start", Scratch, Upcycled)
@@ -149,6 +152,8 @@ class Recipe(Plain):
     """Optimizer and gradient clipping."""
     schedule: Schedule = Cosine()
     """Learning rate over the run; every horizon anneals fully."""
+    objective: Objective = NextToken()
+    """What training descends."""
     batching: Batching = FixedBatch()
     """How steps are filled with tokens."""
     placement: Placement = Anywhere()
@@ -187,6 +192,7 @@ class Recipe(Plain):
             raise ValueError(f"tokens ({self.tokens}) is less than one step of {per_step} tokens")
         if isinstance(self.start, Upcycled) and not isinstance(self.ffn, Moe):
             raise ValueError(f"start (upcycled) makes experts of a dense layer, but ffn is {self.ffn.kind}")
+        self._objective_fits()
         if self.order.kind == "curriculum" and all(step.kind != "difficulty" for step in self.data):
             raise ValueError("order curriculum needs the step {kind: difficulty} in `data`, behind the others")
         if self.order.kind == "curriculum" and self.batching.kind == "packed":
@@ -194,6 +200,20 @@ class Recipe(Plain):
                 "order curriculum orders windows of text, and batching packed has none; allowed: the others"
             )
         return self
+
+    def _objective_fits(self) -> None:
+        if not isinstance(self.objective, LayerSkip):
+            return
+        beyond = [layer for layer in self.objective.exits if layer >= self.model.layers]
+        if beyond:
+            raise ValueError(
+                f"objective.exits {beyond} of a model of {self.model.layers} layers: 1 to {self.model.layers - 1} "
+                "are possible"
+            )
+        if self.compile:
+            raise ValueError("objective layer_skip leaves out other layers each step: it cannot be compiled")
+        if self.batching.kind == "packed":
+            raise ValueError("objective layer_skip knows no document boundaries; allowed: batching other than packed")
 
     def phases(self, horizon: float) -> tuple[Phase, ...]:
         """What the steps at a horizon are like, as far as it is known before the training."""
@@ -217,6 +237,7 @@ SEAMS: dict[str, Any] = {
     "precision": Precision,
     "optimizer": Optimizer,
     "schedule": Schedule,
+    "objective": Objective,
     "batching": Batching,
     "placement": Placement,
     "start": Start,

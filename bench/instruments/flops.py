@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmopt import cost
-from lmopt.recipe import Recipe
+from lmopt.recipe import LayerSkip, Recipe, builder
 
 TOLERANCE = 0.005
 """Largest relative difference between two counts of the same thing that is still agreement."""
@@ -116,7 +116,9 @@ def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCo
     length = length or recipe.batching.length
     device = next(model.parameters()).device
     closed = cost.forward_flops(recipe, length)
-    closed_train = cost.train_flops(recipe, length, device.type)
+    whole = _without_dropout(recipe)
+    closed_train = cost.train_flops(whole, length, device.type)
+    objective = builder(whole.objective)
     held = cost.parameters(recipe)
     autocast = recipe.precision.arithmetic == "bf16"
     forward = Counts(
@@ -124,7 +126,12 @@ def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCo
         dispatched=dispatched(model, length, backward=False, autocast=autocast),
         fvcore=traced(model, length),
     )
-    train = Counts(closed_train.executed, dispatched(model, length, backward=True, autocast=autocast))
+    train = Counts(
+        closed_train.executed,
+        dispatched(
+            model, length, backward=True, autocast=autocast, loss_of=lambda twin: objective(whole.objective, twin)
+        ),
+    )
     params_total = sum(parameter.numel() for parameter in model.parameters())
     return FlopCounts(
         length=length,
@@ -137,6 +144,13 @@ def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCo
         params_active=held.active - held.total + params_total,
         disagreement=_disagreement(forward, train, held.total, params_total),
     )
+
+
+def _without_dropout(recipe: Recipe) -> Recipe:
+    """With every layer run for every sequence: how many are left out is a coin's doing, which no count can check."""
+    if not isinstance(recipe.objective, LayerSkip):
+        return recipe
+    return recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"dropout": 0.0})})
 
 
 def _disagreement(forward: Counts, train: Counts, params_closed: int, params_total: int) -> str | None:
@@ -158,28 +172,40 @@ def _text(value: float | None) -> str:
 # --- dispatched operations -----------------------------------------------------------------------
 
 
-def dispatched(model: nn.Module, length: int, *, backward: bool, autocast: bool = False) -> float:
-    """FLOPs of the operations that torch dispatches for one sequence: forward, or forward and backward of the loss."""
+LossOf = Callable[[Any], Callable[[Tensor, Tensor], Any]]
+
+
+def _own_loss(model: LanguageModel) -> Callable[[Tensor, Tensor], Any]:
+    return model.loss
+
+
+def dispatched(
+    model: nn.Module, length: int, *, backward: bool, autocast: bool = False, loss_of: LossOf = _own_loss
+) -> float:
+    """FLOPs of the operations that torch dispatches for one sequence: forward, or forward and backward of the loss.
+
+    Args:
+        loss_of: what training descends, made of the model; default: the model's own loss.
+    """
     try:
         with FakeTensorMode() as mode:
-            return _dispatched(_twin(model, mode.from_tensor), length, backward, autocast)
+            return _dispatched(_twin(model, mode.from_tensor), length, backward, autocast, loss_of)
     except NEEDS_DATA:
-        return _dispatched(_twin(model, lambda tensor: tensor), length, backward, autocast)
+        return _dispatched(_twin(model, lambda tensor: tensor), length, backward, autocast, loss_of)
 
 
-def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool) -> float:
+def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool, loss_of: LossOf) -> float:
     model.train(backward)  # a router may do more in training
     parameters = list(model.parameters())
     device = parameters[0].device
     tokens_BT = torch.zeros(1, length, dtype=torch.int64, device=device)
     counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
     with counter, torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        language_model = cast(LanguageModel, model)
         if backward:
-            total = language_model.loss(tokens_BT, tokens_BT).total
+            total = loss_of(model)(tokens_BT, tokens_BT).total
             torch.autograd.grad(total, parameters, allow_unused=True)
         else:
-            language_model(tokens_BT)
+            cast(LanguageModel, model)(tokens_BT)
     return counter.get_total_flops()
 
 

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lmopt.quantities import Share
-from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive
+from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
 
 
-class LayerSkip(Plain):
+class NextToken(Technique):
+    """Cross-entropy of each next token."""
+
+    builder: ClassVar[str] = "lmopt.train.layerskip:plain"
+    kind: Literal["next_token"] = "next_token"
+
+    def executed_share(self, layers: int) -> float:  # noqa: ARG002
+        """Share of the layers' work that a step does on average."""
+        return 1.0
+
+    @property
+    def early_exits(self) -> int:
+        """Passes through the head a step, beside the last layer's."""
+        return 0
+
+
+class LayerSkip(Technique):
     """Layer dropout that grows with depth, and losses at early exits through the shared head (arXiv 2404.16710)."""
 
+    builder: ClassVar[str] = "lmopt.train.layerskip:build"
+    kind: Literal["layer_skip"] = "layer_skip"
     dropout: Annotated[Share, Field(lt=1)] = 0.1
     """p_max: the last layer is left out for this share of sequences, layer l of L for p_max (2^(l/(L-1)) - 1)."""
     exits: tuple[Annotated[Positive, Field(le=MAX_LAYERS)], ...] = ()
@@ -33,6 +51,15 @@ class LayerSkip(Plain):
         if layers == 1:
             return (0.0,)
         return tuple(self.dropout * (2 ** (layer / (layers - 1)) - 1) for layer in range(layers))
+
+    def executed_share(self, layers: int) -> float:
+        """Share of the layers' work that a step does on average."""
+        return 1 - sum(self.layer_dropout(layers)) / layers
+
+    @property
+    def early_exits(self) -> int:
+        """Passes through the head a step, beside the last layer's."""
+        return min(self.exits_a_step, len(self.exits))
 
     def exit_weight(self, exit_layer: int, layers: int) -> float:
         """e(l) before normalisation, where layer `exit_layer` counts from 1; 0 behind the first layer."""

@@ -34,7 +34,12 @@ from lmopt.train.loop import TrainState
 Sharding = Literal["copies", "shards"]
 """`copies`: every rank holds the whole model (DDP). `shards`: each holds a part of every parameter (FSDP2)."""
 
-SHARED = {"optimizer": ("adamw",), "batching": ("fixed",), "precision": ("fp32", "bf16")}
+SHARED = {
+    "optimizer": ("adamw",),
+    "batching": ("fixed",),
+    "precision": ("fp32", "bf16"),
+    "objective": ("next_token",),
+}
 """Techniques that many devices can share, by seam; the others keep a state or a choice of one device's own."""
 
 
@@ -148,10 +153,10 @@ def start(
 
 def _refuse(recipe: Recipe, world: World) -> None:
     """Before any work: what cannot be shared."""
-    chosen = {"optimizer": recipe.optimizer.kind, "batching": recipe.batching.kind, "precision": recipe.precision.kind}
     for seam, kinds in SHARED.items():
-        if chosen[seam] not in kinds:
-            raise ValueError(f"{seam} {chosen[seam]!r} knows one device only; allowed on many: {', '.join(kinds)}")
+        chosen = getattr(recipe, seam).kind
+        if chosen not in kinds:
+            raise ValueError(f"{seam} {chosen!r} knows one device only; allowed on many: {', '.join(kinds)}")
     sequences, micro = recipe.batching.sequences, recipe.batching.micro_sequences
     each = sequences // world.size
     if sequences % world.size or (micro and each % micro):

@@ -1,13 +1,14 @@
 """Training a model to be left early: layer dropout and losses at exits (LayerSkip, arXiv 2404.16710).
 
-    state = loop.start(recipe, seed=0)
-    state.loss = LayerSkipLoss(state.model, LayerSkip(dropout=0.2, exits=(4, 6)))
-    for step in loop.train(state, batches): ...
+    recipe = recipe.model_copy(update={"objective": LayerSkip(dropout=0.2, exits=(4, 6))})
+    for step in loop.train(loop.start(recipe, seed=0), batches): ...
 
 Letters: see lmopt/arch/transformer.py; L layers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,7 +16,17 @@ from torch import Tensor
 from lmopt.arch.loss import cross_entropy
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
-from lmopt.techniques.objective import LayerSkip
+from lmopt.techniques.objective import LayerSkip, NextToken
+
+
+def plain(_config: NextToken, model: Transformer) -> Callable[..., Losses]:
+    """The model's own loss."""
+    return model.loss
+
+
+def build(config: LayerSkip, model: Transformer) -> Callable[..., Losses]:
+    """What training descends (see `LayerSkipLoss`)."""
+    return LayerSkipLoss(model, config)
 
 
 class LayerSkipLoss:

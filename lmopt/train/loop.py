@@ -63,7 +63,7 @@ class TrainState:
     model: Any
     """The Transformer, its parameters as the precision keeps them (float32, or bfloat16 for `bf16_sr`)."""
     loss: Callable[[Tensor, Tensor], Any]
-    """`model.loss`, compiled where the recipe says so."""
+    """What the recipe's objective makes of the model, compiled where the recipe says so."""
     optimizer: Any
     share: Callable[[float], float]
     """Training done after a step, in full steps -> share of the peak learning rate."""
@@ -109,6 +109,7 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
     torch.manual_seed(seed)
     model = transformer.build(recipe, seed=seed, device=device)
     compute.prepare(model)
+    loss = builder(recipe.objective)(recipe.objective, model)
     return TrainState(
         recipe=recipe,
         seed=seed,
@@ -116,7 +117,7 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
         device=device,
         pace=pace,
         model=model,
-        loss=torch.compile(model.loss, dynamic=False) if recipe.compile else model.loss,
+        loss=torch.compile(loss, dynamic=False) if recipe.compile else loss,
         optimizer=builder(recipe.optimizer)(recipe.optimizer, model),
         share=builder(recipe.schedule)(recipe.schedule, pace.total_tokens / recipe.batching.tokens),
         compute=compute,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.budget import BudgetError, fit, parse_budget
-from bench.case import Case
+from bench.case import Case, canonical_hash
 from bench.estimate import Machine
 from bench.forecast import render
 from bench.plan import Plan, make_plan, run_hash
@@ -341,3 +341,11 @@ def test_the_claim_of_an_upcycled_arm_pays_for_the_dense_training(tmp_path: Path
     dense_step, step = (cost.train_flops_per_token(one).executed for one in (reference, arm))
     left = 0.8 * dense_step * reference.steps(1.0) - dense_step * reference.steps(0.5)
     assert arm.steps(point) * step <= left < (arm.steps(point) + 1) * step
+
+
+def test_what_descriptions_say_only_since_later_leaves_earlier_hashes_alone() -> None:
+    before = {"recipe": {"tokens": 5}, "arms": [{"name": "a"}]}
+    default = {"recipe": {"tokens": 5, "objective": {"kind": "next_token"}}, "arms": [{"name": "a"}], "inference": None}
+    other = {"recipe": {"tokens": 5, "objective": {"kind": "layer_skip"}}, "arms": [{"name": "a"}]}
+    assert canonical_hash(default, 16) == canonical_hash(before, 16)
+    assert canonical_hash(other, 16) != canonical_hash(before, 16)

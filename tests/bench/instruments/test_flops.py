@@ -14,7 +14,7 @@ from bench.instruments import flops
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.transformer import build
-from lmopt.recipe import Bf16Stochastic, Fp32, Int8, Model, Moe, Recipe, Relu2, SwiGlu, Wasteful, builder
+from lmopt.recipe import Bf16Stochastic, Fp32, Int8, LayerSkip, Model, Moe, Recipe, Relu2, SwiGlu, Wasteful, builder
 
 
 def recipe(ffn, length=16, **shape) -> Recipe:
@@ -55,6 +55,18 @@ def test_all_counts_are_equal(described):
     assert found.disagreement is None
     assert found.params_total == cost.parameters(described).total
     assert found.params_active == cost.parameters(described).active
+
+
+def test_exits_are_counted_and_layer_dropout_is_what_it_is_on_average():
+    plain = recipe(SwiGlu(hidden=12), layers=3)
+    skipping = plain.model_copy(update={"objective": LayerSkip(dropout=0.4, exits=(1, 2))})
+    found = flops.count(build(skipping, seed=0), skipping)
+    head = 2 * 16 * 16 * 24
+    layers = cost.forward_flops(plain, 16).total - head
+    assert found.train.closed == found.train.dispatched == 3 * (layers + 2 * head), "one exit a step, every layer run"
+    assert found.agree
+    left_out = 0.4 * ((2**0.5 - 1) + 1) / 3  # layers 2 and 3 of 3: p (2^(l/(L-1)) - 1)
+    assert found.train_flops_per_token * 16 == pytest.approx(3 * ((1 - left_out) * layers + 2 * head))
 
 
 def test_by_hand():

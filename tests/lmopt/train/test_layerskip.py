@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lmopt.recipe import AdamW, Fp32
+from lmopt.recipe import AdamW, Fp32, Recipe
 from lmopt.techniques.objective import LayerSkip
 from lmopt.train import loop
 from lmopt.train.layerskip import LayerSkipLoss
@@ -99,9 +99,9 @@ def test_exits_beyond_the_depth_are_refused(exits):
 
 
 def trained(seed):
-    plan = recipe().model_copy(update={"precision": Fp32(), "optimizer": AdamW(lr=1e-2), "tokens": 64 * 6})
-    state = loop.start(plan, seed=seed)
-    state.loss = LayerSkipLoss(state.model, LayerSkip(dropout=0.5, exits=(2,)))
+    objective = LayerSkip(dropout=0.5, exits=(2,))
+    settings = {"precision": Fp32(), "optimizer": AdamW(lr=1e-2), "tokens": 64 * 6, "objective": objective}
+    state = loop.start(recipe().model_copy(update=settings), seed=seed)
     steps = list(loop.train(state, (tokens(2, 33, seed=step) for step in range(6))))
     return [step.loss for step in steps], state.loss.executed_share
 
@@ -111,3 +111,16 @@ def test_trains_in_the_loop_the_same_bits_for_the_same_seed():
     assert first == again
     assert first[0] != other[0]
     assert first[1] < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": {"kind": "layer_skip", "exits": [2, 3]}}, r"objective.exits \[3\] of a model of 3 layers"),
+        ({"objective": {"kind": "layer_skip"}, "compile": True}, "cannot be compiled"),
+        ({"objective": {"kind": "layer_skip"}, "batching": {"kind": "packed", "length": 32}}, "document boundaries"),
+    ],
+)
+def test_a_recipe_refuses_what_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate(recipe().model_dump(mode="json") | change)
