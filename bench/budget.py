@@ -1,7 +1,8 @@
 """Cut a study to what fits: `--budget 30min`, `--budget 5M tokens`, `--budget 1e15 FLOP`.
 
 First whole seeds go, from the last, down to two (a single seed has no interval); then every scale's tokens shrink by
-one factor, for all arms alike. What was cut is said before anything runs.
+one factor, for all arms alike. Where even the shortest trainings do not fit, a few steps of every arm at true size
+remain: they measure what an arm costs and nothing of its quality. What was cut is said before anything runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
-from bench.stanzas import MIN_STEPS
+from bench.stanzas import MIN_SAMPLE, MIN_STEPS
 from bench.suite import Suite
 from lmopt.quantities import human_count, human_seconds, parse_count, parse_duration_s
 
@@ -75,10 +76,13 @@ def fit(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, list[str
         notes = [f"seeds cut to {', '.join(map(str, suite.over.seed[:-1]))}"]
         suite = suite.with_over(seed=suite.over.seed[:-1])
         spent = _spent(make_plan(suite, machine), budget)
-    if spent > budget.amount:
-        suite, note = _with_fewer_tokens(suite, machine, budget)
-        notes.append(note)
-    return suite, notes
+    if spent <= budget.amount:
+        return suite, notes
+    if suite.layout != "sample":
+        shorter = _with_fewer_tokens(suite, machine, budget)
+        if shorter is not None:
+            return shorter[0], [*notes, shorter[1]]
+    return _sampled(suite, machine, budget)
 
 
 def _spent(plan: Plan, budget: Budget) -> float:
@@ -99,8 +103,33 @@ def _spent(plan: Plan, budget: Budget) -> float:
     return OVERHEAD * sum(time_s for time_s in times if time_s is not None)
 
 
-def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, str]:
-    """Every scale's tokens times the largest factor that fits, found by bisection."""
+def _sampled(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, list[str]]:
+    """Steps instead of trainings: first for every seed, then for one; as many as fit, up to what `sample` asks for.
+
+    Raises:
+        BudgetError: not even MIN_SAMPLE steps of one seed fit.
+    """
+    seeds = suite.over.seed
+    for kept in dict.fromkeys((seeds, seeds[:1])):
+        for steps in range(suite.sample.steps, MIN_SAMPLE - 1, -1):
+            sample = suite.sample.model_copy(update={"steps": steps})
+            cut = suite.with_over(seed=kept).model_copy(update={"layout": "sample", "sample": sample})
+            if _spent(make_plan(cut, machine), budget) <= budget.amount:
+                untried = ["tuning trials are left out: there is no training to tune"] if suite.tune else []
+                return cut, [
+                    f"every training is cut to {steps} steps at true size, seeds to {', '.join(map(str, kept))}: "
+                    "FLOPs, time, energy and memory are measured",
+                    *untried,
+                    "loss, accuracy and savings at equal quality are not measurable at this budget",
+                ]
+    raise BudgetError(
+        f"nothing of this study fits {budget.words()}, not even {MIN_SAMPLE} steps of each arm; "
+        "hint: give more, or choose a smaller scale"
+    )
+
+
+def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, str] | None:
+    """Every scale's tokens times the largest factor that fits, found by bisection; None where no training fits."""
     low, high = 0.0, 1.0
     for _ in range(12):
         factor = (low + high) / 2
@@ -112,7 +141,7 @@ def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[
             fits = False
         low, high = (factor, high) if fits else (low, factor)
     if low == 0.0:
-        raise BudgetError(f"nothing of this study fits {budget.words()}; hint: give more, or choose a smaller scale")
+        return None
     return _scaled(suite, low), f"training tokens cut to {100 * low:.1f} % of what the suite asks for"
 
 

@@ -28,6 +28,7 @@ Purpose = Literal[
     "smaller",
     "timing",
     "evaluate",
+    "sample",
 ]
 
 _WORDS = {"corpus": "corpus", "shards": "shards", "tune": "trial"}
@@ -78,7 +79,12 @@ class Case(Frozen):
         return " ".join(parts)
 
 
-LATER: tuple[tuple[str, Any], ...] = (("objective", {"kind": "next_token"}), ("inference", None))
+LATER: tuple[tuple[str, Any], ...] = (
+    ("objective", {"kind": "next_token"}),
+    ("inference", None),
+    ("activations", {"kind": "keep"}),
+    ("sample", {"steps": 10, "warmup": 2}),
+)
 """Keys that descriptions have had only since a later version, each with the value that means what there was before."""
 
 

@@ -15,8 +15,9 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Role = Literal["claim", "component", "control", "timing"]
 Endpoint = Literal["flops", "time", "energy"]
 Purpose = Literal["confirm", "explore", "selftest"]
-Layout = Literal["full", "economical"]
-"""`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons."""
+Layout = Literal["full", "economical", "sample"]
+"""`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons. `sample`: a few
+steps of every arm, which measure cost and not quality."""
 
 
 class Frozen(BaseModel):

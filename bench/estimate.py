@@ -20,6 +20,9 @@ from lmopt.recipe import Recipe
 CHECKPOINT_COPIES = 3
 """Weights and two Adam moments, each in float32."""
 
+BUILT_A_SECOND = 30e6
+"""Parameters drawn, counted and let go of in a second, about: what a sample takes beside its steps."""
+
 
 class Machine(Frozen):
     """What planning needs to know of a machine."""
@@ -30,6 +33,8 @@ class Machine(Frozen):
     flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
     """Sustained training FLOP/s by precision (`fp32`, `bf16`), and by precision and feed-forward (`bf16+moe`); empty
     before a calibration."""
+    bytes_per_s: float | None = None
+    """Memory bandwidth of the device that trains."""
     peak_flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
     """Best measured rate of a matrix product by precision; empty where it was not measured undisturbed."""
     numa: tuple[Node, ...] = ()
@@ -81,11 +86,15 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
         return Estimate()
     memory_bytes = cost.peak_memory_bytes(case.recipe)
     disk_bytes = 4 * CHECKPOINT_COPIES * cost.parameters(case.recipe).total
-    speed = machine.speed_of(case.recipe)
     if case.kind == "train":
         assert case.horizon is not None
         flops = cost.training_flops(case.recipe, case.horizon)
-        time_s = flops / speed if speed else None
+        steps, step_s = case.recipe.steps(case.horizon), _passes_s(case.recipe, machine)
+        speed = machine.speed_of(case.recipe)
+        time_s = flops / speed + steps * step_s if speed else None
+        if case.purpose == "sample":
+            disk_bytes = 0
+            time_s = None if time_s is None else time_s + cost.parameters(case.recipe).total / BUILT_A_SECOND
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
     if case.kind == "timing":
         reference = Recipe.model_validate(case.spec["reference"])
@@ -102,5 +111,10 @@ def _timing_time_s(steps: int, recipes: Iterable[Recipe], machine: Machine) -> f
         speed = machine.speed_of(recipe)
         if not speed:
             return None
-        total_s += steps * flops_per_step(recipe) / speed
+        total_s += steps * (flops_per_step(recipe) / speed + _passes_s(recipe, machine))
     return total_s
+
+
+def _passes_s(recipe: Recipe, machine: Machine) -> float:
+    """Seconds of a step that the parameters spend on their way through memory, which rule large models."""
+    return cost.update_bytes(recipe) / machine.bytes_per_s if machine.bytes_per_s else 0.0

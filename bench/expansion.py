@@ -82,6 +82,9 @@ def _corpus_case(suite: Suite) -> Case:
 def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, shards: Mapping[str, Case]) -> Iterator[Case]:
     recipe = suite.resolve(arm.name, scale.name)
     data = _shards_of(recipe, shards)
+    if suite.layout == "sample":
+        yield from _sample_cases(suite, arm, scale, recipe, data)
+        return
     if arm.timed and arm.name != suite.baseline.name:
         yield _timing_case(suite, arm, scale, recipe, data)
     if arm.role == "timing":
@@ -127,6 +130,17 @@ def _tuning(suite: Suite) -> dict[str, Any]:
     if suite.tune is None:
         return {}
     return {"tune": {"metric": trials.metric(suite.tune, suite.data.validation[0].name)}}
+
+
+def _sample_cases(suite: Suite, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
+    """A few steps of an arm, whatever its role; another seed is another look at a machine that wanders."""
+    sample = suite.sample
+    horizon = round((sample.warmup + sample.steps) * recipe.batching.tokens / recipe.tokens, 9)
+    for seed in suite.over.seed:
+        yield identify(
+            Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
+                 parents=(data.id, *data.parents), purpose="sample", recipe=recipe, spec=sample.model_dump())
+        )  # fmt: skip
 
 
 def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[float, Purpose]:

@@ -33,6 +33,8 @@ from lmopt.train.loop import TrainState
 CHECKPOINT_EVERY_S = float(os.environ.get("LMBENCH_CHECKPOINT_EVERY_S", "20"))
 """Training time that a killed process may lose."""
 WARMUP_STEPS = 3
+QUALITY = {"val_loss": "nat/token", "perplexity": "1", "bits_per_byte": "bit/byte"}
+"""What a sample cannot say, with its unit."""
 
 stop_requested = threading.Event()
 """Set by the signal handler of the worker; looked at between two steps."""
@@ -92,13 +94,15 @@ def train(job: Job, folder: Path) -> Outcome:
 
 
 def _train(job: Job, folder: Path) -> Outcome:
+    if job.case.purpose == "sample":
+        return _sample(job, folder)
     recipe, seed, horizon = _training_of(job)
     data = _shards_folder(job)
     window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
     window.before_model()
+    compile_s = _warm_up(recipe, seed, data)  # gone before the model is built: two would not fit where one just does
     state, log = _start_or_resume(job, folder)
     counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
-    compile_s = _warm_up(recipe, seed, data)
     batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions, horizon=horizon))
     log.begin(
         total_tokens=state.pace.total_tokens,
@@ -125,6 +129,43 @@ def _train(job: Job, folder: Path) -> Outcome:
     if state.pace.decisions:
         detail["batching"] = [asdict(one) for one in state.pace.decisions]
         write_decisions(state.pace.decisions, folder / "batching.jsonl")
+    return Outcome(status="ok", segments=log.segments, metrics=metrics, detail=detail)
+
+
+def _sample(job: Job, folder: Path) -> Outcome:
+    """A few steps at true size: FLOPs, time, energy and memory as in a training, and no quality.
+
+    Nothing is saved, and the first steps are the warm-up: a throw-away model of this size would take too long.
+    """
+    recipe, seed, horizon = _training_of(job)
+    window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
+    window.before_model()
+    state, log = workloads.start(recipe, seed=seed, horizon=horizon), TrainLog(folder / "checkpoint")
+    counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
+    batches = Stall(workloads.batches(recipe, _shards_folder(job), seed=seed))
+    steps = workloads.train(state, batches)
+    compile_s = _drop(steps, job.case.spec["warmup"])
+    log.begin(
+        total_tokens=state.pace.total_tokens,
+        flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},
+        full_length=recipe.batching.length,
+    )
+    window.start()
+    _pull(steps, state, log, window, folder, saves=False)
+    metrics = window.stop()
+    metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
+    reason = f"not measurable at this budget: {len(log.durations_s)} steps are no training"
+    metrics |= {name: missing(unit, reason) for name, unit in QUALITY.items()}
+    detail = {
+        "tokens": log.tokens,
+        "steps": len(log.durations_s),
+        "steps_s": log.durations_s,
+        "predicted_memory_bytes": job.case.estimate.peak_memory_bytes,
+        "counts": _counts_detail(counts, recipe),
+        "router": state.model.report(),
+        "data_stall_s": batches.seconds,
+        "sensors": window.findings,
+    }
     return Outcome(status="ok", segments=log.segments, metrics=metrics, detail=detail)
 
 
@@ -176,8 +217,10 @@ def _warm_up(recipe: Recipe, seed: int, data: Path) -> float:
     return sum(step.notes.get("compile_time_s", 0.0) for step in steps)
 
 
-def _pull(steps: Iterator[Step], state: TrainState, log: TrainLog, window: Window, folder: Path) -> None:
-    """Pull every step, timing each; saves a checkpoint now and then, and when asked to stop."""
+def _pull(
+    steps: Iterator[Step], state: TrainState, log: TrainLog, window: Window, folder: Path, *, saves: bool = True
+) -> None:
+    """Pull every step, timing each; `saves` a checkpoint now and then, and when asked to stop."""
     progress = Progress(folder, total=state.total_steps)
     before_s = saved_s = time.perf_counter()
     for step in steps:
@@ -191,7 +234,9 @@ def _pull(steps: Iterator[Step], state: TrainState, log: TrainLog, window: Windo
             energy_j=energy.value,
             energy_grade=energy.grade,
         )
-        if stop_requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
+        if not saves:
+            _stop_if_asked()
+        elif stop_requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
             workloads.save(state, folder / "checkpoint")
             log.save()
             saved_s = time.perf_counter()

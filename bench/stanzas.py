@@ -26,6 +26,8 @@ MIN_STEPS = 20
 """A training shorter than this says nothing about any technique."""
 MAX_TRIALS = 100
 """Trials of one arm: more is a search, not parity."""
+MIN_SAMPLE = 3
+"""Fewest steps of a sample: their median is then not the slowest one's."""
 
 RecipeMapping = dict[str, Any]
 """Part of a recipe, as written; checked after it is merged. The JSON Schema gives it the type of a recipe."""
@@ -273,6 +275,15 @@ class Timing(Frozen):
     """Steps of each arm in a block."""
     warmup: Annotated[Count, Field(ge=1, le=10_000)] = 3
     """Steps of each arm before the first block, not measured."""
+
+
+class Sample(Frozen):
+    """The `sample` layout: training steps at true size, for what they cost; nothing is learned from them."""
+
+    steps: Annotated[Count, Field(ge=MIN_SAMPLE, le=100_000)] = 10
+    """Measured steps of each arm."""
+    warmup: Annotated[Count, Field(ge=1, le=10_000)] = 2
+    """Steps before them, not measured: first allocations, kernel choices, compilation."""
 
 
 class Evaluate(Frozen):

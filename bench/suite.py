@@ -28,6 +28,7 @@ from bench.stanzas import (
     Hypothesis,
     Limits,
     Over,
+    Sample,
     Scale,
     Target,
     Timing,
@@ -63,7 +64,8 @@ class Suite(Frozen):
     extrapolate: Target | None = None
     """A size that savings are extrapolated to, with their interval; needs three scales."""
     layout: Layout = "economical"
-    """`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons."""
+    """`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons. `sample`: a few
+    steps of every arm instead of trainings; what they cost is measured, quality is not."""
     controls: Controls = Controls()
     """Controls."""
     tune: Tune | None = None
@@ -71,6 +73,8 @@ class Suite(Frozen):
     them decides nothing."""
     timing: Timing = Timing()
     """How step times are compared."""
+    sample: Sample = Sample()
+    """How many steps the `sample` layout takes."""
     evaluate: Evaluate = Evaluate()
     """Downstream tasks."""
     hypothesis: Hypothesis = Hypothesis()

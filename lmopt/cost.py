@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmopt.recipe import Moe, Recipe, Relu2, SwiGlu, Wasteful
+from lmopt.recipe import Moe, Recipe, Recompute, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.routing import NoisyTopK, Switch
 
 ATTENTION_BACKWARD_EXECUTED = 2.5
@@ -86,6 +86,8 @@ class FfnCost:
     """Of a router's noise, which is drawn in training only."""
     padding_flops_per_token: float = 0.0
     """Executed in training for rows that hold no token, beyond `flops_per_token`."""
+    last_product_flops_per_token: int = 0
+    """The part of `flops_per_token` whose result nothing keeps: computing a block again stops before it."""
 
 
 def ffn_cost(ffn: object, width: int, tokens: int | None = None) -> FfnCost:
@@ -102,12 +104,24 @@ def ffn_cost(ffn: object, width: int, tokens: int | None = None) -> FfnCost:
             hidden = ffn.hidden_for(width)
             matrices = 3 if isinstance(ffn, SwiGlu) else 2
             weights = matrices * width * hidden
-            return FfnCost(weights, weights, 2 * weights, activations_per_token=width + matrices * hidden)
+            return FfnCost(
+                weights,
+                weights,
+                2 * weights,
+                activations_per_token=width + matrices * hidden,
+                last_product_flops_per_token=2 * width * hidden,
+            )
         case Wasteful():
             living, dead = (ffn_cost(SwiGlu(hidden=hidden), width) for hidden in (ffn.hidden_for(width), ffn.dead))
             weights = living.parameters_total + dead.parameters_total
             activations = living.activations_per_token + dead.activations_per_token
-            return FfnCost(weights, weights, 2 * weights, activations_per_token=activations)
+            return FfnCost(
+                weights,
+                weights,
+                2 * weights,
+                activations_per_token=activations,
+                last_product_flops_per_token=dead.last_product_flops_per_token,
+            )
         case Moe():
             return _moe_cost(ffn, width, tokens)
         case _ if callable(own := getattr(ffn, "cost", None)):
@@ -190,8 +204,23 @@ def train_flops(recipe: Recipe, length: int, device: str = "cpu", tokens: int | 
     attention = share * forward.attention
     backward = BACKWARD_MODEL if keeps_probabilities(device, length) else ATTENTION_BACKWARD_EXECUTED
     return TrainFlops(
-        executed=linear + padding + (1 + backward) * attention, model=linear + (1 + BACKWARD_MODEL) * attention
+        executed=linear + padding + (1 + backward) * attention + recomputed_flops(recipe, length),
+        model=linear + (1 + BACKWARD_MODEL) * attention,
     )
+
+
+def recomputed_flops(recipe: Recipe, length: int) -> float:
+    """Forward FLOPs of one sequence that are done a second time, because activations were not kept.
+
+    A layer that is left out by chance is not computed again either.
+    """
+    if not isinstance(recipe.activations, Recompute):
+        return 0
+    forward, layers = forward_flops(recipe, length), recipe.model.layers
+    skipped = layers * length * ffn_cost(recipe.ffn, recipe.model.width).last_product_flops_per_token
+    again = forward.total - forward.head - skipped
+    every = recipe.activations.every
+    return again * sum(1 - left_out for left_out in recipe.objective.layer_dropout(layers)[::every]) / layers
 
 
 def train_flops_per_token(recipe: Recipe, device: str = "cpu", length: int | None = None) -> TrainFlops:
@@ -238,12 +267,19 @@ def _projection_weights(recipe: Recipe) -> int:
 LOGIT_CHUNK_BYTES = 16 * 2**20
 """Float32 logits that the fused loss holds at once (lmopt.arch.loss.CHUNK_BYTES)."""
 TRANSIENT_SHARE = 0.2
-"""Gradients of activations that exist for a moment in backward, over the activations kept. Measured on a CPU together
-with the two below: four trainings of 2 to 11 M parameters were within 12 % of this estimate."""
-RUNTIME_BYTES = 100 * 2**20
+"""Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
+and those below were read off trainings of 1 to 290 M parameters on a CPU (benchmarks/memory.py), dense and
+sparse, activations kept and computed again: docs/training.md has the table."""
+CAST_SHARE = 0.5
+"""Part of a dense model's bfloat16 casts that adds to the peak: they are let go of while the gradients grow."""
+RUNTIME_BYTES = 85 * 2**20
 """What a process takes for its first step beside tensors: compiled products, thread pools, the optimizer's code."""
 EXPERT_RUNTIME_BYTES = 100 * 2**20
 """The same for a sparse layer's products, compiled for many numbers of rows."""
+
+
+EIGHT_BIT_UPDATE_BYTES = 40
+"""What the 8-bit optimizer unpacks to update one parameter, a number of it: moments, quotients and codes."""
 
 
 def peak_memory_bytes(recipe: Recipe) -> int:
@@ -256,12 +292,38 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     """Bytes that are held whatever the batch, and bytes that each sequence of a forward pass adds.
 
     Held: weights, gradients and moments as precision and optimizer keep them, a copy of the weights in the products'
-    type, the head's chunk. A sequence: the activations kept for backward, with what exists for a moment beside them.
+    type, the head's chunk. A sequence: the activations kept for backward, with what exists for a moment beside them. A
+    dense block that is computed again keeps its input; its copy and activations exist one block at a time. A sparse one
+    does too, but its many odd sizes leave holes in the heap: the peak measured is that of kept activations.
     """
-    held, model = parameters(recipe), recipe.model
-    bytes_per_number = 2 if recipe.precision.arithmetic == "bf16" else 4
-    length = recipe.batching.length
-    per_token = (
+    held, model, layers, sparse = parameters(recipe), recipe.model, recipe.model.layers, isinstance(recipe.ffn, Moe)
+    again = recipe.activations.layers_of(layers) if isinstance(recipe.activations, Recompute) else 0
+    block, inputs = _kept_per_token(recipe), model.width * (again + 4)  # and of the embedding, last norm and head
+    numbers = (layers - (0 if sparse else again)) * block + inputs
+    numbers += block * (1 + TRANSIENT_SHARE) if again and not sparse else (layers * block + inputs) * TRANSIENT_SHARE
+    copies = (held.total - held.embedding) * max(1, layers - again) / layers + held.embedding
+    copies *= recipe.precision.copy_bytes * (1.0 if again or sparse else CAST_SHARE)
+    kept_and_gradient = 2 * recipe.precision.weight_bytes
+    state = held.total * (kept_and_gradient + recipe.optimizer.state_bytes)
+    runtime = RUNTIME_BYTES + (EXPERT_RUNTIME_BYTES if sparse else 0)
+    in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
+    whole = round(state + copies) + in_full + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding + runtime
+    if recipe.optimizer.kind == "adamw_8bit":
+        whole += EIGHT_BIT_UPDATE_BYTES * max(
+            held.embedding, ffn_cost(recipe.ffn, model.width).parameters_total * 2 // 3
+        )
+    return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
+
+
+def _product_bytes(recipe: Recipe) -> int:
+    """Bytes of a number in the forward pass."""
+    return 2 if recipe.precision.arithmetic == "bf16" else 4
+
+
+def _kept_per_token(recipe: Recipe) -> int:
+    """Numbers that one block keeps for backward, a token."""
+    model, length = recipe.model, recipe.batching.length
+    return (
         2 * model.width  # residual stream before each half of a block
         + 2 * model.width  # normalised inputs of the two halves
         + (2 * model.heads + 3 * model.key_heads) * model.head_width  # projections, turned queries and keys
@@ -269,10 +331,14 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
         + ffn_cost(recipe.ffn, model.width).activations_per_token
         + (model.heads * length * 5 // 8 if keeps_probabilities("cpu", length) else 0)  # causal half, by blocks
     )
-    activations = length * (model.layers * per_token + 4 * model.width)
-    kept_and_gradient = 2 * recipe.precision.weight_bytes
-    a_parameter = kept_and_gradient + recipe.precision.copy_bytes + recipe.optimizer.state_bytes
-    runtime = RUNTIME_BYTES + (EXPERT_RUNTIME_BYTES if isinstance(recipe.ffn, Moe) else 0)
-    in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
-    whole = round(held.total * a_parameter) + in_full + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding + runtime
-    return whole, round(activations * bytes_per_number * (1 + TRANSIENT_SHARE))
+
+
+def update_bytes(recipe: Recipe) -> float:
+    """Bytes that a step moves for its parameters beside the products: copies, gradients, the optimizer's update.
+
+    Read: weight, gradient twice (norm, update), the state, weight again for its copy. Written: gradient, weight, state,
+    copy.
+    """
+    weight, copy = recipe.precision.weight_bytes, recipe.precision.copy_bytes
+    a_parameter = 5 * weight + 2 * recipe.optimizer.state_bytes + (weight + copy if copy else 0)
+    return parameters(recipe).total * a_parameter

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lmopt.quantities import Count
+from lmopt.techniques.activations import KeepActivations, Recompute
 from lmopt.techniques.augmentation import BackTranslation
 from lmopt.techniques.batching import (
     AdaptiveMicro,
@@ -49,14 +50,14 @@ from lmopt.techniques.technique import (
 )
 
 __all__ = [
-    "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "AdamW", "AdamW8bit",
+    "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "Activations", "AdamW", "AdamW8bit",
     "AdaptiveMicro", "Anywhere", "BackTranslation", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound",
     "Classifier", "Cosine", "Curriculum", "DataStep", "Difficulty", "ExactDedup", "Ffn", "FineWeb", "FirstTouch",
-    "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8", "Interleaved", "Language",
-    "LayerSkip", "LengthWarmup", "Model", "Moe", "NearDedup", "NextToken", "NgramOverlap", "NoiseRamp", "Objective",
-    "Optimizer", "Order", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe", "Relu2",
-    "Schedule", "Scratch", "Shuffled", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful",
-    "builder", "plugins", "techniques",
+    "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8", "Interleaved", "KeepActivations",
+    "Language", "LayerSkip", "LengthWarmup", "Model", "Moe", "NearDedup", "NextToken", "NgramOverlap", "NoiseRamp",
+    "Objective", "Optimizer", "Order", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe",
+    "Recompute", "Relu2", "Schedule", "Scratch", "Shuffled", "Start", "SubstringDedup", "SwiGlu", "Technique",
+    "Upcycled", "Wasteful", "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -73,6 +74,7 @@ Precision = _union("precision", Fp32, Bf16, Bf16Stochastic, Int8)
 Optimizer = _union("optimizer", AdamW, AdamW8bit)
 Schedule = _union("schedule", Cosine)
 Objective = _union("objective", NextToken, LayerSkip)
+Activations = _union("activations", KeepActivations, Recompute)
 Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
 Start = _union("start", Scratch, Upcycled)
@@ -154,6 +156,8 @@ class Recipe(Plain):
     """Learning rate over the run; every horizon anneals fully."""
     objective: Objective = NextToken()
     """What training descends."""
+    activations: Activations = KeepActivations()
+    """What a forward pass keeps for the backward pass."""
     batching: Batching = FixedBatch()
     """How steps are filled with tokens."""
     placement: Placement = Anywhere()
@@ -238,6 +242,7 @@ SEAMS: dict[str, Any] = {
     "optimizer": Optimizer,
     "schedule": Schedule,
     "objective": Objective,
+    "activations": Activations,
     "batching": Batching,
     "placement": Placement,
     "start": Start,

@@ -23,6 +23,7 @@ from bench.report.sections import (
     ledger,
     machine,
     profiles,
+    sample,
     savings,
     sizes,
     tuning,
@@ -33,6 +34,7 @@ from bench.report.sections import (
 from bench.report.tree import Cell, Claim, Headline, Page, Tone, words
 
 SECTIONS = (
+    sample,
     arms,
     curves,
     savings,

@@ -19,6 +19,7 @@ from lmopt.arch.loss import cross_entropy
 from lmopt.arch.norm import RmsNorm
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.routing import LossFreeRouter
+from lmopt.compute.activations import Run
 from lmopt.recipe import Model, Recipe, builder
 
 
@@ -40,16 +41,23 @@ class Losses:
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x))."""
 
-    def __init__(self, model: Model, ffn: nn.Module) -> None:
+    def __init__(self, model: Model, ffn: nn.Module, run: Run) -> None:
         super().__init__()
         self.attention_norm = RmsNorm(model.width, model.norm_eps)
         self.attention = Attention(model)
         self.ffn_norm = RmsNorm(model.width, model.norm_eps)
         self.ffn = ffn
+        self.run = run
 
     def forward(
         self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        return self.run(self.compute, x_BTD, cos_TC, sin_TC, segments_BT)
+
+    def compute(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, segments_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block itself; `forward` decides what of it is kept for backward."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, segments_BT)
         y_BTD, auxiliary = self.ffn(self.ffn_norm(x_BTD))
         return x_BTD + y_BTD, auxiliary
@@ -66,11 +74,14 @@ class Transformer(nn.Module):
         model = recipe.model
         if model.vocab is None:
             raise ValueError("recipe.model.vocab is not set; hint: a suite fills it in from its tokenizer")
-        build_ffn = builder(recipe.ffn)
+        build_ffn, build_run = builder(recipe.ffn), builder(recipe.activations)
         self.model = model
         self.embedding = nn.Embedding(model.vocab, model.width)
         self.rotary = Rotary(model)
-        self.blocks = nn.ModuleList(Block(model, build_ffn(recipe.ffn, model)) for _ in range(model.layers))
+        self.blocks = nn.ModuleList(
+            Block(model, build_ffn(recipe.ffn, model), build_run(recipe.activations, layer))
+            for layer in range(model.layers)
+        )
         self.norm = RmsNorm(model.width, model.norm_eps)
         self.head = None if model.tied_head else nn.Linear(model.width, model.vocab, bias=False)
 

@@ -16,6 +16,10 @@ class NextToken(Technique):
     builder: ClassVar[str] = "lmopt.train.layerskip:plain"
     kind: Literal["next_token"] = "next_token"
 
+    def layer_dropout(self, layers: int) -> tuple[float, ...]:
+        """Share of sequences for which each of so many layers is left out: none."""
+        return (0.0,) * layers
+
     def executed_share(self, layers: int) -> float:  # noqa: ARG002
         """Share of the layers' work that a step does on average."""
         return 1.0

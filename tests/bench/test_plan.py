@@ -200,8 +200,15 @@ def test_trials_cost_what_they_train_and_a_budget_knows_them(tuned: Suite) -> No
     cut, notes = fit(long, MACHINE, parse_budget(f"{int(0.5 * whole)} flop"))
     assert 0.4 * whole < spent(make_plan(cut, MACHINE)) <= 0.5 * whole
     assert "tokens cut to" in notes[-1]
+
+
+def test_where_a_trial_would_be_too_short_steps_are_left_and_it_says_so(tuned: Suite) -> None:
+    cut, notes = fit(tuned, MACHINE, parse_budget(f"{int(0.3 * spent(make_plan(tuned, MACHINE)))} flop"))
+    assert cut.layout == "sample"
+    assert not trials_of(make_plan(cut, MACHINE), "moe")
+    assert any("tuning trials are left out" in note for note in notes)
     with pytest.raises(BudgetError, match="nothing of this study fits"):
-        fit(tuned, MACHINE, parse_budget(f"{int(0.3 * spent(plan))} flop"))  # a trial would be too short
+        fit(tuned, MACHINE, parse_budget("1 flop"))
 
 
 def test_a_tuned_suite_loads_back_to_the_same_study(tuned: Suite, tmp_path: Path) -> None:
