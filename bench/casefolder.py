@@ -1,7 +1,8 @@
 """The files through which a runner and the process of a case talk.
 
-`case.json` (what to do), `progress.json` (how far it is, overwritten twice a second), `outcome.json` (the result,
-written once), `log.txt`. Files rather than pipes: a case on another machine looks the same.
+`case.json` (what to do), `machine.json` (where it ran, if not here), `progress.json` (how far it is, overwritten twice
+a second), `outcome.json` (the result, written once), `log.txt`. Files, not pipes: a case on another machine looks
+the same.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Outcome(Frozen):
     status: Literal["ok", "diverged", "failed", "not_applicable"]
     reason: str | None = None
     segments: int = 1
+    env: str | None = None
+    """Fingerprint of the machine that ran it, where the runner could not know it before."""
     metrics: dict[str, Reading] = Field(default_factory=dict[str, Reading])
     detail: dict[str, Any] = Field(default_factory=dict[str, Any])
 

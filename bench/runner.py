@@ -1,4 +1,4 @@
-"""Plan -> records: run every case that has none yet, one after the other, and write each record as it is made.
+"""Plan -> records: run every case that has none yet, and write each record as it is made.
 
 A run folder can be killed at any moment. The next run of the same suite keeps every finished record, continues an
 interrupted training from its checkpoint, and tries failed cases again.
@@ -12,30 +12,25 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
-
-from pydantic import ValidationError
+from typing import Any
 
 from bench import trials
 from bench.case import Case
-from bench.casefolder import Job, Outcome, read_progress, write_atomically
-from bench.executors import Executor, Exit, Running
+from bench.casefolder import Outcome, write_atomically
+from bench.flight import Display, Flight, Limits, RunContext, launch, look, stop
 from bench.plan import Plan
-from bench.process import signal_name
 from bench.record import CaseKey, Record, append, read
 from bench.registration import NotRegistered, register
 
+__all__ = ["Display", "FolderInUse", "Limits", "OtherRun", "RunContext", "adopt", "locked", "run_cases"]
+
 POLL_EVERY_S = 0.1
-STOP_GRACE_S = 30.0
-"""Time a case has to save its checkpoint after being asked to stop."""
-HANG_AFTER_S = 900.0
-"""A case that reports no progress for this long is ended: the longest silence seen is a compilation of minutes."""
-INTERRUPTED = 75
-"""Exit code of a worker that was asked to stop (see bench.worker)."""
+MAX_LOSSES = 3
+"""A case that is lost from outside more often than this in one run is left to the next run."""
 
 
 class FolderInUse(RuntimeError):
@@ -44,56 +39,6 @@ class FolderInUse(RuntimeError):
 
 class OtherRun(ValueError):
     """The folder holds another study."""
-
-
-class Display(Protocol):
-    """Shows a run to a person."""
-
-    def begin(self, plan: Plan, finished: Mapping[str, Record]) -> None:
-        """The run starts; these cases are done already."""
-        ...
-
-    def case_started(self, case: Case) -> None:
-        """A case starts."""
-        ...
-
-    def case_progress(self, case: Case, progress: Mapping[str, object]) -> None:
-        """A case got further."""
-        ...
-
-    def case_ended(self, case: Case, record: Record) -> None:
-        """A case has its record."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        ...
-
-    def end(self) -> None:
-        """The run is over."""
-        ...
-
-
-@dataclass(slots=True)
-class Limits:
-    """What one case may use."""
-
-    time_s: float
-    memory_bytes: int | None = None
-    hang_s: float = HANG_AFTER_S
-
-
-@dataclass(slots=True)
-class RunContext:
-    """What a run needs beside its plan."""
-
-    executor: Executor
-    display: Display
-    limits: Limits
-    commit: str | None = None
-    env: str | None = None
-    flops_per_s_peak: Mapping[str, float] = field(default_factory=dict[str, float])
-    idle_power_w: float | None = None
 
 
 @contextlib.contextmanager
@@ -142,47 +87,94 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
 def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
     """Run whatever has no finished record, in the plan's order; returns this call's records.
 
+    As many cases run at once as the executor has places for; a case waits for those it builds on.
+
     Raises:
-        KeyboardInterrupt: after the case in flight has saved itself.
+        KeyboardInterrupt: after the cases in flight have saved themselves.
         RecordError: the folder's records cannot be trusted.
+        ExecutorError: there is nowhere left to run cases.
     """
     path = folder / "records.jsonl"
     known = read(path) if path.exists() else []
-    attempts = {case.id: sum(r.case.id == case.id for r in known) for case in plan.cases}
+    attempts = Counter(record.case.id for record in known)
     finished = {record.case.id: record for record in known if record.status != "failed"}
     cases = {case.id: case for case in plan.cases}
+    waiting = [case for case in plan.cases if case.id not in finished]
+    flights: list[Flight] = []
+    losses: Counter[str] = Counter()
+    tuning: dict[str, dict[str, Any]] = {}
     made: list[Record] = []
+
+    def note(case: Case, outcome: Outcome) -> None:
+        attempts[case.id] += 1
+        record = _record(case, outcome, attempts[case.id], context, tuning[case.id])
+        append(path, record)
+        (folder / "cases" / case.id / "outcome.json").unlink(missing_ok=True)
+        made.append(record)
+        if record.status != "failed":
+            finished[case.id] = record
+            _drop_checkpoint(folder, case)
+        context.display.case_ended(case, record)
+
     context.display.begin(plan, finished)
     try:
         with _interruptible():
-            for case in plan.cases:
-                if case.id in finished:
-                    continue
-                context.display.case_started(case)
-                outcome, tuning = _run(folder, case, cases, finished, context)
-                record = _record(case, outcome, attempts[case.id] + 1, context, tuning)
-                append(path, record)
-                (folder / "cases" / case.id / "outcome.json").unlink(missing_ok=True)
-                made.append(record)
-                if record.status != "failed":
-                    finished[case.id] = record
-                    _drop_checkpoint(folder, case)
-                context.display.case_ended(case, record)
+            while waiting or flights:
+                while len(flights) < context.executor.slots and (case := _next(waiting, flights)):
+                    waiting.remove(case)
+                    context.display.case_started(case)
+                    begun, tuning[case.id] = _begin(folder, case, cases, finished, context)
+                    if isinstance(begun, Outcome):
+                        note(case, begun)
+                    else:
+                        flights.append(begun)
+                for flight in list(flights):
+                    if (end := look(flight, context)) is None:
+                        continue
+                    flights.remove(flight)
+                    outcome, lost = end
+                    note(flight.case, outcome)
+                    losses[flight.case.id] += lost
+                    if lost and losses[flight.case.id] <= MAX_LOSSES:
+                        waiting.insert(0, cases[flight.case.id])
+                if flights:
+                    time.sleep(POLL_EVERY_S)
+    except KeyboardInterrupt:
+        _stop_all(flights, context)
+        raise
     finally:
         context.display.end()
         context.executor.close()
     return made
 
 
-def _run(
+def _next(waiting: Sequence[Case], flights: Sequence[Flight]) -> Case | None:
+    """The first case whose parents have all come to an end, good or bad."""
+    open_ids = {case.id for case in waiting} | {flight.case.id for flight in flights}
+    return next((case for case in waiting if not open_ids.intersection(case.parents)), None)
+
+
+def _stop_all(flights: Sequence[Flight], context: RunContext) -> None:
+    """Every case in flight saves its state; all are asked before the first is waited for."""
+    for flight in flights:
+        context.display.note(f"stopping: {flight.case.label} saves its state")
+        flight.running.terminate()
+    for flight in flights:
+        stop(flight)
+
+
+def _begin(
     folder: Path, case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record], context: RunContext
-) -> tuple[Outcome, dict[str, Any]]:
-    """One case, with the setting that its trials chose where it has any; the outcome and how that was chosen."""
+) -> tuple[Flight | Outcome, dict[str, Any]]:
+    """Start a case, with the setting that its trials chose where it has any; and how that was chosen.
+
+    A case that cannot run, or whose outcome a killed runner left behind, has its outcome at once.
+    """
     blocked = _blocked(case, cases, finished)
     if blocked is not None:
         return blocked, {}
     if "tune" not in case.spec or case.recipe is None:
-        return _execute(folder, case, context), {}
+        return launch(folder, case, context), {}
     choice = trials.choice(case, cases, finished)
     if choice is None:
         reason = (
@@ -190,7 +182,7 @@ def _run(
         )
         return Outcome(status="failed", reason=reason), {}
     tuned = case.model_copy(update={"recipe": trials.at(case.recipe, choice.setting)})
-    return _execute(folder, tuned, context), {"tuning": choice.to_dict(case.spec["tune"]["metric"])}
+    return launch(folder, tuned, context), {"tuning": choice.to_dict(case.spec["tune"]["metric"])}
 
 
 def _blocked(case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record]) -> Outcome | None:
@@ -210,105 +202,6 @@ def _blocked(case: Case, cases: Mapping[str, Case], finished: Mapping[str, Recor
     return None
 
 
-def _execute(folder: Path, case: Case, context: RunContext) -> Outcome:
-    """One case from start to outcome.
-
-    Raises:
-        KeyboardInterrupt: the run was asked to stop.
-    """
-    place = folder / "cases" / case.id
-    place.mkdir(parents=True, exist_ok=True)
-    job = Job(
-        case=case,
-        parents={parent: str((folder / "cases" / parent).resolve()) for parent in case.parents},
-        commit=context.commit,
-        env=context.env,
-        flops_per_s_peak=context.flops_per_s_peak.get(case.recipe.precision.arithmetic) if case.recipe else None,
-        idle_power_w=context.idle_power_w,
-    )
-    left = _left_by_killed_runner(place, job)
-    if left is not None:
-        return left
-    for stale in ("outcome.json", "progress.json"):
-        (place / stale).unlink(missing_ok=True)
-    write_atomically(place / "case.json", job.model_dump_json())
-    running = context.executor.start(place)
-    try:
-        ended, reason = _watch(running, case, place, context)
-    except KeyboardInterrupt:
-        context.display.note(f"stopping: {case.label} saves its state")
-        _stop(running)
-        raise
-    return _outcome(place, ended, reason)
-
-
-def _left_by_killed_runner(place: Path, job: Job) -> Outcome | None:
-    """The outcome of a case that finished when its runner was no longer there to record it."""
-    try:
-        same = Job.model_validate_json((place / "case.json").read_text()) == job
-        outcome = Outcome.model_validate_json((place / "outcome.json").read_text())
-    except (OSError, ValidationError):
-        return None
-    return outcome if same and outcome.status != "failed" else None
-
-
-def _watch(running: Running, case: Case, place: Path, context: RunContext) -> tuple[Exit, str | None]:
-    """Wait for the end; a case over its limits is stopped, with the reason."""
-    begun_s = last_news_s = time.monotonic()
-    last: Mapping[str, object] | None = None
-    while (ended := running.poll()) is None:
-        time.sleep(POLL_EVERY_S)
-        now_s = time.monotonic()
-        progress = read_progress(place)
-        if progress is not None and progress != last:
-            last, last_news_s = progress, now_s
-            context.display.case_progress(case, progress)
-        reason = _over_limit(running, context.limits, now_s - begun_s, now_s - last_news_s)
-        if reason:
-            return _stop(running), reason
-    return ended, None
-
-
-def _over_limit(running: Running, limits: Limits, elapsed_s: float, silent_s: float) -> str | None:
-    if elapsed_s > limits.time_s:
-        return f"over its time limit of {limits.time_s:g} s; hint: raise limits.case_time (a training then continues)"
-    if silent_s > limits.hang_s:
-        return f"no progress for {silent_s:.0f} s"
-    resident = running.resident_bytes() if limits.memory_bytes else None
-    if resident and limits.memory_bytes and resident > limits.memory_bytes:
-        return (
-            f"over its memory limit: {resident / 2**30:.2f} GiB of {limits.memory_bytes / 2**30:.2f} GiB; "
-            "hint: lower batching.micro_sequences, or raise limits.case_memory"
-        )
-    return None
-
-
-def _stop(running: Running) -> Exit:
-    """SIGTERM, then SIGKILL when the grace is over."""
-    running.terminate()
-    deadline_s = time.monotonic() + STOP_GRACE_S
-    while (ended := running.poll()) is None:
-        if time.monotonic() > deadline_s:
-            running.kill()
-            deadline_s += STOP_GRACE_S
-        time.sleep(POLL_EVERY_S / 4)
-    return ended
-
-
-def _outcome(place: Path, ended: Exit, reason: str | None) -> Outcome:
-    """What the worker left, or why it left nothing."""
-    found = place / "outcome.json"
-    if found.exists():
-        return Outcome.model_validate_json(found.read_text())
-    if reason is None and ended.signal is not None:
-        reason = f"its process was ended by {signal_name(ended.signal)}"
-        if ended.signal == signal.SIGKILL:
-            reason += " (by hand, or by the kernel for want of memory)"
-    if reason is None:
-        reason = f"its process left with code {ended.code} and no result; see {place.name}/log.txt"
-    return Outcome(status="failed", reason=reason)
-
-
 def _record(case: Case, outcome: Outcome, attempt: int, context: RunContext, tuning: Mapping[str, Any]) -> Record:
     trial = {"trial": case.spec["trial"]} if "trial" in case.spec else {}
     return Record(
@@ -316,7 +209,7 @@ def _record(case: Case, outcome: Outcome, attempt: int, context: RunContext, tun
         attempt=attempt,
         segments=outcome.segments,
         commit=context.commit,
-        env=context.env,
+        env=outcome.env or context.env,
         reason=outcome.reason,
         case=CaseKey(id=case.id, kind=case.kind, arm=case.arm, scale=case.scale, seed=case.seed, horizon=case.horizon),
         metrics=outcome.metrics,

@@ -6,6 +6,7 @@ is then continued later.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import traceback
@@ -14,8 +15,10 @@ from types import FrameType
 
 import torch
 
-from bench import measure
+from bench import machine, measure
 from bench.casefolder import Job, Outcome, write_atomically
+from bench.company import Company
+from bench.instruments.table import open_sensors
 from bench.measure import Interrupted
 from lmopt.compute.numa import NotApplicable
 from lmopt.train.loop import Diverged
@@ -36,22 +39,39 @@ def work(folder: Path) -> int:
     signal.signal(signal.SIGTERM, _ask_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = Job.model_validate_json((folder / "case.json").read_text())
+    with Company(job.case.id) as company:
+        outcome = _outcome(job, folder)
+        if outcome is None:
+            return INTERRUPTED
+        detail = {**outcome.detail, "company": company.found()}
+    found = outcome.model_copy(update={"detail": detail, "env": job.env or _noted_machine(folder)})
+    write_atomically(folder / "outcome.json", found.model_dump_json())
+    return 0
+
+
+def _outcome(job: Job, folder: Path) -> Outcome | None:
+    """What the case found, or why it failed; None where it was asked to stop and will be continued."""
     try:
-        outcome = CASES[job.case.kind](job, folder)
+        return CASES[job.case.kind](job, folder)
     except Interrupted:
-        return INTERRUPTED
+        return None
     except Diverged as error:
-        outcome = Outcome(status="diverged", reason=str(error))
+        return Outcome(status="diverged", reason=str(error))
     except NotApplicable as error:
-        outcome = Outcome(status="not_applicable", reason=str(error))
+        return Outcome(status="not_applicable", reason=str(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
         traceback.print_exc()
-        outcome = Outcome(status="failed", reason=f"out of memory: {error}")
+        return Outcome(status="failed", reason=f"out of memory: {error}")
     except Exception as error:  # noqa: BLE001 - the boundary of a case: the reason goes into its record
         traceback.print_exc()
-        outcome = Outcome(status="failed", reason=f"{type(error).__name__}: {error}")
-    write_atomically(folder / "outcome.json", outcome.model_dump_json())
-    return 0
+        return Outcome(status="failed", reason=f"{type(error).__name__}: {error}")
+
+
+def _noted_machine(folder: Path) -> str:
+    """Fingerprint of this machine, which the runner could not know; what it stands for is written beside the case."""
+    facts = machine.fingerprint()
+    write_atomically(folder / "machine.json", json.dumps(machine.environment(facts, open_sensors()), indent=1))
+    return machine.env_id(facts)
 
 
 def _ask_to_stop(_number: int, _frame: FrameType | None) -> None:

@@ -19,6 +19,14 @@ class Exit:
     """Exit code, or None if a signal ended it."""
     signal: int | None = None
     """The signal that ended it."""
+    lost: bool = False
+    """It was taken away from outside (its node died, its scheduler wants the place): worth another try now."""
+    reason: str | None = None
+    """Why, where the executor knows more than code and signal say."""
+
+
+class ExecutorError(RuntimeError):
+    """Cases cannot be run there: no cluster, no node left, a parameter that it does not know."""
 
 
 class Running(Protocol):
@@ -26,6 +34,10 @@ class Running(Protocol):
 
     def poll(self) -> Exit | None:
         """How it ended, or None while it runs."""
+        ...
+
+    def is_waiting(self) -> bool:
+        """Whether it has no machine yet: time limits do not run then."""
         ...
 
     def resident_bytes(self) -> int | None:
@@ -43,6 +55,16 @@ class Running(Protocol):
 
 class Executor(Protocol):
     """Somewhere to run cases."""
+
+    @property
+    def slots(self) -> int:
+        """How many cases may run there at once, none beside another on one device."""
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether cases run on machines that may differ from this one."""
+        ...
 
     def start(self, folder: Path) -> Running:
         """Start the case whose folder this is."""

@@ -28,7 +28,10 @@ they spin for some microseconds and then sleep. What the user has set wins."""
 
 
 class LocalExecutor:
-    """Owns the warm server; restarts it when it has died."""
+    """Owns the warm server; restarts it when it has died. One case at a time: two would disturb each other's times."""
+
+    slots = 1
+    is_remote = False
 
     def __init__(self, worker: str = "bench.worker") -> None:
         """`worker` is the module whose `work(folder)` does a case."""
@@ -128,6 +131,10 @@ class LocalRunning:
         if self.pid in self._ended:
             return self._ended.pop(self.pid)
         return None if self._server.poll() is None else Exit(None, signal.SIGKILL)
+
+    def is_waiting(self) -> bool:
+        """Never: it has this machine."""
+        return False
 
     def resident_bytes(self) -> int | None:
         """Its resident memory now."""

@@ -27,8 +27,11 @@ def succeed(job: Job, folder: Path) -> Exit:
 class FakeExecutor:
     """Runs `behaviours[case id]`, or succeeds; remembers what it started."""
 
-    def __init__(self, behaviours: Mapping[str, Behaviour] | None = None) -> None:
+    is_remote = False
+
+    def __init__(self, behaviours: Mapping[str, Behaviour] | None = None, slots: int = 1) -> None:
         self.behaviours = behaviours or {}
+        self.slots = slots
         self.started: list[str] = []
         self.closed = False
 
@@ -51,6 +54,9 @@ class FakeRunning:
 
     def poll(self) -> Exit | None:
         return self.end
+
+    def is_waiting(self) -> bool:
+        return False
 
     def resident_bytes(self) -> int | None:
         return self.resident

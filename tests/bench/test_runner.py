@@ -153,6 +153,27 @@ def test_a_tuned_training_is_continued_at_the_same_setting(tmp_path: Path) -> No
     assert read(tmp_path / "records.jsonl")[-1].detail["tuning"]["edges"] == {"lr": "lowest"}
 
 
+def test_a_tuned_training_waits_for_all_its_trials_and_when_lost_is_tried_again_at_the_same_setting(
+    tmp_path: Path,
+) -> None:
+    cases, behaviours = tuned({0.001: 3.0, 0.002: 2.9, 0.004: 2.95})
+    ctx = context()
+    tried: list[float] = []
+
+    def lost_once(job: Job, folder: Path) -> Exit:
+        assert job.case.recipe is not None
+        tried.append(job.case.recipe.optimizer.lr)
+        return Exit(None, 15, lost=True, reason="its node is gone") if len(tried) == 1 else succeed(job, folder)
+
+    ctx.executor = FakeExecutor({**behaviours, cases[-1].id: lost_once}, slots=8)
+    run_cases(tmp_path, plan(*cases), ctx)
+    assert tried == [0.002, 0.002]
+    first, second = read(tmp_path / "records.jsonl")[-2:]
+    assert [first.status, second.status] == ["failed", "ok"]
+    assert first.detail["tuning"] == second.detail["tuning"]
+    assert len(second.detail["tuning"]["trials"]) == 3
+
+
 def test_where_every_trial_diverged_the_training_fails_with_the_reason(tmp_path: Path) -> None:
     cases, behaviours = tuned({0.001: None, 0.002: None})
     ctx = context(behaviours)

@@ -1,0 +1,103 @@
+"""Stays beside a case on a machine that the runner cannot reach, and talks to it through the case folder.
+
+The folder lies on a file system that both machines see. `attend.json` says where the case runs and how much memory it
+holds; a file `stop` holding the number of a signal is passed on. Used by the executors for Ray and Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.casefolder import write_atomically
+from bench.executors.local import SERVER_ENVIRONMENT
+from bench.process import resident_bytes
+
+POLL_EVERY_S = 0.2
+SHOW_EVERY_S = 1.0
+ATTENDANCE = "attend.json"
+STOP = "stop"
+
+Ended = tuple[int | None, int | None]
+"""Exit code, or None and the signal that ended it."""
+
+
+def attend(worker: str, folder: str) -> Ended:
+    """Run the case of a folder in a child of its own, to its end.
+
+    Args:
+        worker: the module whose `work(folder)` does a case.
+        folder: the case folder, as this machine sees it.
+
+    Raises:
+        FileNotFoundError: this machine does not see the folder.
+    """
+    place = Path(folder)
+    if not (place / "case.json").exists():
+        raise FileNotFoundError(
+            f"{place}/case.json is not there on {socket.gethostname()}; "
+            "hint: run folders must lie on a file system that all machines share (--out)"
+        )
+    with (place / "log.txt").open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bench.executors.child", worker, folder],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=SERVER_ENVIRONMENT | dict(os.environ),
+        )  # fmt: skip
+    shown_s = float("-inf")
+    sent: int | None = None
+    while (code := child.poll()) is None:
+        if time.monotonic() - shown_s > SHOW_EVERY_S:
+            shown_s = time.monotonic()
+            _show(place, child.pid)
+        wanted = _asked(place)
+        if wanted is not None and wanted != sent:
+            child.send_signal(wanted)
+            sent = wanted
+        time.sleep(POLL_EVERY_S)
+    return (None, -code) if code < 0 else (code, None)
+
+
+def _show(place: Path, pid: int) -> None:
+    seen = {"host": socket.gethostname(), "pid": pid, "resident_bytes": resident_bytes(pid)}
+    write_atomically(place / ATTENDANCE, json.dumps(seen))
+
+
+def _asked(place: Path) -> int | None:
+    """The signal that the runner wants sent; None where it wants none."""
+    try:
+        return int((place / STOP).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+# --- the runner's side ---------------------------------------------------------------------------
+
+
+def prepare(place: Path) -> None:
+    """Forget what an earlier attempt left."""
+    for name in (ATTENDANCE, STOP):
+        (place / name).unlink(missing_ok=True)
+
+
+def ask(place: Path, number: signal.Signals) -> None:
+    """Have a signal sent to the case."""
+    write_atomically(place / STOP, str(int(number)))
+
+
+def was_asked(place: Path) -> bool:
+    """Whether the runner itself asked the case to stop."""
+    return (place / STOP).exists()
+
+
+def attendance(place: Path) -> dict[str, object] | None:
+    """What the attendant saw last; None while the case waits for a machine."""
+    try:
+        return json.loads((place / ATTENDANCE).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,164 @@
+"""Cases on a Ray cluster: one at a time on each GPU, or on each node where it has none.
+
+A case gets a whole place (a GPU, or all cores of a node): nothing else of this cluster runs beside what is being
+timed. A case whose node is lost comes back as lost, and the runner tries it again elsewhere. Run folders must lie on a
+file system that all nodes see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bench.executors import ExecutorError, Exit, attend
+
+INTERRUPTED = 75
+"""Exit code of a worker that was asked to stop (see bench.worker)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one case can run: a GPU of a node (`index` of several), or a node without one."""
+
+    node: str
+    index: int
+    cpus: float
+    gpus: int
+
+
+class RayExecutor:
+    """Owns the connection to a cluster; starts a local one where no address is given."""
+
+    is_remote = True
+
+    def __init__(self, address: str | None = None, *, worker: str = "bench.worker") -> None:
+        """Connect.
+
+        Args:
+            address: of a running cluster (`auto`, `ray://...`); default: `RAY_ADDRESS`, else a cluster on this machine.
+            worker: the module whose `work(folder)` does a case.
+
+        Raises:
+            ExecutorError: there is no such cluster.
+        """
+        self._worker = worker
+        self._busy: dict[Place, RayRunning] = {}
+        self._owns_connection = not ray.is_initialized()
+        if self._owns_connection:
+            try:
+                ray.init(
+                    address=address or os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level=logging.ERROR
+                )
+            except (RayError, ConnectionError, ValueError) as error:
+                raise ExecutorError(
+                    f"ray: no cluster at {address}: {error}; hint: start one with `ray start`"
+                ) from error
+        self._attend: Any = ray.remote(max_retries=0)(attend.attend)
+
+    @property
+    def slots(self) -> int:
+        """Cases that can run at once: the places of the nodes that are alive now, at least one."""
+        return max(1, len(self._places()))
+
+    def start(self, folder: Path) -> RayRunning:
+        """Start the case whose folder this is on a free place.
+
+        Raises:
+            ExecutorError: every node is gone.
+        """
+        self._busy = {place: running for place, running in self._busy.items() if running.poll() is None}
+        free = [place for place in self._places() if place not in self._busy]
+        if not free:
+            raise ExecutorError("ray: no node is left to run a case on; hint: `ray status`, then run again")
+        place = free[0]
+        attend.prepare(folder)
+        reference = self._attend.options(
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=place.node, soft=False),
+        ).remote(self._worker, str(folder.resolve()))
+        running = self._busy[place] = RayRunning(reference, folder)
+        return running
+
+    def close(self) -> None:
+        """End what still runs; leave the cluster as it was found."""
+        for running in self._busy.values():
+            if running.poll() is None:
+                running.kill()
+        self._busy.clear()
+        if self._owns_connection:
+            ray.shutdown()
+
+    def _places(self) -> list[Place]:
+        found: list[Place] = []
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            resources: dict[str, float] = node["Resources"]
+            cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+            if gpus:
+                found += [Place(node["NodeID"], index, max(1.0, cpus // gpus), 1) for index in range(gpus)]
+            elif cpus:
+                found.append(Place(node["NodeID"], 0, cpus, 0))
+        return found
+
+
+class RayRunning:
+    """A case on some node."""
+
+    def __init__(self, reference: Any, folder: Path) -> None:
+        self._reference = reference
+        self._folder = folder
+        self._ended: Exit | None = None
+
+    def poll(self) -> Exit | None:
+        """How it ended; a node or process that went away is a lost case."""
+        if self._ended is None and ray.wait([self._reference], timeout=0)[0]:
+            self._ended = self._end()
+        return self._ended
+
+    def _end(self) -> Exit:
+        try:
+            code, number = ray.get(self._reference)
+        except RayTaskError as error:  # the attendant itself failed: its message says why
+            return Exit(None, None, reason=str(error.cause or error).strip().splitlines()[-1])
+        except RayError as error:
+            asked = attend.was_asked(self._folder)
+            return Exit(None, signal.SIGKILL, lost=not asked, reason=f"its node or process was lost: {_short(error)}")
+        return Exit(code, number, lost=code == INTERRUPTED and not attend.was_asked(self._folder))
+
+    def is_waiting(self) -> bool:
+        """Whether it has no machine yet."""
+        return attend.attendance(self._folder) is None
+
+    def resident_bytes(self) -> int | None:
+        """What its attendant saw last."""
+        found = (attend.attendance(self._folder) or {}).get("resident_bytes")
+        return found if isinstance(found, int) else None
+
+    def terminate(self) -> None:
+        """SIGTERM, through the case folder; a case that still waits for a machine is taken back."""
+        attend.ask(self._folder, signal.SIGTERM)
+        if self.is_waiting():
+            self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        attend.ask(self._folder, signal.SIGKILL)
+        with contextlib.suppress(RayError, ValueError, TypeError):
+            ray.cancel(self._reference, force=True)
+
+
+def _short(error: Exception) -> str:
+    return (
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else type(error).__name__
+    )
