@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.api import compare, gate, judge, load_suite, make_plan, report, run
+    from bench.api import compare, export, gate, judge, load_suite, make_plan, report, run
 
-__all__ = ["compare", "gate", "judge", "load_suite", "make_plan", "report", "run"]
+__all__ = ["compare", "export", "gate", "judge", "load_suite", "make_plan", "report", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bench.runner import Display
     from bench.study import Study
 
-__all__ = ["RunResult", "compare", "gate", "judge", "load_suite", "make_plan", "plan", "report", "run"]
+__all__ = ["RunResult", "compare", "export", "gate", "judge", "load_suite", "make_plan", "plan", "report", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,14 @@ def plan(suite: Suite | Path | str, *, calibrate: bool = True, budget: str | Non
         SuiteError: the suite is invalid.
         BudgetError: the budget cannot be read, or nothing fits it.
     """
+    return forecast(suite, calibrate=calibrate, budget=budget)[0]
+
+
+def forecast(suite: Suite | Path | str, *, calibrate: bool = True, budget: str | None = None) -> tuple[Plan, list[str]]:
+    """`plan`, and a line for each thing that the budget cut."""
     machine = this_machine(calibrate=calibrate)
-    return make_plan(_cut(_loaded(suite), machine, budget)[0], machine)
+    cut, notes = _cut(_loaded(suite), machine, budget)
+    return make_plan(cut, machine), notes
 
 
 def _loaded(suite: Suite | Path | str) -> Suite:
@@ -84,6 +90,7 @@ def this_machine(*, calibrate: bool) -> Machine:
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         numa=tuple(nodes()),
         flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},
+        bytes_per_s=speeds.bytes_per_s if speeds else None,
         peak_flops_per_s=dict(speeds.peak_flops_per_s) if speeds and not speeds.busy else {},
         disturbed=speeds is not None and speeds.busy,
     )
@@ -94,7 +101,7 @@ def run(
     *,
     out: Path | str | None = None,
     budget: str | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     display: Display | None = None,
 ) -> RunResult:
     """Plan, run, judge and report a suite; continues what is in the folder.
@@ -103,7 +110,8 @@ def run(
         suite: a loaded suite, or the path of one.
         out: the run folder; default `results/<suite>/<hash of suite, version and machine class>`.
         budget: cut the study to this much; default: the suite's own `budget`, if it has one.
-        executor: where cases run; default this machine.
+        executor: where cases run: `local` (the default), `ray`, `slurm:partition=gpu` (`bench.executors.choice`), or
+            an executor.
         display: who is shown the progress; default stderr.
 
     Raises:
@@ -114,7 +122,7 @@ def run(
     """
     from bench import runner
     from bench.display import open_display
-    from bench.executors.local import LocalExecutor
+    from bench.executors.choice import choose
     from bench.instruments.table import idle_power_w, open_sensors
     from bench.machine import environment, fingerprint
 
@@ -130,7 +138,7 @@ def run(
         found = environment(fingerprint(), open_sensors())
         runner.adopt(folder, planned, loaded.resolved_yaml(), found)
         context = runner.RunContext(
-            executor=executor or LocalExecutor(),
+            executor=choose(executor, folder) if executor is None or isinstance(executor, str) else executor,
             display=shown,
             limits=runner.Limits(time_s=loaded.limits.case_time, memory_bytes=loaded.limits.case_memory),
             commit=found["machine"].get("commit"),
@@ -209,6 +217,17 @@ def gate(run: Path | str, baseline: Path | str, *, update: bool = False, noise: 
     from bench.gate import gate as against_baseline
 
     return against_baseline(Path(run), Path(baseline), update=update, noise=Path(noise) if noise else None)
+
+
+def export(run: Path | str, *, to: str, place: str | None = None) -> str:
+    """Send a run's records to a tracker (`mlflow`, `tensorboard`, `wandb`); returns where to look.
+
+    Raises:
+        ExportError: the tracker is unknown, not installed, or cannot write at `place`.
+    """
+    from bench.export import export as send
+
+    return send(Path(run), to, place)
 
 
 def compare(*runs: Path | str) -> list[dict[str, Any]]:

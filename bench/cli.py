@@ -48,6 +48,8 @@ def _code_of(error: Exception) -> int | None:
         "DataError": INVALID,
         "BudgetError": INVALID,
         "PublishError": INVALID,
+        "ExportError": INVALID,
+        "ExecutorError": INVALID,
         "ProfileError": INVALID,
         "UnsupportedPrecision": INVALID,
         "NoSuchNode": INVALID,
@@ -68,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from bench import api
     from bench.report import terminal
 
-    result = api.run(arguments.suite, out=arguments.out, budget=arguments.budget)
+    result = api.run(arguments.suite, out=arguments.out, budget=arguments.budget, executor=arguments.executor)
     _say("")
     _say(terminal(result.folder))
     for path in result.written:
@@ -100,7 +102,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     from bench import api, prospect
     from bench.forecast import render
 
-    planned = api.plan(arguments.suite, calibrate=not arguments.no_calibration, budget=arguments.budget)
+    planned, cuts = api.forecast(arguments.suite, calibrate=not arguments.no_calibration, budget=arguments.budget)
+    for cut in cuts:
+        _say(f"budget: {cut}")
     if arguments.json:
         print(planned.to_json())
         return OK
@@ -134,6 +138,13 @@ def _report(arguments: argparse.Namespace) -> int:
         written = publish(arguments.run, arguments.publish, Path.cwd())
     for path in written:
         print(path)
+    return OK
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from bench import api
+
+    print(api.export(arguments.run, to=arguments.to, place=arguments.at))
     return OK
 
 
@@ -210,6 +221,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("suite", type=Path, metavar="SUITE")
     run.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: results/<suite>/<hash>)")
     _add_budget(run)
+    run.add_argument(
+        "--executor",
+        metavar="WHERE",
+        help="local (default), ray[:address=...], slurm[:partition=...,time=4h,gpus=1]: where cases run",
+    )
 
     check = _command(commands, "check", _check, "all errors of a suite, each with its line")
     check.add_argument("suite", type=Path, metavar="SUITE")
@@ -232,6 +248,11 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "HTML, PDF, Markdown and tables again, from records")
     report.add_argument("run", type=Path, metavar="RUN")
     report.add_argument("--publish", metavar="NAME", help="copy to results/reference/NAME and reports/NAME")
+
+    export = _command(commands, "export", _export, "send a run's records to an experiment tracker")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--to", required=True, choices=("mlflow", "tensorboard", "wandb"))
+    export.add_argument("--at", metavar="PLACE", help="a tracking URI or a folder (default: inside the run folder)")
 
     profile = _command(commands, "profile", _profile, "a few profiled steps: operators, roofline, trace")
     profile.add_argument("suite", type=Path, metavar="SUITE")
