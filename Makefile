@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SUITE ?= suites/quickstart.yaml
 
-.PHONY: run test test-slow check format docs clean
+.PHONY: run test test-slow check format docs audit clean
 
 run: $(VENV)/.installed
 	$(BIN)/lmbench run $(SUITE)
@@ -28,6 +28,11 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	LMBENCH_UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py -k documented
+
+# Asks a public database about every pinned version: needs a network, so no test depends on it.
+audit: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from importlib.resources import files
@@ -63,15 +65,23 @@ def render(page: Page, *, paper: bool = False) -> str:
         "plot": plot,
     }
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"), globals=helpers)
+    script = (folder / "page.js").read_text(encoding="utf-8")
     return (
         template.render(
             page=page,
             paper=paper,
+            policy=_policy(script),
             css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-            script=Markup((folder / "page.js").read_text(encoding="utf-8")),
+            script=Markup(script),
         )
         + "\n"
     )
+
+
+def _policy(script: str) -> str:
+    """What a browser may do with the page: run this one script, known by its hash, and load nothing from anywhere."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
 
 
 def trail(cell: Cell) -> str:

@@ -1,0 +1,81 @@
+"""The GitHub Action and the GitLab snippet: well-formed, and nothing of an input becomes part of a script."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+
+
+def action() -> dict[str, Any]:
+    return YAML(typ="safe", pure=True).load((ROOT / "action.yml").read_text())
+
+
+def scripts() -> dict[str, str]:
+    return {step["name"]: step["run"] for step in action()["runs"]["steps"] if "run" in step}
+
+
+def test_every_input_has_a_description_and_every_script_a_shell() -> None:
+    found = action()
+    assert found["runs"]["using"] == "composite"
+    assert all(one.get("description") for one in (*found["inputs"].values(), *found["outputs"].values()))
+    assert all(step["shell"] == "bash" for step in found["runs"]["steps"] if "run" in step)
+
+
+@pytest.mark.parametrize("name", ["Install", "Run", "Gate", "Comment"])
+def test_no_expression_stands_inside_a_script(name: str) -> None:
+    assert "${{" not in scripts()[name], "hand it over as an environment variable"
+    subprocess.run(["bash", "-n", "-c", scripts()[name]], check=True)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "outcome"), [(0, "pass"), (1, "regressed"), (3, "could not measure"), (2, "could not measure")]
+)
+def test_the_gates_exit_code_becomes_the_outcome_and_fails_the_step(
+    exit_code: int, outcome: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "lmbench" / "bin" / "lmbench"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        f'#!/bin/bash\necho "$@" > {tmp_path}/asked\necho "| gate |" > {tmp_path}/gate.md\nexit {exit_code}\n'
+    )
+    program.chmod(0o755)
+    environment = os.environ | {
+        "RUNNER_TEMP": str(tmp_path), "FOLDER": str(tmp_path), "BASELINE": "b.json; touch pwned",
+        "GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-e", "-c", scripts()["Gate"]], env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == exit_code
+    assert (tmp_path / "output").read_text().strip() == f"outcome={outcome}"
+    assert "| gate |" in (tmp_path / "summary").read_text()
+    assert "--baseline b.json; touch pwned" in (tmp_path / "asked").read_text()
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(("exit_code", "goes_on"), [(0, True), (4, True), (2, False), (5, False)])
+def test_a_failed_case_is_left_to_the_gate_and_an_invalid_suite_is_not(
+    exit_code: int, goes_on: bool, tmp_path: Path
+) -> None:
+    program = tmp_path / "lmbench" / "bin" / "lmbench"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/bash\nexit {exit_code}\n")
+    program.chmod(0o755)
+    environment = os.environ | {"RUNNER_TEMP": str(tmp_path), "SUITE": "s.yaml", "BUDGET": "",
+                                "GITHUB_OUTPUT": str(tmp_path / "output")}  # fmt: skip
+    done = subprocess.run(["bash", "-e", "-c", scripts()["Run"]], env=environment, cwd=tmp_path, check=False)
+    assert (done.returncode == 0) == goes_on
+    assert (tmp_path / "output").exists() == goes_on
+
+
+def test_the_jobs_in_the_documents_are_yaml() -> None:
+    blocks = re.findall(r"```yml\n(.*?)```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert YAML(typ="safe", pure=True).load(block)
