@@ -10,10 +10,11 @@ Letters: W windows of a batch, D documents.
 from __future__ import annotations
 
 import functools
-import pickle
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from lmopt.data.stage import Batch, Stage
 from lmopt.recipe import SubstringDedup
 
 _WORD = re.compile(r"\S+")
+_ROW = attrgetter(*(field.name for field in fields(Document)))
 
 
 class _Seen(NamedTuple):
@@ -65,7 +67,7 @@ def _settle(
     with scratch.open() as spool:
         for batch, seen in found:
             runs.add(seen.hash_W, seen.start_W + np.uint64(total))
-            pickle.dump((batch, seen.words_D), spool)
+            spool.write(_line(batch, seen.words_D))
             total += int(seen.words_D.sum())
         repeated = SortedRuns(scratch, most=max(total, 1))
         for piece in runs.ranges():
@@ -75,15 +77,19 @@ def _settle(
         yield from _cut_all(config, spool, _Ascending(repeated))
 
 
+def _line(batch: Batch, words_D: NDArray[np.int64]) -> bytes:
+    """A batch set aside: JSON, which escapes the line feeds inside of texts."""
+    line = json.dumps([[_ROW(document) for document in batch], words_D.tolist()], ensure_ascii=False)
+    return line.encode("utf-8", "surrogatepass") + b"\n"
+
+
 def _cut_all(config: SubstringDedup, spool: IO[bytes], repeated: _Ascending) -> Iterator[Document | Dropped]:
     spool.seek(0)
     first = 0
-    while True:
-        try:
-            batch, words_D = pickle.load(spool)
-        except EOFError:
-            return
-        for document, words in zip(batch, words_D.tolist(), strict=True):
+    for line in spool:
+        rows, words_D = json.loads(line)
+        for row, words in zip(rows, words_D, strict=True):
+            document = Document(*row)
             starts = repeated.below(first + words) - first
             yield _cut(config, document, words, starts) if len(starts) else document
             first += words
