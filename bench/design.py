@@ -6,9 +6,10 @@ nothing but the records can judge them.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -100,6 +101,13 @@ class Target(Frozen):
         return 6.0 * self.params * self.training_tokens
 
 
+def _listed(value: Any) -> Any:
+    """Plans made when there could be one target or none hold it by itself, or null."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, Mapping) else value
+
+
 AblationKind = Literal["add_one", "leave_one_out", "factorial"]
 
 
@@ -150,8 +158,8 @@ class Design(Frozen):
     """Whether the suite asks for tuning trials; that every arm had them is read from the records."""
     ablation: AblationDesign | None = None
     """The ablation, if the study has one."""
-    extrapolate: Target | None = None
-    """The size that savings are extrapolated to."""
+    extrapolate: Annotated[tuple[Target, ...], BeforeValidator(_listed)] = ()
+    """The sizes that savings are extrapolated to."""
     claim_points: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     """arm -> scale -> the horizon at which its total cost is at most (1 - at_least) of the reference's."""
     controls: dict[str, str] = Field(default_factory=dict[str, str])

@@ -5,7 +5,7 @@ Nothing is run and no torch is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -58,7 +58,7 @@ def make_plan(suite: Suite, machine: Machine) -> Plan:
         SuiteError: a case that the suite expands to is impossible (load_suite reports the same).
     """
     design = with_claim_points(suite)
-    cases = tuple(judge_fit(case, suite, machine) for case in _in_running_order(cases_of(suite, design)))
+    cases = tuple(judge_fit(case, suite, machine) for case in _in_running_order(cases_of(suite, design), design.scales))
     return Plan(
         run=run_hash(suite, machine.machine_class),
         machine_class=machine.machine_class,
@@ -81,8 +81,10 @@ def run_hash(suite: Suite, machine_class: str) -> str:
 # --- order ---------------------------------------------------------------------------------------
 
 
-def _in_running_order(cases: Iterable[Case]) -> list[Case]:
-    """Preparation, timing, trials, then seed by seed with the arms interleaved; an evaluation follows its training.
+def _in_running_order(cases: Iterable[Case], scales: Sequence[str]) -> list[Case]:
+    """Preparation, timing, trials, then scale by scale and seed by seed with the arms interleaved.
+
+    Scales come in the order in which the suite names them; an evaluation follows its training.
 
     Interleaving spreads whatever drifts on the machine over all arms, and a study cut short has whole seeds.
     """
@@ -100,7 +102,8 @@ def _in_running_order(cases: Iterable[Case]) -> list[Case]:
             group = (case.arm, case.scale, case.seed, is_trial)
             begun = [key[parent][3] for parent in case.parents if key[parent][0] == 3]  # ranks of trainings
             rank = seen_of_arm[group] = max(seen_of_arm.get(group, -1) + 1, *begun, 0)
-            key[case.id] = (2 if is_trial else 3, case.scale, case.seed, rank, position[case.id])
+            size = -1 if case.scale is None else scales.index(case.scale)
+            key[case.id] = (2 if is_trial else 3, size, case.seed, rank, position[case.id])
         else:
             key[case.id] = (*key[case.parents[0]], position[case.id])
     return sorted(ordered, key=lambda case: key[case.id])

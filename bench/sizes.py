@@ -18,7 +18,7 @@ from bench.design import ArmDesign, Target
 from bench.stats import scaling
 from bench.stats.effect import Effect, quantile
 from bench.stats.scaling import Array, Chinchilla, Mask
-from bench.stats.trend import MIN_SCALES, AtScale, Interval, trend
+from bench.stats.trend import MIN_SCALES, AtScale, Interval, Trend, trend
 from bench.study import Study
 from bench.words import interval, percent, several
 
@@ -49,18 +49,21 @@ def judge(study: Study, alpha: float) -> dict[str, Any] | None:
     Args:
         alpha: one-sided error of each interval.
     """
-    target = study.design.extrapolate
-    if target is None and len(study.design.scales) < MIN_SCALES:
+    targets = study.design.extrapolate
+    if not targets and len(study.design.scales) < MIN_SCALES:
         return None
     points = _trainings(study)
     read = {scale: _read(study, scale) for scale in study.design.scales}
-    aim = None if target is None else target.model_dump() | {"tokens": target.training_tokens, "flops": target.flops}
     return {
-        "target": aim, "level": 1 - 2 * alpha,
+        "targets": [_aim(target) for target in targets], "level": 1 - 2 * alpha,
         "trainings": [dict(zip(Trained.__slots__, astuple(point), strict=True)) for point in points],
-        "laws": _laws(points, target, alpha),
+        "laws": _laws(points, targets, alpha),
         "arms": {arm.name: _trend(study, arm, read, alpha) for arm in study.design.arms if arm.role != "timing"},
     }  # fmt: skip
+
+
+def _aim(target: Target) -> dict[str, Any]:
+    return {"params": target.params, "tokens": target.training_tokens, "flops": target.flops}
 
 
 # --- loss laws of the baseline -------------------------------------------------------------------
@@ -80,7 +83,7 @@ def _trainings(study: Study) -> list[Trained]:
     return found
 
 
-def _laws(points: Sequence[Trained], target: Target | None, alpha: float) -> dict[str, Any]:
+def _laws(points: Sequence[Trained], targets: Sequence[Target], alpha: float) -> dict[str, Any]:
     n, d, c, loss = (np.array([getattr(p, name) for p in points]) for name in ("params", "tokens", "flops", "loss"))
     longest = [p.tokens == max(o.tokens for o in points if o.params == p.params) for p in points]
     largest = [p.params == max(n) for p in points]
@@ -90,7 +93,7 @@ def _laws(points: Sequence[Trained], target: Target | None, alpha: float) -> dic
         "params": _power(n, loss, np.array(longest, bool), level),
         "tokens": _power(d, loss, np.array(largest, bool), level),
         "flops": _power(c, loss, best, level),
-        "chinchilla": _chinchilla(n, d, loss, target, level),
+        "chinchilla": _chinchilla(n, d, loss, targets, level),
     }
 
 
@@ -116,10 +119,10 @@ def _too_few(points: int, needed: int, *variables: tuple[str, Array]) -> str | N
     return None
 
 
-def _chinchilla(n: Array, d: Array, loss: Array, target: Target | None, level: float) -> dict[str, Any]:
+def _chinchilla(n: Array, d: Array, loss: Array, targets: Sequence[Target], level: float) -> dict[str, Any]:
     """Chinchilla's law over all trainings."""
     nothing: dict[str, Any] = {
-        "points": len(n), "parameters": None, "bounds": None, "residual_sd": None, "at_target": None, "why": None
+        "points": len(n), "parameters": None, "bounds": None, "residual_sd": None, "at_targets": [], "why": None
     }  # fmt: skip
     why = _too_few(len(n), MIN_POINTS_CHINCHILLA, ("sizes", n), ("lengths", d))
     if why:
@@ -134,7 +137,7 @@ def _chinchilla(n: Array, d: Array, loss: Array, target: Target | None, level: f
         "points": len(n), "parameters": {name: getattr(law, name) for name in Chinchilla.__slots__},
         "bounds": {name: list(ends) for name, ends in scaling.intervals(refits, level).items()},
         "residual_sd": float(math.sqrt((rest**2).mean())), "why": None,
-        "at_target": None if target is None else _at_target(law, refits, target, level),
+        "at_targets": [_at_target(law, refits, target, level) for target in targets],
     }  # fmt: skip
 
 
@@ -146,7 +149,7 @@ def _at_target(law: Chinchilla, refits: Sequence[Chinchilla], target: Target, le
         "optimal_tokens": lambda one: one.optimum(target.flops)[1],
     }
     tail = (1 - level) / 2
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = _aim(target)
     is_determined = all(one.falls for one in refits)
     for name, of in read.items():
         ends: list[float | None] = [None, None]
@@ -176,11 +179,11 @@ def _read(study: Study, scale: str) -> ByArm:
 
 def _trend(study: Study, arm: ArmDesign, read: Mapping[str, ByArm], alpha: float) -> dict[str, Any]:
     """ln multiplier against compute for one arm."""
-    target = study.design.extrapolate
+    targets = study.design.extrapolate
     scales, missing = _at_scales(study, arm, read)
     found: dict[str, Any] = {
         "points": [_point(name, scale, alpha) for name, scale in scales.items()], "slope": None,
-        "slope_bounds": [None, None], "line": None, "at_target": None, "warning": None,
+        "slope_bounds": [None, None], "line": None, "at_targets": [], "warning": None,
         "outcome": "NOT MEASURED", "why": None,
     }  # fmt: skip
     line = trend(list(scales.values()))
@@ -191,14 +194,22 @@ def _trend(study: Study, arm: ArmDesign, read: Mapping[str, ByArm], alpha: float
     slope = line.slope(alpha)
     found |= {"slope": slope.value, "slope_bounds": [slope.low, slope.high], "warning": _warning(arm, slope)}
     ends = [scale.flops for scale in scales.values()]
-    reach = [*ends, target.flops] if target else ends
+    reach = [*ends, *(target.flops for target in targets)]
     grid = np.geomspace(min(reach), max(reach), 25)
     found["line"] = [[float(flops), *_saving(line.at(float(flops), alpha))] for flops in grid]
-    if target is None:
+    if not targets:
         return found | {"outcome": "NO TARGET", "why": "the suite names no size to extrapolate to"}
+    found["at_targets"] = [_carried(study, arm, target, line, alpha) for target in targets]
+    worst = min(found["at_targets"], key=lambda one: one["outcome"] == "CONSISTENT WITH")
+    return found | {"outcome": worst["outcome"], "why": "; ".join(one["why"] for one in found["at_targets"])}
+
+
+def _carried(study: Study, arm: ArmDesign, target: Target, line: Trend, alpha: float) -> dict[str, Any]:
+    """What the line says of a target."""
     value, low, high = _saving(line.at(target.flops, alpha))
-    found["at_target"] = {"saving": value, "bounds": [low, high], "decades": math.log10(target.flops / max(ends))}
-    return found | _outcome(study, arm, target, found["at_target"])
+    decades = math.log10(target.flops / max(scale.flops for scale in line.scales))
+    found = _aim(target) | {"saving": value, "bounds": [low, high], "decades": decades}
+    return found | _outcome(study, arm, target, found)
 
 
 def _at_scales(study: Study, arm: ArmDesign, read: Mapping[str, ByArm]) -> tuple[dict[str, AtScale], dict[str, str]]:

@@ -26,6 +26,7 @@ MIN_STEPS = 20
 """A training shorter than this says nothing about any technique."""
 MAX_TRIALS = 100
 """Trials of one arm: more is a search, not parity."""
+MAX_TARGETS = 10
 MIN_SAMPLE = 3
 """Fewest steps of a sample: their median is then not the slowest one's."""
 
@@ -116,6 +117,17 @@ class Target(design.Target):
     """Parameters, for example `1B`."""
     tokens: Positive | None = None
     """Training tokens; default: 20 a parameter."""
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+Targets = Annotated[
+    Annotated[Target, Tag("one")]
+    | Annotated[tuple[Target, ...], Field(min_length=1, max_length=MAX_TARGETS), Tag("several")],
+    Discriminator(_one_or_several),
+]
 
 
 class Scale(Frozen):

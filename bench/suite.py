@@ -31,6 +31,7 @@ from bench.stanzas import (
     Sample,
     Scale,
     Target,
+    Targets,
     Timing,
     Tune,
 )
@@ -61,8 +62,8 @@ class Suite(Frozen):
     """A combined change taken apart into its factors."""
     over: Over
     """Scales, seeds and horizons."""
-    extrapolate: Target | None = None
-    """A size that savings are extrapolated to, with their interval; needs three scales."""
+    extrapolate: Targets | None = None
+    """A size that savings are extrapolated to, with their interval, or a list of such sizes; needs three scales."""
     layout: Layout = "economical"
     """`full`: reference and claim arms at every horizon. `economical`: only the reference has horizons. `sample`: a few
     steps of every arm instead of trainings; what they cost is measured, quality is not."""
@@ -165,9 +166,14 @@ class Suite(Frozen):
             gate=self.gate,
             tuned=self.tune is not None,
             controls=self._control_arms(),
-            extrapolate=None if self.extrapolate is None else design.Target(**self.extrapolate.model_dump()),
+            extrapolate=tuple(design.Target(**target.model_dump()) for target in self._targets()),
             ablation=ablation.design_of(Draft.of(self.model_dump(mode="json"))),
         )
+
+    def _targets(self) -> tuple[Target, ...]:
+        if self.extrapolate is None:
+            return ()
+        return (self.extrapolate,) if isinstance(self.extrapolate, Target) else self.extrapolate
 
     def _control_arms(self) -> dict[str, str]:
         carried = {"smaller": self.controls.smaller, "aa": self.controls.aa}

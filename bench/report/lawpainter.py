@@ -83,7 +83,7 @@ def band(figure: Any, panel: Band, height: int) -> None:
     """Points with intervals, the line with its band, and where it was carried to."""
     axes = frame(figure, height, left=44, right=16, top=26, bottom=42)
     tint, shape = colour(panel.style), marker(panel.style)
-    xs = [point[0] for point in panel.points] + [x for x, *_ in panel.line] + [x for x, *_ in _target(panel)]
+    xs = [point[0] for point in panel.points] + [x for x, *_ in panel.line] + [x for x, *_ in panel.targets]
     axes.set_xscale("log")
     axes.set_xlim(0.6 * min(xs), 1.7 * max(xs))
     axes.set_ylim(*_reach(panel))
@@ -98,7 +98,7 @@ def band(figure: Any, panel: Band, height: int) -> None:
         grid, middle, low, high = (list(column) for column in zip(*panel.line, strict=True))
         axes.fill_between(grid, low, high, color=tint, alpha=0.14, linewidth=0, zorder=1)
         axes.plot(grid, middle, color=tint, linewidth=1.4, zorder=2)
-    for is_target, points in ((False, panel.points), (True, _target(panel))):
+    for is_target, points in ((False, panel.points), (True, panel.targets)):
         for x, value, low, high in points:
             axes.plot([x, x], [low, high], color=tint, linewidth=1.6, zorder=3, linestyle=":" if is_target else "-")
             axes.plot([x], [value], linestyle="", marker=shape, markersize=7, markeredgecolor=tint, zorder=4,
@@ -109,16 +109,12 @@ def band(figure: Any, panel: Band, height: int) -> None:
     figure.text(6 / WIDTH_PX, 1 - 12 / height, panel.y_label, fontsize=9.5, color=MUTED, ha="left", va="center")
 
 
-def _target(panel: Band) -> tuple[tuple[float, float, float, float], ...]:
-    return () if panel.target is None else (panel.target,)
-
-
 def _reach(panel: Band) -> tuple[float, float]:
     """Limits that show every point and mark, and intervals as far as twice their range."""
-    values = [value for _, value, *_ in (*panel.points, *_target(panel))] + [mark.value for mark in panel.marks]
+    values = [value for _, value, *_ in (*panel.points, *panel.targets)] + [mark.value for mark in panel.marks]
     low, high = min(values), max(values)
     reach = 2.0 * (high - low) or 10.0
-    ends = [end for _, _, *both in (*panel.points, *_target(panel)) for end in both]
+    ends = [end for _, _, *both in (*panel.points, *panel.targets) for end in both]
     low, high = max(min(ends), low - reach), min(max(ends), high + reach)
     low, high = min([low, *values]), max([high, *values])
     room = 0.06 * (high - low)

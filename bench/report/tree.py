@@ -233,7 +233,7 @@ class Band:
     """(cost, saving, low, high) of what was measured."""
     line: tuple[tuple[float, float, float, float], ...]
     """The same of the fitted line."""
-    target: tuple[float, float, float, float] | None
+    targets: tuple[tuple[float, float, float, float], ...]
     """The same where nothing was trained."""
     marks: tuple[Mark, ...]
     style: int

@@ -78,6 +78,15 @@ def test_arms_are_interleaved_within_a_seed_and_seeds_follow_each_other(plan: Pl
     assert first[:4] == ["dense", "clean", "moe", "all"]
 
 
+def test_scales_run_in_the_order_in_which_the_suite_names_them() -> None:
+    ladder = load_suite(SUITES / "ladder.yaml")
+    cases = make_plan(ladder, MACHINE).cases
+    order = [case.scale for case in cases if case.kind == "train" and case.purpose != "tune"]
+    assert list(dict.fromkeys(order)) == ["250k", "500k", "1m", "2m"], "and not by the alphabet"
+    assert all(order.count(scale) == 3 * 5 for scale in order)
+    assert order == sorted(order, key=["250k", "500k", "1m", "2m"].index)
+
+
 def test_the_full_layout_trains_the_claim_up_to_one_and_lets_the_claim_point_stand_for_its_neighbour() -> None:
     first = make_plan(load_suite(SUITES / "first.yaml"), MACHINE)
     point = first.design.claim_points["all"]["2m"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.design import Target
+from bench.design import Design, Target
 from bench.record import reading
 from bench.report.html import render
+from bench.report.numbers import si
 from bench.report.page import compose
 from bench.report.runfolder import load
 from bench.verdict import judge, judge_study
@@ -23,7 +25,7 @@ PARAMS = {"a": 1e8, "b": 4e8, "c": 1.6e9, "d": 6.4e9}
 
 
 def sized(
-    *, scales: str = "abcd", dearer: float = 0.0, laws: bool = False, target: Target | None = None, **world: Any
+    *, scales: str = "abcd", dearer: float = 0.0, laws: bool = False, target: Sequence[Target] = (), **world: Any
 ) -> Synthetic:
     """A study of several scales, each with ten times the compute of the one before.
 
@@ -55,8 +57,8 @@ def sized(
     plan = json.loads(json.dumps(synthetic.plan))
     for scale, facts in plan["arms"]["dense"].items():
         facts["params_total"] = int(PARAMS[scale])
-    if target is not None:
-        plan["design"]["extrapolate"] = target.model_dump()
+    if target:
+        plan["design"]["extrapolate"] = [one.model_dump() for one in target]
     return replace(synthetic, plan=plan, records=tuple(records))
 
 
@@ -64,14 +66,14 @@ def sizes(synthetic: Synthetic) -> Any:
     return judge_study(study_of(synthetic))["sizes"]
 
 
-TARGET = Target(params=70_000_000_000)
+TARGET = (Target(params=70_000_000_000),)
 
 
 def test_a_steady_saving_is_consistent_and_never_supported():
     found = sizes(sized(target=TARGET, noise=0.002))["arms"]["all"]
     assert found["outcome"] == "CONSISTENT WITH"
-    assert found["at_target"]["saving"] == pytest.approx(0.3, abs=0.02)
-    low, high = found["at_target"]["bounds"]
+    assert found["at_targets"][0]["saving"] == pytest.approx(0.3, abs=0.02)
+    low, high = found["at_targets"][0]["bounds"]
     assert low < 0.3 < high
     assert "nothing was trained there" in found["why"]
 
@@ -81,6 +83,28 @@ def test_a_saving_that_shrinks_is_warned_of_loudly():
     assert found["slope"] == pytest.approx(-0.1, abs=0.02)
     assert found["warning"].startswith("the saving of all shrinks with size")
     assert found["outcome"] == "NOT CONSISTENT WITH"
+
+
+def test_each_size_that_it_is_carried_to_is_judged_by_itself(tmp_path):
+    near, far = Target(params=8_000_000), *TARGET
+    planted = sized(dearer=0.03, target=(near, far), noise=0.0002)
+    found = sizes(planted)["arms"]["all"]
+    outcomes = [there["outcome"] for there in found["at_targets"]]
+    assert outcomes == ["CONSISTENT WITH", "NOT CONSISTENT WITH"]
+    assert found["outcome"] == "NOT CONSISTENT WITH", "the worst of them"
+    assert found["at_targets"][0]["saving"] > found["at_targets"][1]["saving"]
+    assert f"{near.params:.3g}" in found["why"]
+    assert f"{far.params:.3g}" in found["why"]
+    run = write(tmp_path, planted)
+    (run / "verdict.json").write_text(json.dumps(judge(run)))
+    text = render(compose(load(run)))
+    assert all(f"{si(one.params)} parameters and {si(one.training_tokens)} tokens" in text for one in (near, far))
+
+
+def test_a_plan_that_knew_one_target_or_none_is_still_read():
+    plan = sized(target=TARGET).plan["design"]
+    assert Design.model_validate({**plan, "extrapolate": plan["extrapolate"][0]}).extrapolate == TARGET
+    assert Design.model_validate({**plan, "extrapolate": None}).extrapolate == ()
 
 
 def test_fewer_than_three_scales_are_not_measured_and_say_why():
@@ -105,10 +129,10 @@ def test_the_baselines_law_is_the_one_that_it_was_drawn_from():
     loss = fitted["E"] + fitted["A"] / n ** fitted["alpha"] + fitted["B"] / d ** fitted["beta"]
     assert loss == pytest.approx(float(BESIROGLU.loss(n, d)), rel=0.003)
     assert law["residual_sd"] < 0.003
-    assert law["at_target"]["loss"] == pytest.approx(float(BESIROGLU.loss(7e10, 1.4e12)), rel=0.03)
+    assert law["at_targets"][0]["loss"] == pytest.approx(float(BESIROGLU.loss(7e10, 1.4e12)), rel=0.03)
     exponent = found["laws"]["flops"]
     assert exponent["bounds"][0] <= exponent["exponent"] <= exponent["bounds"][1]
-    assert np.isclose(found["target"]["flops"], 6 * 7e10 * 1.4e12)
+    assert np.isclose(found["targets"][0]["flops"], 6 * 7e10 * 1.4e12)
 
 
 def test_the_report_draws_the_law_and_the_band(tmp_path):

@@ -45,8 +45,8 @@ def section(study: RunFolder) -> Section | None:
                            for one in arms.values() if one.get("warning")]  # fmt: skip
     blocks.append(_lead(study, found))
     blocks.append(Figure(id="sizes-savings", caption="Saving of training FLOPs at equal loss against the reference's "
-                         "compute; filled: carried to the target.",
-                         panels=tuple(_band(study, name, one, found) for name, one in arms.items())))  # fmt: skip
+                         "compute; filled: carried to the targets.",
+                         panels=tuple(_band(study, name, one) for name, one in arms.items())))  # fmt: skip
     blocks.append(_trend_table(arms))
     blocks.append(Figure(id="sizes-law", caption="The baseline's final losses with the fitted law, and what it leaves.",
                          panels=(_law(study, found),)))  # fmt: skip
@@ -55,12 +55,11 @@ def section(study: RunFolder) -> Section | None:
 
 
 def _lead(study: RunFolder, found: dict[str, Any]) -> Paragraph:
-    target = mapping(found.get("target"))
+    targets = [mapping(one) for one in sequence(found.get("targets"))]
     aim = ""
-    if target:
-        params, tokens = (numbers.si(float(target[name])) for name in ("params", "tokens"))
+    if targets:
         aim = (
-            f" Carried to {params} parameters and {tokens} tokens, which nothing here was trained at: at most "
+            f" Carried to {' and '.join(_size(one) for one in targets)}, which nothing here was trained at: at most "
             "\u201cconsistent with\u201d, never supported."
         )
     return Paragraph(
@@ -69,15 +68,18 @@ def _lead(study: RunFolder, found: dict[str, Any]) -> Paragraph:
     )
 
 
+def _size(target: dict[str, Any]) -> str:
+    params, tokens = (numbers.si(float(target[name])) for name in ("params", "tokens"))
+    return f"{params} parameters and {tokens} tokens"
+
+
 # --- savings -------------------------------------------------------------------------------------
 
 
-def _band(study: RunFolder, name: str, one: dict[str, Any], found: dict[str, Any]) -> Band:
+def _band(study: RunFolder, name: str, one: dict[str, Any]) -> Band:
     points = tuple(_whisker(mapping(point)) for point in sequence(one.get("points")))
     line = tuple(tuple(float(part) for part in point) for point in sequence(one.get("line")))
-    there = mapping(one.get("at_target"))
-    flops = number(mapping(found.get("target")).get("flops"))
-    target = _whisker(there | {"flops": flops}) if there and flops else None
+    targets = tuple(_whisker(mapping(there)) for there in sequence(one.get("at_targets")))
     marks = [Mark(value=0.0, label="0", kind="zero")]
     if study.role(name) == "claim":
         at_least = study.design.hypothesis.saving.at_least
@@ -86,7 +88,7 @@ def _band(study: RunFolder, name: str, one: dict[str, Any], found: dict[str, Any
     return Band(
         id=f"sizes-saving-{name}", title=name, x_label="Training compute of the reference (FLOP)",
         y_label=f"{name}: saving in FLOPs (%)", points=points,
-        line=tuple((x, 100 * value, 100 * low, 100 * high) for x, value, low, high in line), target=target,
+        line=tuple((x, 100 * value, 100 * low, 100 * high) for x, value, low, high in line), targets=targets,
         marks=tuple(marks), style=study.style(name), alt=f"{name}: {why}", missing=None if points else why,
     )  # fmt: skip
 
@@ -100,28 +102,30 @@ def _whisker(point: dict[str, Any]) -> tuple[float, float, float, float]:
 def _trend_table(arms: dict[str, dict[str, Any]]) -> Table:
     rows: list[Row] = []
     for name, one in arms.items():
-        why = str(one.get("why") or "not measured")
-        there = mapping(one.get("at_target"))
         slope, bounds = number(one.get("slope")), pair(one.get("slope_bounds"))
-        outcome = str(one.get("outcome") or "NOT MEASURED")
-        rows.append(
-            Row(
-                cells=(
-                    words(name, code=True),
-                    _decade(slope, bounds, why),
-                    share_cell(number(there.get("saving")), pair(there.get("bounds")), why),
-                    absent(why) if outcome == "NOT MEASURED" else outcome_cell(outcome),
-                    words(sentence(why)),
+        for there in [mapping(there) for there in sequence(one.get("at_targets"))] or [one]:
+            why = str(there.get("why") or "not measured")
+            outcome = str(there.get("outcome") or "NOT MEASURED")
+            rows.append(
+                Row(
+                    cells=(
+                        words(name, code=True),
+                        _decade(slope, bounds, why),
+                        words(_size(there)) if there is not one else absent("no size to carry it to"),
+                        share_cell(number(there.get("saving")), pair(there.get("bounds")), why),
+                        absent(why) if outcome == "NOT MEASURED" else outcome_cell(outcome),
+                        words(sentence(why)),
+                    )
                 )
             )
-        )
     return Table(
         id="sizes-savings-table", caption="Savings against size.",
         columns=(
             Column(key="arm", label="Arm", numeric=False),
             Column(key="slope_ln_per_decade", label="Change a decade", bounded=True,
                    hint="Of the multiplier, with ten times the compute: below zero the saving shrinks."),
-            Column(key="saving_at_target", label="At the target", bounded=True),
+            Column(key="target", label="Target", numeric=False),
+            Column(key="saving_at_target", label="Saving there", bounded=True),
             Column(key="outcome", label="Outcome", numeric=False),
             Column(key="why", label="Why", numeric=False),
         ),
@@ -187,12 +191,11 @@ def _law_table(found: dict[str, Any]) -> Table:
         value = _number(number(fitted.get(name)), pair(bounds.get(name)), why)
         rows.append(Row(cells=(words("L = E + A/N^alpha + B/D^beta"), words(name), value,
                                words(f"{whole.get('points')} trainings"))))  # fmt: skip
-    there = mapping(whole.get("at_target"))
-    for key, label in (("loss", "loss"), ("optimal_params", "best N at its compute"),
-                       ("optimal_tokens", "best D at its compute")):  # fmt: skip
-        if there:
+    for there in [mapping(one) for one in sequence(whole.get("at_targets"))]:
+        for key, label in (("loss", "loss"), ("optimal_params", "best N at its compute"),
+                           ("optimal_tokens", "best D at its compute")):  # fmt: skip
             value = _number(number(there.get(key)), pair(there.get(f"{key}_bounds")), why)
-            rows.append(Row(cells=(words("at the target"), words(label), value, words("C = 6 N D"))))
+            rows.append(Row(cells=(words(f"at {_size(there)}"), words(label), value, words("C = 6 N D"))))
     return Table(
         id="sizes-laws-table", caption="Loss laws of the baseline, N with embeddings, with bootstrap intervals.",
         columns=(
