@@ -264,8 +264,10 @@ def _projection_weights(recipe: Recipe) -> int:
     return model.width * model.head_width * (2 * model.heads + 2 * model.key_heads)
 
 
-LOGIT_CHUNK_BYTES = 16 * 2**20
-"""Float32 logits that the fused loss holds at once (lmopt.arch.loss.CHUNK_BYTES)."""
+LOGIT_CHUNK_BYTES = 64 * 2**20
+"""Logits that the fused loss holds at once, counted as float32 (lmopt.arch.loss.CHUNK_BYTES)."""
+HEAD_BYTES = 16 * 2**20
+"""What stands beside them: the block in which softmax runs, and the head's gradient of a chunk."""
 TRANSIENT_SHARE = 0.2
 """Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
 and those below were read off trainings of 1 to 290 M parameters on a CPU (benchmarks/memory.py), dense and
@@ -307,7 +309,14 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     state = held.total * (kept_and_gradient + recipe.optimizer.state_bytes)
     runtime = RUNTIME_BYTES + (EXPERT_RUNTIME_BYTES if sparse else 0)
     in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
-    whole = round(state + copies) + in_full + 3 * LOGIT_CHUNK_BYTES + 8 * held.embedding + runtime
+    whole = (
+        round(state + copies)
+        + in_full
+        + HEAD_BYTES
+        + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
+        + 8 * held.embedding
+        + runtime
+    )
     if recipe.optimizer.kind == "adamw_8bit":
         whole += EIGHT_BIT_UPDATE_BYTES * max(
             held.embedding, ffn_cost(recipe.ffn, model.width).parameters_total * 2 // 3

@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
         pa.field("passage", pa.string()),
         pa.field("score", pa.float64(), nullable=False),
         pa.field("score_lm_eval", pa.float64(), nullable=False),
-        pa.field("choice_bits_per_byte", pa.float64()),
+        pa.field("choice_bits_per_byte", pa.float32()),
     ]
 )
 
@@ -55,7 +55,7 @@ def write(path: Path, rows: Iterable[ItemRow]) -> str:
     _refuse_unusable(ordered)
     names = [field.name for field in fields(ItemRow)]
     table = pa.table({name: [getattr(row, name) for row in ordered] for name in names}, schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", compression_level=9)
     return sha256(path)
 
 

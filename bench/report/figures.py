@@ -86,7 +86,21 @@ def _tidy(svg: str, panel: Panel, *, themed: bool, text: bool) -> str:
         f'viewBox="0 0 {WIDTH_PX} {height}" width="{WIDTH_PX}" height="{height}" aria-labelledby="{panel.id}-alt" '
         f'stroke-linejoin="round" stroke-linecap="butt"><title id="{panel.id}-alt">{escape(panel.alt)}</title>'
     )
-    return head + svg[svg.index(">") + 1 :].strip()
+    return head + _compact(svg[svg.index(">") + 1 :])
+
+
+GEOMETRY = re.compile(r'\b(?:d|x|y|width|height|transform|points|style)="[^"]*"')
+DECIMALS = re.compile(r"(\d\.\d\d)\d+")
+
+
+def _compact(svg: str) -> str:
+    """The same drawing in about half the bytes: hundredths of a pixel, names only where something asks for them."""
+    asked = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in asked else "", svg)
+    svg = GEOMETRY.sub(lambda m: DECIMALS.sub(r"\1", " ".join(m[0].split())), svg)
+    svg = re.sub(r"<g/>\s*|<defs>\s*</defs>\s*", "", svg)
+    svg = re.sub(r"<g>\s*</g>\s*", "", svg)
+    return re.sub(r">\s*\n\s*<", "><", svg).strip()
 
 
 def _short_font(match: re.Match[str]) -> str:

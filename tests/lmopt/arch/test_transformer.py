@@ -192,6 +192,21 @@ def test_rotation_keeps_length_and_depends_on_distance_alone():
     assert abs(scores[10, 3] - scores[10, 4]) > 1e-4
 
 
+def test_rotation_and_its_gradient_are_those_of_complex_numbers():
+    table = Rotary(Model(layers=1, width=16, heads=2, context=64))
+    table.fill()
+    cos, sin = table(64, torch.float64)
+    x = torch.randn(3, 2, 64, 8, dtype=torch.float64, requires_grad=True)
+    pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(cos[:, :4], -sin[:, :4])
+    expected = torch.cat([pairs.real, pairs.imag], dim=-1)
+    turned, weight = rotate(x, cos, sin), torch.randn(3, 2, 64, 8, dtype=torch.float64)
+    torch.testing.assert_close(turned, expected)
+    with torch.no_grad():
+        assert torch.equal(rotate(x, cos, sin), turned)
+    wanted, got = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (expected, turned))
+    torch.testing.assert_close(got, wanted)
+
+
 def test_compiled_attention_traces_without_running():
     with torch._subclasses.FakeTensorMode():
         q, k = torch.empty(2, 4, 9, 8, requires_grad=True), torch.empty(2, 2, 9, 8)
