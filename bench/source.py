@@ -7,9 +7,8 @@ keys, alias bombs and anything beyond the limits below are reported, never follo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
+from bench import scalar
+from bench.nodes import Mark, Node
 from bench.problems import Problem, quoted, suggest
 
 MAX_BYTES = 128 * 1024
@@ -34,53 +35,9 @@ MAX_DEPTH = 32
 """Nesting of lists and mappings."""
 MAX_NODES = 20_000
 """Values after aliases are followed: more is a YAML bomb."""
-MAX_DIGITS = 40
-"""Digits of a number."""
 
 DataPath = tuple[str | int, ...]
 """Keys and positions from the root to a value."""
-
-# YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#1032-tag-resolution), with underscores between digits allowed.
-_NULL = re.compile(r"~|null|Null|NULL|")
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_INT = re.compile(r"[-+]?[0-9](_?[0-9])*")
-_BASED_INT = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9](_?[0-9])*|[0-9](_?[0-9])*(\.([0-9](_?[0-9])*)?)?)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]|[\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A place in the text: line and column from 0, and how many characters belong to it."""
-
-    line: int
-    column: int
-    width: int = 1
-
-
-@dataclass(slots=True)
-class Node:
-    """A value with its place. `value` is a scalar, a list of nodes, or a dict of nodes by key."""
-
-    value: Any
-    mark: Mark
-    keys: dict[str, Mark] = field(default_factory=dict[str, Mark])
-    """Places of a mapping's keys."""
-    size: int = 1
-    """Values in it, itself included, with aliases followed."""
-    depth: int = 1
-    """Levels in it, itself included, with aliases followed."""
-    is_block: bool = False
-    """A list or mapping written on lines of its own."""
-
-    def plain(self) -> Any:
-        """The value without positions."""
-        if isinstance(self.value, dict):
-            return {key: node.plain() for key, node in self.value.items()}
-        if isinstance(self.value, list):
-            return [node.plain() for node in self.value]
-        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +63,13 @@ class Source:
             return Mark(0, 0)
         mark = node.mark
         for depth, part in enumerate(path):
-            child = _child(node, part)
+            child = node.child(part)
             if child is None:
                 break
             wants_key = child.is_block or (at_key and depth == len(path) - 1)
             mark = node.keys[part] if isinstance(part, str) and wants_key else child.mark
             node = child
         return mark
-
-
-def _child(node: Node, part: str | int) -> Node | None:
-    if isinstance(node.value, dict):
-        return node.value.get(part)
-    if isinstance(node.value, list) and isinstance(part, int) and 0 <= part < len(node.value):
-        return node.value[part]
-    return None
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -172,7 +121,7 @@ def parse_text(text: str, file: str) -> Source:
     """Text of a suite -> nodes and problems."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = tuple(text.split("\n"))
-    control = _CONTROL.search(text)
+    control = scalar.CONTROL.search(text)
     if control is not None:
         line = text.count("\n", 0, control.start())
         mark = Mark(line, control.start() - (text.rfind("\n", 0, control.start()) + 1))
@@ -360,41 +309,11 @@ class _Builder:
             self.report(mark, f"tag `{name}` is refused", "a suite is plain data: write the value without a tag")
 
     def _scalar(self, event: Any, mark: Mark) -> Any:
-        text: str = event.value
-        if event.style is not None or event.tag is not None:
-            bad = _CONTROL.search(text)
-            if bad is not None:
-                self.report(mark, f"text holds the control character U+{ord(bad[0]):04X}", "remove the escape")
-                return ""
-            return text
-        if _NULL.fullmatch(text):
-            return None
-        if _BOOL.fullmatch(text):
-            return text.lower() == "true"
-        if _NOT_FINITE.fullmatch(text):
-            self.report(mark, f"{text} is not a finite number")
-            return 1
-        return self._number(text, mark)
-
-    def _number(self, text: str, mark: Mark) -> Any:
-        """A number, or the text itself where it is none."""
-        is_int = _INT.fullmatch(text) is not None
-        is_based = _BASED_INT.fullmatch(text) is not None
-        if not is_int and not is_based and not _FLOAT.fullmatch(text):
-            return text
-        digits = text.replace("_", "")
-        if len(digits) > MAX_DIGITS:
-            self.report(mark, f"a number of {len(digits)} characters; at most {MAX_DIGITS} are read")
-            return 1
-        if is_int:
-            return int(digits)
-        if is_based:
-            return int(digits, 0)
-        number = float(digits)
-        if number in (float("inf"), float("-inf")):
-            self.report(mark, f"{text} is too large for a number")
-            return 1
-        return number
+        try:
+            return scalar.resolve(event.value, is_plain=event.style is None and event.tag is None)
+        except scalar.BadScalar as error:
+            self.report(mark, str(error), error.hint)
+            return error.stand_in
 
 
 def _events(text: str) -> Iterator[Any]:
