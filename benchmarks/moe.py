@@ -2,12 +2,13 @@
 
     python benchmarks/moe.py --widths 192,384,512 --tokens 2048,4096
 
-Three sparse layers: `grouped` and `loop` are our two kernels, `naive` is the block one writes first, with indexing, one
-`grouped_mm` a matrix and `index_add`. Each works in a process of its own (they would evict each other's compiled
-products from oneDNN's cache), interleaved there with the dense layer, SwiGLU, in rounds A B B A. Tokens are drawn anew
-for every step, because an expert's number of rows then differs from step to step as it does in training. With one
-thread the clock is the thread's processor time, which neighbours on the machine disturb less than wall time; with more
-it is wall time.
+Sparse layers: `grouped` and `loop` are our two kernels, `naive` is the block one writes first, with indexing, one
+`grouped_mm` a matrix and `index_add`; `mixtral` and `mixtral-grouped` are the block of transformers' Mixtral, with its
+loop and with its grouped products, where transformers is installed. Each works in a process of its own (they would
+evict each other's compiled products from oneDNN's cache), interleaved there with the dense layer, SwiGLU, in rounds A
+B B A. Tokens are drawn anew for every step, because an expert's number of rows then differs from step to step as it
+does in training. With one thread the clock is the thread's processor time, which neighbours on the machine disturb
+less than wall time; with more it is wall time.
 
 Rate = 6 x active weights x tokens / seconds; the ratio is the median over rounds of the rate against the dense layer's.
 """
@@ -15,6 +16,7 @@ Rate = 6 x active weights x tokens / seconds; the ratio is the median over round
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import statistics
@@ -27,13 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmopt.arch.experts import Activation, experts_grouped, experts_loop
+from lmopt.arch.experts import experts_grouped, experts_loop
 from lmopt.arch.ffn import SwiGluFfn
 from lmopt.arch.moe import MoeFfn
 from lmopt.compute.memory import tune_allocator
 from lmopt.recipe import Moe, SwiGlu
 
-Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
+Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str, None], Tensor]
 WARMUP_ROUNDS = 20
 """Rounds left out: oneDNN compiles its products for the row counts that come up."""
 
@@ -52,7 +54,9 @@ class Measured:
     rate_against_dense: float
 
 
-def naive(x_ND: Tensor, gate_NK: Tensor, expert_NK: Tensor, up_EFD: Tensor, down_EDF: Tensor, _: object) -> Tensor:
+def naive(
+    x_ND: Tensor, gate_NK: Tensor, expert_NK: Tensor, up_EFD: Tensor, down_EDF: Tensor, _: str, __: None
+) -> Tensor:
     """What a first draft does: every step composed of torch's functions, gradients by autograd."""
     order_S = expert_NK.flatten().argsort(stable=True)
     token_S = order_S // expert_NK.shape[1]
@@ -80,6 +84,27 @@ def step(layer: nn.Module, x_BTD: Tensor, clock: Callable[[], float]) -> float:
 
 
 KERNELS: dict[str, Experts] = {"grouped": experts_grouped, "naive": naive, "loop": experts_loop}
+PEERS = {"mixtral": "eager", "mixtral-grouped": "grouped_mm"}
+
+
+class Mixtral(nn.Module):
+    """The block of transformers' Mixtral, called as ours are."""
+
+    def __init__(self, config: Moe, width: int, implementation: str) -> None:
+        super().__init__()
+        from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
+
+        described = MixtralConfig(
+            hidden_size=width,
+            intermediate_size=config.hidden_for(width),
+            num_local_experts=config.experts,
+            num_experts_per_tok=config.top_k,
+        )
+        described._experts_implementation = implementation
+        self.block = MixtralSparseMoeBlock(described)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+        return self.block(x_BTD), None
 
 
 def measure(kernel: str, width: int, tokens: int, experts: int, top_k: int, rounds: int, threads: int) -> Measured:
@@ -89,8 +114,12 @@ def measure(kernel: str, width: int, tokens: int, experts: int, top_k: int, roun
     clock = time.thread_time if threads == 1 else time.perf_counter
     torch.manual_seed(0)
     dense = SwiGluFfn(width, SwiGlu().hidden_for(width))
-    sparse = MoeFfn(Moe(experts=experts, top_k=top_k), width)
-    sparse.experts = KERNELS[kernel]
+    config = Moe(experts=experts, top_k=top_k)
+    if kernel in PEERS:
+        sparse: nn.Module = Mixtral(config, width, PEERS[kernel])
+    else:
+        sparse = MoeFfn(config, width)
+        sparse.experts = KERNELS[kernel]
     for parameter in (*dense.parameters(), *sparse.parameters()):
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     x_BTD = torch.empty(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
@@ -100,7 +129,7 @@ def measure(kernel: str, width: int, tokens: int, experts: int, top_k: int, roun
         seconds.append((a + d, b + c))
     dense_s, sparse_s = zip(*seconds[WARMUP_ROUNDS:], strict=True)
     dense_weights = sum(p.numel() for p in dense.parameters())
-    active_weights = sparse.router.weight.numel() + top_k * (sparse.up[0].numel() + sparse.down[0].numel())
+    active_weights = experts * width + top_k * 3 * width * config.hidden_for(width)
     return Measured(
         layer=kernel,
         width=width,
@@ -129,7 +158,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     for width in map(int, arguments.widths.split(",")):
         for tokens in map(int, arguments.tokens.split(",")):
-            for kernel in KERNELS:
+            for kernel in (*KERNELS, *(PEERS if importlib.util.find_spec("transformers") else ())):
                 shape = (kernel, width, tokens, arguments.experts, arguments.top_k, arguments.rounds, arguments.threads)
                 with spawn.Pool(1) as pool:
                     show(pool.apply(measure, shape), as_json=arguments.json)
@@ -140,7 +169,7 @@ def show(found: Measured, *, as_json: bool) -> None:
         print(json.dumps(asdict(found)), flush=True)
         return
     print(
-        f"width {found.width:4}  tokens {found.tokens:5}  rows/expert {found.rows_an_expert:5}  {found.layer:8}"
+        f"width {found.width:4}  tokens {found.tokens:5}  rows/expert {found.rows_an_expert:5}  {found.layer:16}"
         f"{found.step_ms:7.1f} ms, dense {found.dense_step_ms:7.1f} ms  {found.gflop_per_s:5.0f} GFLOP/s  "
         f"{found.rate_against_dense:5.2f} x dense",
         flush=True,

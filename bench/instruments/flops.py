@@ -255,14 +255,14 @@ def grouped_product_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     return 2 * stacked * rows * inner * columns
 
 
-def grouped_outer_flops(grad: Shape, x: Shape, *_: Any, **__: Any) -> int:
-    """Slots' gradients (S x F) and inputs (S x D): one outer product a slot."""
-    return 2 * grad[0] * grad[1] * x[1]
+def grouped_outer_flops(grad: Shape, x: Shape, _ends: Shape, rows: int, **__: Any) -> int:
+    """Rows' gradients (S x F) and inputs (S x D): one outer product for each row of an expert."""
+    return 2 * rows * grad[1] * x[1]
 
 
-def grouped_linear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """Slots (S x D), each times one expert's matrix (E x F x D)."""
-    return 2 * x[0] * x[1] * weight[1]
+def grouped_linear_flops(x: Shape, weight: Shape, _ends: Shape, rows: int, **__: Any) -> int:
+    """Rows (S x D), each that is an expert's times its matrix (E x F x D)."""
+    return 2 * rows * x[1] * weight[1]
 
 
 FORMULAS: Mapping[str, Formula] = {
@@ -347,9 +347,9 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     return 2 * batch * heads * queries * keys * width
 
 
-def _grouped_macs(inputs: list[Any], _outputs: list[Any]) -> int:
-    (slots, width), (_, features, _) = _shape(inputs[0]), _shape(inputs[1])
-    return slots * width * features
+def _experts_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    (tokens, chosen), (_, inner, width), (_, _, hidden) = (_shape(value) for value in inputs[1:4])
+    return tokens * chosen * width * (inner + hidden)
 
 
 def _linear_macs(inputs: list[Any], _outputs: list[Any]) -> int:
@@ -360,7 +360,7 @@ def _linear_macs(inputs: list[Any], _outputs: list[Any]) -> int:
 HANDLES: Mapping[str, Any] = {
     "aten::scaled_dot_product_attention": _attention_macs,
     "lmopt::causal_attention": _attention_macs,
-    "prim::PythonOp._GroupedLinear": _grouped_macs,
+    "prim::PythonOp._Experts": _experts_macs,
     "prim::PythonOp._Int8Product": _linear_macs,
 }
 """What fvcore cannot see: fused attention, and products inside an autograd function, which it calls by its name."""

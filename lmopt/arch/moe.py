@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lmopt.arch.activation import relu2, swiglu
 from lmopt.arch.experts import experts_grouped, experts_loop
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.numbers import compute_dtype
@@ -27,7 +26,6 @@ class MoeFfn(nn.Module):
         hidden = config.hidden_for(width)
         gated = config.activation == "swiglu"
         self.config = config
-        self.activation = swiglu if gated else relu2
         self.experts = experts_loop if config.kernel == "loop" else experts_grouped
         self.router = builder(config.routing)(config, width)
         self.up = nn.Parameter(torch.empty(config.experts, 2 * hidden if gated else hidden, width))
@@ -43,7 +41,7 @@ class MoeFfn(nn.Module):
         choice = self.router(x_ND)
         x_ND = x_ND.to(compute_dtype(x_ND))
         y_ND = self.experts(
-            x_ND, choice.gate_NK, choice.expert_NK, self.up, self.down, self.activation, choice.capacity
+            x_ND, choice.gate_NK, choice.expert_NK, self.up, self.down, self.config.activation, choice.capacity
         )
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)[0]

@@ -7,6 +7,7 @@ differently stands in its class; the formulas are cited in `lmopt.techniques.rou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +49,7 @@ class DroplessRouter(nn.Module):
         """balance_loss x (E/k) sum_e (n_e/N) mean_n p_ne + z_loss x mean_n logsumexp(logits_n)^2."""
         if not (self.config.balance_weight or self.config.z_weight):
             return logits_NE.new_zeros(())
-        log_sum_N1 = logits_NE.logsumexp(-1, keepdim=True)
-        p_NE = (logits_NE - log_sum_N1).exp()  # a softmax over so few columns takes a CPU ten times as long
-        z = log_sum_N1.square().mean()
-        return self.config.balance_weight * balance_loss(p_NE, expert_NK) + self.config.z_weight * z
+        return _RouterLosses.apply(logits_NE, expert_NK, self.config.balance_weight, self.config.z_weight)
 
 
 class SwitchRouter(DroplessRouter):
@@ -150,11 +148,7 @@ def choose(logits_NE: Tensor, top_k: int, sum_to_one: bool) -> tuple[Tensor, Ten
     A gate is the expert's probability, or its share of the chosen ones' probabilities. A single one should stay as it
     is, so that the router learns from the loss (Switch, equation 2).
     """
-    top_NK, expert_NK = logits_NE.topk(top_k, dim=-1)
-    if not sum_to_one:
-        return (top_NK - logits_NE.logsumexp(-1, keepdim=True)).exp(), expert_NK
-    weight_NK = (top_NK - top_NK[:, :1].detach()).exp()  # a softmax over the chosen; the first is the largest
-    return weight_NK / weight_NK.sum(-1, keepdim=True), expert_NK
+    return _Gates.apply(logits_NE, top_k, sum_to_one)
 
 
 def slots_per_expert(expert_NK: Tensor, experts: int) -> Tensor:
@@ -184,3 +178,58 @@ def expected_load(clean_NE: Tensor, noisy_NE: Tensor, spread_NE: Tensor, top_k: 
 def squared_variation(x_E: Tensor) -> Tensor:
     """Variance over squared mean: 0 when all are equal."""
     return x_E.var(unbiased=False) / (x_E.mean().square() + 1e-10)  # 1e-10: of the authors' code, for an empty batch
+
+
+# --- gradients by hand: dozens of operations on N x E numbers otherwise, each with its own start --
+
+
+class _Gates(torch.autograd.Function):
+    """Top-k, and a softmax over the chosen or their part of the softmax over all."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NE: Tensor, top_k: int, sum_to_one: bool) -> tuple[Tensor, Tensor]:
+        top_NK, expert_NK = logits_NE.topk(top_k, dim=-1)
+        if sum_to_one:
+            gate_NK = (top_NK - top_NK[:, :1]).exp_()  # the first is the largest
+            gate_NK /= gate_NK.sum(-1, keepdim=True)
+            ctx.save_for_backward(gate_NK, expert_NK)
+        else:
+            log_sum_N1 = logits_NE.logsumexp(-1, keepdim=True)
+            gate_NK = (top_NK - log_sum_N1).exp_()
+            ctx.save_for_backward(gate_NK, expert_NK, (logits_NE - log_sum_N1).exp_())
+        ctx.sum_to_one, ctx.experts = sum_to_one, logits_NE.shape[1]
+        ctx.mark_non_differentiable(expert_NK)
+        return gate_NK, expert_NK
+
+    @staticmethod
+    def backward(ctx: Any, grad_NK: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        gate_NK, expert_NK, *p_NE = ctx.saved_tensors
+        through_NK = gate_NK * grad_NK
+        total_N1 = through_NK.sum(-1, keepdim=True)
+        if ctx.sum_to_one:
+            through_NK -= gate_NK * total_N1
+            grad_NE = grad_NK.new_zeros(len(grad_NK), ctx.experts)
+        else:
+            grad_NE = p_NE[0] * -total_N1
+        return grad_NE.scatter_add_(1, expert_NK, through_NK), None, None
+
+
+class _RouterLosses(torch.autograd.Function):
+    """Balance loss and z-loss with their weights; the load is a count and has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NE: Tensor, expert_NK: Tensor, balance: float, z: float) -> Tensor:
+        log_sum_N1 = logits_NE.logsumexp(-1, keepdim=True)
+        p_NE = (logits_NE - log_sum_N1).exp_()  # a softmax over so few columns takes a CPU ten times as long
+        tokens, experts = logits_NE.shape
+        load_E = slots_per_expert(expert_NK, experts).to(p_NE.dtype)
+        pull_E = load_E * (balance * experts / expert_NK.numel() / tokens)
+        ctx.save_for_backward(p_NE, log_sum_N1, pull_E)
+        ctx.z = z / tokens
+        return (pull_E * p_NE.sum(0)).sum() + ctx.z * log_sum_N1.square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        p_NE, log_sum_N1, pull_E = ctx.saved_tensors
+        own_N1 = (2 * ctx.z * log_sum_N1).sub_((p_NE @ pull_E)[:, None])
+        return (pull_E + own_N1).mul_(p_NE).mul_(grad), None, None, None

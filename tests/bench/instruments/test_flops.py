@@ -175,10 +175,11 @@ def grouped_backward():
 
 
 def experts_backward():
-    from lmopt.arch.experts import _GroupedLinear
+    from lmopt.arch.experts import experts_grouped
 
-    x, weight = torch.randn(12, 16, requires_grad=True), torch.randn(3, 8, 16, requires_grad=True)
-    _GroupedLinear.apply(x, weight, torch.tensor([4, 4, 12], dtype=torch.int32)).sum().backward()
+    x, gate = torch.randn(6, 16, requires_grad=True), torch.ones(6, 2)
+    up, down = torch.randn(3, 8, 16, requires_grad=True), torch.randn(3, 16, 8, requires_grad=True)
+    experts_grouped(x, gate, torch.tensor([[0, 1]] * 6), up, down, "relu2").sum().backward()
 
 
 PAIR = 2 * 2 * 4 * 8 * 8 * 16
@@ -194,8 +195,8 @@ NEEDED = {
     ),
     "lmopt::causal_attention": (lambda: attention_backward(True), 6 * PAIR, 2 * PAIR),
     "lmopt::causal_attention_backward": (lambda: attention_backward(True), 6 * PAIR, 4 * PAIR),
-    "lmopt::grouped_linear": (experts_backward, 3 * GROUPED, 2 * GROUPED),
-    "lmopt::grouped_outer": (experts_backward, 3 * GROUPED, GROUPED),
+    "lmopt::grouped_linear": (experts_backward, 6 * GROUPED, 4 * GROUPED),
+    "lmopt::grouped_outer": (experts_backward, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
     "aten::_int_mm": (
         lambda: torch._int_mm(torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)),

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lmopt.arch import experts
-from lmopt.arch.activation import swiglu
 from lmopt.arch.experts import experts_grouped, experts_loop, grouped_linear, grouped_outer, sort_slots
 from lmopt.arch.ffn import SwiGluFfn
 from lmopt.arch.moe import MoeFfn
@@ -60,7 +59,7 @@ def test_own_gradients_are_the_derivatives():
     gate, chosen = torch.rand(5, 2, dtype=torch.float64), torch.tensor([[0, 1], [1, 2], [2, 0], [1, 0], [2, 1]])
     up, down = torch.randn(3, 8, 6, dtype=torch.float64), torch.randn(3, 6, 4, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (torch.randn(5, 6, dtype=torch.float64), gate, up, down)]
-    assert torch.autograd.gradcheck(lambda x, g, u, d: experts_grouped(x, g, chosen, u, d, swiglu), inputs)
+    assert torch.autograd.gradcheck(lambda x, g, u, d: experts_grouped(x, g, chosen, u, d, "swiglu"), inputs)
 
 
 def test_bfloat16_is_close_to_float32():
@@ -88,6 +87,7 @@ def test_every_slot_is_kept_and_sorted():
     chosen = torch.randint(5, (40, 3), generator=torch.Generator().manual_seed(2))
     token_S, slot_NK, ends_E, _ = sort_slots(chosen, 6)
     assert ends_E.tolist() == torch.bincount(chosen.flatten(), minlength=6).cumsum(0).tolist()
+    assert len(token_S) == 120 + experts.ROW_BLOCK
     assert torch.equal(token_S[slot_NK], torch.arange(40)[:, None].expand(40, 3))
     starts = [0, *ends_E.tolist()]
     for expert in range(6):
@@ -145,8 +145,8 @@ def test_report_of_a_batch():
 def test_shapes_without_data():
     with torch._subclasses.FakeTensorMode():
         x, weight, ends = torch.empty(10, 4), torch.empty(3, 6, 4), torch.empty(3, dtype=torch.int32)
-        assert grouped_linear(x, weight, ends).shape == (10, 6)
-        assert grouped_outer(torch.empty(10, 6), x, ends, torch.float32).shape == (3, 6, 4)
+        assert grouped_linear(x, weight, ends, 8).shape == (10, 6)
+        assert grouped_outer(torch.empty(10, 6), x, ends, 8).shape == (3, 6, 4)
 
 
 def test_a_model_of_experts_trains_the_same_bits_from_the_same_seed():

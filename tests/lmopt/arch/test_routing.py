@@ -86,6 +86,25 @@ def test_active_parameters_match_the_dense_layer_with_shared_and_many_small_expe
         Moe(split=2, hidden=8)
 
 
+@pytest.mark.parametrize("sum_to_one", [True, False])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_own_gradients_of_gates_are_the_derivatives(top_k, sum_to_one):
+    logits = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: routing.choose(x, top_k, sum_to_one)[0], [logits])
+
+
+def test_own_gradients_of_losses_are_those_of_the_formula():
+    logits = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    chosen = logits.topk(2).indices
+    router = routing.DroplessRouter(Moe(experts=5, top_k=2, balance_loss=0.3, z_loss=0.7), WIDTH)
+    p, z = logits.softmax(-1), logits.logsumexp(-1).square().mean()
+    formula = 0.3 * routing.balance_loss(p, chosen) + 0.7 * z
+    ours = router.auxiliary(logits, chosen)
+    torch.testing.assert_close(ours, formula)
+    for found, expected in zip(*(torch.autograd.grad(3 * one, logits) for one in (ours, formula)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 # --- switch --------------------------------------------------------------------------------------
 
 
