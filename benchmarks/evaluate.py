@@ -1,0 +1,140 @@
+"""Our adapter for lm-evaluation-harness against the harness's own Hugging Face backend: same weights, same requests.
+
+    python benchmarks/evaluate.py --tasks quartz,social_iqa,corr2cause --limit 200
+
+A Llama of random weights is written by `save_hf` and read by transformers; both sides get the requests that the harness
+builds for the tasks, and answer them in turn, A B B A, in one process. The backend runs at the best of several batch
+sizes. Printed: seconds and their ratio (median over rounds), the largest difference between two log-likelihoods, and
+whether every item is judged the same. Differences: rounding alone in float32; with --bf16 both compute in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lm_eval.tasks import TaskManager
+from tokenizers import Tokenizer
+
+from bench.evaluate.harness import TASK_FILES
+from bench.evaluate.language_model import DecoderLM
+from lmopt.arch.interchange import save_hf
+from lmopt.arch.transformer import build
+from lmopt.compute.memory import tune_allocator
+from lmopt.data import tokenizer as bpe
+from lmopt.data.spec import Bpe
+from lmopt.recipe import Model, Recipe, SwiGlu
+
+SIZES = {"3m": (4, 192, 6), "10m": (6, 384, 6), "30m": (8, 512, 8)}
+"""name -> layers, width, heads."""
+BATCH_SIZES = (8, 32, 64)
+"""Sequences a forward pass that the backend is tried with."""
+
+
+def requests_of(names: Sequence[str], limit: int) -> list[Any]:
+    """The harness's log-likelihood requests for some items of each task."""
+    manager = TaskManager(include_defaults=False, metadata={"cache": None, "corpus": None, "seed": 0, "limit": limit})
+    found: list[Any] = []
+    for name in names:
+        for task in manager.load(str(TASK_FILES / f"{name}.yaml"))["tasks"].values():
+            task.build_all_requests(limit=limit)
+            found += [request for request in task.instances if request.request_type == "loglikelihood"]
+    return found
+
+
+def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tuple[DecoderLM, dict[int, Any]]:
+    """Our side, and the backend at each batch size, all with the same weights."""
+    import transformers
+    from lm_eval.models.huggingface import HFLM
+
+    layers, width, heads = SIZES[size]
+    shape = Model(layers=layers, width=width, heads=heads, vocab=words.get_vocab_size(), context=context)
+    recipe = Recipe(model=shape, ffn=SwiGlu(), batching={"length": context}, tokens=10**6)
+    model = build(recipe, seed=0).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(model, recipe, folder)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=bpe.END_OF_TEXT)
+    forward = (lambda: torch.autocast("cpu", torch.bfloat16)) if bf16 else nullcontext
+    backends = {
+        batch: HFLM(pretrained=theirs, tokenizer=fast, batch_size=batch, max_length=context, device="cpu")
+        for batch in BATCH_SIZES
+    }
+    return DecoderLM(model, words, forward=forward), backends
+
+
+def timed(side: Any, requests: Sequence[Any]) -> tuple[float, list[tuple[float, bool]]]:
+    """Seconds and answers."""
+    start_s = time.perf_counter()
+    answers = side.loglikelihood(requests, disable_tqdm=True)
+    return time.perf_counter() - start_s, answers
+
+
+def same_choices(requests: Sequence[Any], one: Sequence[tuple[float, bool]], two: Sequence[tuple[float, bool]]) -> bool:
+    """Whether every item's most likely choice is the same, near ties aside."""
+    items: dict[tuple[str, int], list[int]] = {}
+    for index, request in enumerate(requests):
+        items.setdefault((request.task_name, request.doc_id), []).append(index)
+    for members in items.values():
+        best = max(members, key=lambda index: one[index][0])
+        if two[best][0] < max(two[index][0] for index in members) - 1e-4:
+            return False
+    return True
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in turn, and what they disagree on."""
+    torch.set_num_threads(arguments.threads)
+    tune_allocator()
+    requests = requests_of(arguments.tasks.split(","), arguments.limit)
+    words = bpe.train(["".join(request.args) for request in requests], Bpe(vocab=arguments.vocab))
+    ours, backends = both_sides(arguments.size, arguments.context, words, bf16=arguments.bf16)
+    few = requests[:: max(1, len(requests) // 200)]
+    timed(ours, few)
+    tried = {batch: min(timed(backend, few)[0] for _ in range(2)) for batch, backend in backends.items()}
+    batch = min(tried, key=lambda size: tried[size])
+    print(f"backend's best batch size: {batch} of {tried}", file=sys.stderr)
+    theirs = backends[batch]
+    rounds: list[tuple[float, float]] = []
+    for _ in range(arguments.rounds):
+        (a_s, a), (b_s, b), (c_s, _), (d_s, _) = (timed(side, requests) for side in (ours, theirs, theirs, ours))
+        rounds.append((a_s + d_s, b_s + c_s))
+    return {
+        "requests": len(requests),
+        "ours_s": statistics.median(one for one, _ in rounds) / 2,
+        "backend_s": statistics.median(other for _, other in rounds) / 2,
+        "times_faster": statistics.median(other / one for one, other in rounds),
+        "rounds": [other / one for one, other in rounds],
+        "largest_difference_nats": max(abs(x[0] - y[0]) for x, y in zip(a, b, strict=True)),
+        "same_choices": same_choices(requests, a, b),
+        "same_greedy": sum(x[1] == y[1] for x, y in zip(a, b, strict=True)) / len(a),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", default="quartz,social_iqa,corr2cause", help="of bench/evaluate/tasks")
+    parser.add_argument("--limit", type=int, default=200, help="items a task")
+    parser.add_argument("--size", default="10m", choices=SIZES)
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 on both sides")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(parser.parse_args()), indent=1))
+
+
+if __name__ == "__main__":
+    main()
