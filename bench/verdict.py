@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import claims, controlrow, endpoints, interactions, ledger, parity, savings, sizes
+from bench import claims, controlrow, domains, endpoints, interactions, ledger, parity, savings, sizes
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
@@ -86,6 +86,7 @@ def _judge_scale(study: Study, scale: str, alpha: float) -> dict[str, dict[str, 
         for endpoint in ENDPOINTS
     }
     points = claims.claim_points(study, scale)
+    by_domain = domains.judge(study, scale, alpha)
     judged: dict[str, dict[str, Any]] = {}
     for arm in study.design.arms:
         if arm.role == "timing":
@@ -112,6 +113,7 @@ def _judge_scale(study: Study, scale: str, alpha: float) -> dict[str, dict[str, 
         judged[arm.name] = {
             **outcome, "endpoints": described, "sign_disagreement": endpoints.sign_disagreement(described),
             "per_token": _per_token(study, arm, scale, alpha), "ledger": _ledger(study, arm, scale),
+            "domains": {} if missing["flops"] else by_domain.get(arm.name, {}),
         }  # fmt: skip
         judged[arm.name]["next"] = next_steps(study, arm, scale, judged[arm.name])
     return judged

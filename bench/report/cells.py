@@ -9,8 +9,8 @@ from bench.report.runfolder import Mean
 from bench.report.tree import Cell, Tone, absent
 
 OUTCOME_TONES: dict[str, Tone] = {
-    "SUPPORTED": "good", "SAVES": "good", "NON-INFERIOR": "good", "PASSED": "good",
-    "REFUTED": "bad", "COSTS": "bad", "INFERIOR": "bad", "FAILED": "bad",
+    "SUPPORTED": "good", "SAVES": "good", "NON-INFERIOR": "good", "PASSED": "good", "BETTER": "good",
+    "REFUTED": "bad", "COSTS": "bad", "INFERIOR": "bad", "FAILED": "bad", "WORSE": "bad",
     "INCONCLUSIVE": "open", "UNCLEAR": "open",
 }  # fmt: skip
 GRADE_WORDS = {

@@ -32,12 +32,14 @@ PREPARED = ""
 
 
 class Generator(Protocol):
-    """Makes new texts of old ones. What it makes depends on the text and on its settings, on nothing else."""
+    """Makes new texts of old ones. What it makes depends on the text and its settings, and on what it learnt from."""
 
     name: str
     """What the provenance says."""
     settings: Mapping[str, Any]
     """Everything that what it makes depends on, versions of models included."""
+    learns: bool
+    """It is trained on the documents that it is prepared with: other documents, other texts."""
 
     def prepare(self, documents: Iterator[Document]) -> float:
         """Get ready, once, before the first text; FLOPs that it took (training a model on these documents)."""
@@ -61,7 +63,10 @@ def augment(
                 yield document
         wanted = shortfall(sizes, config)
         if wanted:
-            yield from _Filling(config, generator, aside, wanted, sizes).run()
+            learnt = {"documents": writer.digest.hexdigest()} if generator.learns else {}
+            path = path_of(config.kind, {**generator.settings, **learnt})
+            with Journal(path) as journal:
+                yield from _Filling(config, generator, aside, wanted, sizes).run(journal)
 
 
 def shortfall(sizes: Mapping[str, int], config: Augmentation) -> dict[str, float]:
@@ -97,15 +102,14 @@ class _Filling:
         self.ready = False
         self.paid = False
 
-    def run(self) -> Iterator[Document | Dropped | Spent]:
+    def run(self, journal: Journal) -> Iterator[Document | Dropped | Spent]:
         """Rounds over the documents set aside, each taking those with larger hashes, until nothing is short."""
         reach = dict.fromkeys(self.wanted, 0.0)
-        with Journal(path_of(self.config.kind, dict(self.generator.settings))) as journal:
-            while open_ := [d for d in reach if reach[d] < 1 and self.made[d] < self.wanted[d]]:
-                until = {d: self._next(d, reach[d]) for d in open_}
-                for batch in _batches(self._chosen(reach, until)):
-                    yield from self._remake(batch, journal)
-                reach |= until
+        while open_ := [d for d in reach if reach[d] < 1 and self.made[d] < self.wanted[d]]:
+            until = {d: self._next(d, reach[d]) for d in open_}
+            for batch in _batches(self._chosen(reach, until)):
+                yield from self._remake(batch, journal)
+            reach |= until
 
     def _next(self, domain: str, reached: float) -> float:
         """How far to go in the order of hashes: as far as the yield so far lets expect to be enough."""

@@ -24,6 +24,8 @@ def build(config: BackTranslation, documents: Iterable[Document]) -> Iterator[Do
 class BackTranslator:
     """Translates texts sentence by sentence; what stands between sentences stays."""
 
+    learns = False
+
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
         self.name, self.settings = translator.name, translator.settings

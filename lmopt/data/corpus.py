@@ -136,8 +136,9 @@ def _hold_out(
     entry: Any, data: Data, fetched: dict[str, Fetched], held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
 ) -> dict[str, Any]:
     """Fill one validation set; its facts."""
+    seen: set[str] = set()
     if isinstance(entry, Holdout):
-        found = (document for document in _corpus(data, fetched) if is_held_out(document, entry.share))
+        found = _held_out(entry, _corpus(data, fetched), seen)
     else:
         found = reading.read(fetched[entry.source], entry)
     first = len(held.documents)
@@ -148,6 +149,11 @@ def _hold_out(
         for document in held.documents[first:]:
             file.add(document)
     taken = held.documents[first:]
+    if isinstance(entry, Holdout) and (unknown := sorted(entry.domains.keys() - seen)):
+        raise DataError(
+            f"validation set {entry.name}: the corpus has no document of domain {', '.join(unknown)}\n"
+            f"hint: its domains are {', '.join(sorted(seen))}"
+        )
     if not taken:
         raise DataError(f"validation set {entry.name}: no document is left\nhint: a larger `share`, or another source")
     return {
@@ -162,11 +168,19 @@ def _corpus(data: Data, fetched: dict[str, Fetched]) -> Iterator[Document]:
         yield from reading.read(fetched[options.source], options)
 
 
+def _held_out(entry: Holdout, documents: Iterable[Document], seen: set[str]) -> Iterator[Document]:
+    """Documents whose hash falls into the share of their domain; notes which domains there are."""
+    for document in documents:
+        seen.add(document.domain)
+        if is_held_out(document, entry.share_of(document.domain)):
+            yield document
+
+
 def _training(data: Data, fetched: dict[str, Fetched], tally: Tally) -> Iterator[Document]:
     """Documents that are not held out."""
-    share = next((entry.share for entry in data.validation if isinstance(entry, Holdout)), 0.0)
+    entry = next((entry for entry in data.validation if isinstance(entry, Holdout)), None)
     for document in _corpus(data, fetched):
-        if not is_held_out(document, share):
+        if entry is None or not is_held_out(document, entry.share_of(document.domain)):
             yield tally.read(document)
 
 

@@ -13,7 +13,7 @@ from lmopt.data.documents import Document, Dropped, fingerprint
 from lmopt.data.keytable import KeyTable
 from lmopt.data.minhash import EMPTY, MinHash
 from lmopt.data.scratch import Column, Scratch
-from lmopt.data.shingles import WordHashes, shingle
+from lmopt.data.shingles import WordHashes, jaccard, shingle
 from lmopt.data.stage import Batch, Stage
 from lmopt.data.storage import DataError
 from lmopt.recipe import ExactDedup, NearDedup
@@ -59,6 +59,15 @@ class _Signed(NamedTuple):
 
     signature_DP: NDArray[np.uint32]
     key_DB: NDArray[np.uint64]
+    ngrams_D: list[NDArray[np.uint32]]
+    """Each document's distinct n-grams, where they are to be compared; else nothing of any."""
+
+
+class _Kept(NamedTuple):
+    """The documents kept so far, and their n-grams one after the other."""
+
+    earlier: _Earlier
+    ngrams: Column
 
 
 @functools.cache
@@ -69,8 +78,11 @@ def _table() -> WordHashes:
 
 def _sign(config: NearDedup, batch: Batch) -> _Signed:
     hashing = MinHash(config.bands, config.rows)
-    signature_DP = hashing.signatures(shingle((document.text for document in batch), config.ngram, _table()))
-    return _Signed(signature_DP, hashing.keys(signature_DP))
+    shingles = shingle((document.text for document in batch), config.ngram, _table())
+    signature_DP = hashing.signatures(shingles)
+    compared = config.verify is not None
+    ngrams_D = [np.unique(shingles.of(d)) if compared else shingles.hashes_S[:0] for d in range(len(batch))]
+    return _Signed(signature_DP, hashing.keys(signature_DP), ngrams_D)
 
 
 def _settle_near(
@@ -81,33 +93,49 @@ def _settle_near(
     A document is compared with kept ones only, so whoever is named as its duplicate is still in the corpus; texts
     that are linked through a dropped one alone both stay. Texts without a word are never duplicates.
     """
-    earlier = _Earlier(scratch, [("signature", np.uint32, (config.bands * config.rows,))])
-    for batch, (signature_DP, key_DB) in found:
+    fields = [("signature", np.uint32, (config.bands * config.rows,)), ("first", np.int64), ("count", np.int64)]
+    kept = _Kept(_Earlier(scratch, fields), Column(scratch, np.uint32))
+    earlier = kept.earlier
+    for batch, (signature_DP, key_DB, ngrams_D) in found:
         candidates = earlier.candidates(key_DB)
         keys = key_DB.tolist()
-        for document, signature_P, key_B, known in zip(batch, signature_DP, keys, candidates, strict=True):
+        looked = zip(batch, signature_DP, ngrams_D, keys, candidates, strict=True)
+        for document, signature_P, ngrams, key_B, known in looked:
             if (signature_P == EMPTY).all():
                 yield document
                 continue
-            dropped = _more_similar(config, document, signature_P, earlier, earlier.with_key(key_B, known))
+            similar = _similarities(config, signature_P, ngrams, kept, earlier.with_key(key_B, known))
+            dropped = _more_similar(config, document, similar, earlier)
             if dropped is None:
-                earlier.remember(document, key_B, (signature_P,))
+                earlier.remember(document, key_B, (signature_P, len(kept.ngrams), len(ngrams)))
+                kept.ngrams.append(ngrams)
             yield dropped or document
         earlier.end_batch()
 
 
+def _similarities(
+    config: NearDedup, signature_P: NDArray[np.uint32], ngrams: NDArray[np.uint32], kept: _Kept, numbers: set[int]
+) -> dict[int, float]:
+    """Jaccard similarity to each of these kept documents: exact where it is asked for, else as signatures agree."""
+    rows = {number: kept.earlier.row(number) for number in numbers}
+    if config.verify is None:
+        return {number: float((row["signature"] == signature_P).mean()) for number, row in rows.items()}
+    return {
+        number: jaccard(ngrams, kept.ngrams.fetch(int(row["first"]), int(row["count"]))) for number, row in rows.items()
+    }
+
+
 def _more_similar(
-    config: NearDedup, document: Document, signature_P: NDArray[np.uint32], earlier: _Earlier, numbers: set[int]
+    config: NearDedup, document: Document, similar: dict[int, float], earlier: _Earlier
 ) -> Dropped | None:
     """The document's removal in favour of the most similar of these, where that is similar enough."""
-    if not numbers:
+    if not similar:
         return None
-    agree = {number: int((earlier.row(number)["signature"] == signature_P).sum()) for number in numbers}
-    best = min(numbers, key=lambda number: (-agree[number], number))
-    similarity = agree[best] / len(signature_P)
-    if config.verify is not None and similarity < config.verify:
+    best = min(similar, key=lambda number: (-similar[number], number))
+    if config.verify is not None and similar[best] < config.verify:
         return None
-    detail = f"estimated Jaccard similarity {similarity:.2f} of word n-grams"
+    estimated = "estimated " if config.verify is None else ""
+    detail = f"{estimated}Jaccard similarity {similar[best]:.2f} of word n-grams"
     return Dropped(document, "near_duplicate", earlier.id_of(best), detail)
 
 

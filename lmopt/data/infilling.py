@@ -61,6 +61,7 @@ class Infiller:
         self._config = config
         kind = smollm.SOURCE if isinstance(config.model, PackagedModel) else "a model trained here"
         self.name = f"infilling by {kind}"
+        self.learns = not isinstance(config.model, PackagedModel)
         knobs = ("model", "share", "mean_words", "candidates", "before", "after", "temperature", "top_p", "seed")
         self.settings: Mapping[str, Any] = {"kind": "infilling", **config.model_dump(mode="json", include=set(knobs))}
         self._model: Any = None

@@ -18,11 +18,15 @@ EMPTY = np.uint32(0xFFFFFFFF)
 
 
 class MinHash:
-    """P random permutations x -> a x + b mod 2^32 (a odd), the same ones whenever bands and rows are the same."""
+    """P random permutations x -> a x + b mod 2^32 (a odd), the same ones whenever bands and rows are the same.
 
-    def __init__(self, bands: int, rows: int) -> None:
+    Args:
+        draw: another number draws other permutations.
+    """
+
+    def __init__(self, bands: int, rows: int, draw: int = 0) -> None:
         self.bands, self.rows = bands, rows
-        rng = np.random.default_rng([PERMUTATION_SEED, bands, rows])
+        rng = np.random.default_rng([PERMUTATION_SEED, bands, rows, *([draw] if draw else [])])
         self.a_P = rng.integers(0, 2**32, bands * rows, dtype=np.uint32) | np.uint32(1)
         self.b_P = rng.integers(0, 2**32, bands * rows, dtype=np.uint32)
         self.mix_R = rng.integers(0, 2**63, rows, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from lmopt.data.formats import READERS
 from lmopt.data.packages import PACKAGES
@@ -105,6 +113,17 @@ class Holdout(Plain):
     """Name of the validation set."""
     share: Annotated[Share, Field(gt=0, le=0.5)] = 0.02
     """Share of the distinct documents that are held out."""
+    domains: dict[Name, Annotated[Share, Field(gt=0, le=0.5)]] = Field(default_factory=dict[str, float])
+    """Other shares for some domains: a small one needs a larger share to be measured on."""
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without shares of its own for any domain it is what it was before there could be any: so are its hashes."""
+        return {key: value for key, value in whole(self).items() if key != "domains" or value}
+
+    def share_of(self, domain: str) -> float:
+        """The share of a domain's documents that is held out."""
+        return self.domains.get(domain, self.share)
 
 
 class ValidationSource(SourceOptions):

@@ -29,7 +29,7 @@ class NearDedup(Technique):
     rows: Annotated[Positive, Field(le=100)] = 8
     """Hashes a band."""
     verify: Share | None = None
-    """Also require this estimated Jaccard similarity before a document is dropped; null trusts the bands."""
+    """Also require this Jaccard similarity of the n-grams themselves, compared exactly; null trusts the bands."""
 
 
 class SubstringDedup(Technique):

@@ -115,3 +115,14 @@ def test_without_a_sensor_energy_is_nowhere_a_number(tmp_path: Path) -> None:
     assert all(cell(arms, row, "energy_j").reason for row in range(len(arms.rows)))
     energy = next(one for one in page.headlines if one.label.startswith("Energy"))
     assert energy.cell.reason == "no RAPL in this VM"
+
+
+def test_domains_are_shown_with_their_changes_and_outcomes(tmp_path: Path) -> None:
+    page, verdict = judged(tmp_path, **STUDIES["clear saving"])
+    found = table(page, "domains-judged")
+    arms = [row.cells[0].text for row in found.rows]
+    said = verdict["arms"]["all"]["scales"]["s"]["domains"]["wiki"]
+    shown = cell(found, arms.index("all"), "bits_per_byte_change_wiki")
+    assert (shown.value, [shown.low, shown.high]) == (said["change"], said["bounds"])
+    assert said["outcome"] == "BETTER"
+    assert shown.small.endswith("] BETTER")

@@ -33,8 +33,11 @@ class Fake:
 
     name = "fake"
 
-    def __init__(self, share: float = 0.2, price: float = 7.0, fails_at: int | None = None) -> None:
+    def __init__(
+        self, share: float = 0.2, price: float = 7.0, fails_at: int | None = None, *, learns: bool = False
+    ) -> None:
         self.settings = {"share": share}
+        self.learns = learns
         self.share, self.price, self.fails_at = share, price, fails_at
         self.asked: list[str] = []
         self.prepared = 0
@@ -72,6 +75,20 @@ def _bytes(documents: list[Document]) -> Counter[str]:
     for d in documents:
         sizes[d.domain] += len(d.text.encode())
     return sizes
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_what_a_model_made_that_learnt_from_other_documents_is_made_again(learns: bool) -> None:
+    """Else what an arm trains on would depend on which arm was prepared before it."""
+    whole, fewer = _corpus(), _corpus(large=150)
+    first, again, other = (Fake(learns=learns) for _ in range(3))
+    config = BackTranslation(below=0.3, cap=0.5)
+    list(augment(config, iter(whole), first))
+    list(augment(config, iter(whole), again))
+    list(augment(config, iter(fewer), other))
+    assert first.asked
+    assert not again.asked
+    assert bool(other.asked) is learns
 
 
 def test_a_small_domain_reaches_its_target() -> None:

@@ -120,6 +120,31 @@ def test_the_held_out_share_is_about_right_and_stable() -> None:
     assert set(held) < wider, "a larger share holds the smaller one"
 
 
+def test_a_small_domain_may_hold_out_more(tmp_path: Path) -> None:
+    web = {"source": write_jsonl(tmp_path / "web.jsonl", TEXTS), "domain": "web"}
+    letters = {
+        "source": write_jsonl(tmp_path / "letters.jsonl", [prose(900 + n, 150) for n in range(60)]),
+        "domain": "letters",
+    }
+    entry = {"kind": "holdout", "share": 0.05, "domains": {"letters": 0.4}}
+    facts = _build(_data("stdlib:", corpus=[web, letters], validation=[entry]), tmp_path / "c")
+    held = [document.domain for document in validation.documents(tmp_path / "c", "holdout")]
+    assert 2 <= held.count("web") <= 20
+    assert 14 <= held.count("letters") <= 34
+    assert facts["domains"]["letters"]["documents"] == 60 - held.count("letters")
+    entry["domains"] = {"lettres": 0.4}
+    with pytest.raises(DataError, match=r"no document of domain lettres\nhint: its domains are letters, web"):
+        _build(_data("stdlib:", corpus=[web, letters], validation=[entry]), tmp_path / "d")
+
+
+def test_a_holdout_without_shares_of_its_own_is_written_as_before() -> None:
+    plain, own = ({"kind": "holdout", "share": 0.1, **more} for more in ({}, {"domains": {"web": 0.2}}))
+    for entry, keys in ((plain, {"kind", "name", "share"}), (own, {"kind", "name", "share", "domains"})):
+        written = Data.model_validate({"corpus": ["stdlib:"], "validation": [entry]}).model_dump(mode="json")
+        assert set(written["validation"][0]) == keys
+        assert Data.model_validate(written).validation[0].share_of("web") == entry.get("domains", {}).get("web", 0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "out"),
     [

@@ -197,3 +197,30 @@ def test_batches_do_not_change_decisions(config: ExactDedup | NearDedup, monkeyp
     monkeypatch.setattr(stage, "BATCH_DOCUMENTS", 7)
     assert _run(config, texts) == whole
     assert whole[1], "there is something to drop"
+
+
+def test_verified_removals_are_those_of_the_slow_exact_comparison() -> None:
+    texts = [edited(prose(seed % 9, 120), 0.012 * (seed % 5), seed) for seed in range(90)]
+    config = NearDedup(verify=0.8)
+    hashing = MinHash(config.bands, config.rows)
+    keys = [set(row) for row in hashing.keys(hashing.signatures(shingle(texts, 5, WordHashes()))).tolist()]
+    stay: list[int] = []
+    removed: dict[int, int] = {}
+    for number, text in enumerate(texts):
+        similar = {other: _slow_jaccard(text, texts[other]) for other in stay if keys[other] & keys[number]}
+        best = min(similar, key=lambda other: (-similar[other], other), default=None)
+        if best is not None and similar[best] >= 0.8:
+            removed[number] = best
+        else:
+            stay.append(number)
+    kept, dropped = _run(config, texts)
+    documents = numbered(texts)
+    assert kept == [documents[number] for number in stay]
+    assert [(d.document, d.kept) for d in dropped] == [(documents[i], documents[j].id) for i, j in removed.items()]
+    assert len(_run(NearDedup(), texts)[1]) > len(dropped) > 0, "the bands alone drop some that are not so similar"
+    assert dropped[0].detail.startswith("Jaccard similarity 0.")
+
+
+def test_other_draws_are_other_permutations_of_the_same_kind() -> None:
+    assert np.array_equal(MinHash(14, 8).a_P, MinHash(14, 8, 0).a_P)
+    assert not np.array_equal(MinHash(14, 8).a_P, MinHash(14, 8, 1).a_P)
