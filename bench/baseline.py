@@ -96,6 +96,8 @@ def seed_name(record: Record) -> str:
 
 def _samples(record: Record, metric: str) -> tuple[float, ...]:
     """Readings of single blocks behind a timing's metric."""
+    if metric == "decode_time_ratio":
+        return tuple(float(one["arm_s"]) / float(one["reference_s"]) for one in record.detail.get("prompts") or ())
     blocks: list[dict[str, Any]] = record.detail.get("blocks") or []
     if record.case.kind != "timing" or metric not in ("step_time_s", "step_time_ratio"):
         return ()

@@ -29,6 +29,7 @@ Purpose = Literal[
     "timing",
     "evaluate",
     "sample",
+    "generate",
 ]
 
 _WORDS = {"corpus": "corpus", "shards": "shards", "tune": "trial"}

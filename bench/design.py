@@ -125,6 +125,27 @@ class AblationDesign(Frozen):
     """Of the factorial part (`D=ABC`, factors lettered in order); empty where it is full, None where there is none."""
 
 
+class InferenceArmDesign(Frozen):
+    """A way of decoding as judging sees it."""
+
+    name: Name
+    primary: Endpoint = "time"
+    lossless: bool = False
+    """It must write exactly what the reference writes; else its quality is judged."""
+    decoding: str = ""
+    """In words."""
+
+
+class InferenceDesign(Frozen):
+    """Ways of decoding, each compared with one of them."""
+
+    model: Name
+    """The arm whose trained models generate."""
+    reference: Name
+    new_tokens: Annotated[int, Field(gt=0)]
+    arms: tuple[InferenceArmDesign, ...]
+
+
 class GateRule(Frozen):
     """One thing that must not get worse."""
 
@@ -160,6 +181,8 @@ class Design(Frozen):
     """The ablation, if the study has one."""
     extrapolate: Annotated[tuple[Target, ...], BeforeValidator(_listed)] = ()
     """The sizes that savings are extrapolated to."""
+    inference: InferenceDesign | None = None
+    """Ways of decoding, if the study compares any."""
     claim_points: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     """arm -> scale -> the horizon at which its total cost is at most (1 - at_least) of the reference's."""
     controls: dict[str, str] = Field(default_factory=dict[str, str])

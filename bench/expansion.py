@@ -12,6 +12,7 @@ from typing import Any
 from bench import trials
 from bench.case import Case, Purpose, canonical_hash, identify
 from bench.design import Design
+from bench.inferstanza import Inference
 from bench.suite import Arm, Scale, Suite
 from lmopt import cost
 from lmopt.recipe import Recipe
@@ -70,6 +71,9 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
             yield shards[key]
     for arm, scale in product(suite.all_arms(), suite.over.scale):
         yield from _arm_cases(suite, design, arm, scale, shards)
+    if suite.inference is not None:
+        for scale, seed in product(suite.over.scale, suite.over.seed):
+            yield from _generations(suite, suite.inference, scale, seed, shards, corpus)
 
 
 def _corpus_case(suite: Suite) -> Case:
@@ -164,6 +168,33 @@ def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[floa
         if suite.controls.half:
             found[0.5] = "half"
     return found
+
+
+def _generations(
+    suite: Suite, asked: Inference, scale: Scale, seed: int, shards: Mapping[str, Case], corpus: Case
+) -> Iterator[Case]:
+    """Each way of decoding against the reference. Parents: the training, the draft's if a model drafts, the corpus."""
+    source = suite.arm(asked.model or suite.baseline.name)
+    begun = _training(suite, source, scale, seed, 1.0, shards)
+    common = asked.model_dump(mode="json", exclude={"model", "reference", "arms"})
+    for arm in asked.arms:
+        decoding: Any = arm.decoding
+        drafting = getattr(getattr(decoding, "draft", None), "arm", None)
+        spec = common | {
+            "decoding": decoding.model_dump(mode="json"),
+            "against": asked.reference.name,
+            "reference": asked.reference.decoding.model_dump(mode="json"),
+            "lossless": arm.lossless(asked.reference.decoding),
+        }
+        parents = [begun.id]
+        if drafting is not None:
+            draft = _training(suite, suite.arm(drafting), scale, seed, 1.0, shards)
+            parents.append(draft.id)
+            spec["draft_recipe"] = None if draft.recipe is None else draft.recipe.model_dump(mode="json")
+        yield identify(
+            Case(id="", kind="generate", arm=arm.name, scale=scale.name, seed=seed, parents=(*parents, corpus.id),
+                 purpose="generate", recipe=begun.recipe, spec=spec)
+        )  # fmt: skip
 
 
 def _is_evaluated(suite: Suite, purpose: Purpose, horizon: float) -> bool:

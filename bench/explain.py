@@ -28,6 +28,8 @@ def explain(run: Path, arm: str) -> str:
 
 def explain_study(study: Study, arm: str) -> str:
     """The reasons behind an arm's outcome in a study in memory."""
+    if study.design.inference is not None and arm in [one.name for one in study.design.inference.arms]:
+        return _decoding(judge_study(study)["inference"], arm)
     if study.arm(arm) is None:
         return f"{arm} is the baseline: the other arms are compared with it, it has no outcome of its own."
     verdict = judge_study(study)
@@ -39,6 +41,33 @@ def explain_study(study: Study, arm: str) -> str:
         lines += ["", *_reasons(judged["primary"], at_scale)]
         if ablation.get("of") == arm:
             lines += ["", *_taken_apart(study, ablation["scales"][scale])]
+    return "\n".join(lines)
+
+
+def _decoding(inference: Mapping[str, Any], arm: str) -> str:
+    """A way of decoding: what decided, what else was measured, what would change it."""
+    judged = inference["arms"][arm]
+    kind = "lossless" if judged["lossless"] else "lossy"
+    head = f"{arm} (decoding, {kind}, primary {judged['primary']}, against {inference['reference']})"
+    lines = [f"{head}: {judged['outcome']}"]
+    for scale, at_scale in judged["scales"].items():
+        if len(judged["scales"]) > 1:
+            lines += ["", f"at scale {scale}: {at_scale['outcome']}"]
+        quality = at_scale["quality"]
+        lines += [
+            "",
+            f"decided by: {at_scale['why']}",
+            "",
+            f"[{MARKS[quality['kept']]}] {quality['kind']}: {quality['why']}",
+        ]
+        lines += ["", "a generated token:"]
+        for name, one in at_scale["endpoints"].items():
+            found = (
+                "not measured" if one["saving"] is None else f"saves {percent(one['saving'])} {interval(one['bounds'])}"
+            )
+            lines.append(f"  {name.replace('_', ' ')}: {found} ({one['why']})")
+        steps = at_scale["next"] or ["nothing is needed: the outcome is decided"]
+        lines += ["", "what would change it:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
     return "\n".join(lines)
 
 

@@ -84,6 +84,14 @@ _ALL = (
     _metric("time_to_first_token_s", "s", "lower", False, "Seconds from prompt to first token"),
     _metric("acceptance_rate", "1", "higher", False, "Share of drafted tokens that were accepted"),
     _metric("mean_exit_layer", "1", None, False, "Mean layer at which tokens left the model"),
+    _metric("decode_time_ratio", "1", "lower", False, "Seconds a generated token over the reference's, interleaved"),
+    _metric("decode_flops_per_token", "FLOP/token", "lower", False, "FLOPs a generated token, as executed"),
+    _metric("decode_j_per_token", "J/token", "lower", False, "Gross energy a generated token"),
+    _metric("tokens_per_call", "token", "higher", False, "Tokens that a call of the checking model adds"),
+    _metric("exit_threshold", "1", None, False, "Confidence at which a token leaves early"),
+    _metric("token_accuracy", "1", "higher", False, "Share of held-out tokens that it would have written"),
+    _metric("token_agreement", "1", "higher", False, "Share of held-out tokens where it chooses as the reference"),
+    _metric("decode_loss", "nat/token", "lower", False, "Cross-entropy on held-out text, read as it decodes"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 """name -> metric."""

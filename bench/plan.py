@@ -84,7 +84,7 @@ def run_hash(suite: Suite, machine_class: str) -> str:
 def _in_running_order(cases: Iterable[Case], scales: Sequence[str]) -> list[Case]:
     """Preparation, timing, trials, then scale by scale and seed by seed with the arms interleaved.
 
-    Scales come in the order in which the suite names them; an evaluation follows its training.
+    Scales come in the order in which the suite names them; what uses a training follows it.
 
     Interleaving spreads whatever drifts on the machine over all arms, and a study cut short has whole seeds.
     """
@@ -105,7 +105,8 @@ def _in_running_order(cases: Iterable[Case], scales: Sequence[str]) -> list[Case
             size = -1 if case.scale is None else scales.index(case.scale)
             key[case.id] = (2 if is_trial else 3, size, case.seed, rank, position[case.id])
         else:
-            key[case.id] = (*key[case.parents[0]], position[case.id])
+            after = max((key[parent] for parent in case.parents if key[parent][0] == 3), default=key[case.parents[0]])
+            key[case.id] = (*after, position[case.id])
     return sorted(ordered, key=lambda case: key[case.id])
 
 

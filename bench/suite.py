@@ -16,6 +16,7 @@ from bench.crosscheck import crosscheck
 from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
 from bench.draft import Draft, canonical
 from bench.findings import Finding, validate
+from bench.inferstanza import Inference
 from bench.merge import expand, in_words
 from bench.problems import Problem, SuiteError, format_problem, suggest
 from bench.stanzas import (
@@ -78,6 +79,8 @@ class Suite(Frozen):
     """How many steps the `sample` layout takes."""
     evaluate: Evaluate = Evaluate()
     """Downstream tasks."""
+    inference: Inference | None = None
+    """Ways of decoding, compared on models that the study trains."""
     hypothesis: Hypothesis = Hypothesis()
     """What is claimed."""
     gate: Annotated[tuple[GateRule, ...], Field(max_length=1000)] = ()
@@ -167,6 +170,7 @@ class Suite(Frozen):
             tuned=self.tune is not None,
             controls=self._control_arms(),
             extrapolate=tuple(design.Target(**target.model_dump()) for target in self._targets()),
+            inference=None if self.inference is None else self.inference.as_design(self.baseline.name),
             ablation=ablation.design_of(Draft.of(self.model_dump(mode="json"))),
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import claims, controlrow, domains, endpoints, interactions, ledger, parity, savings, sizes
+from bench import claims, controlrow, domains, endpoints, inference, interactions, ledger, parity, savings, sizes
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
@@ -51,6 +51,7 @@ def judge_study(study: Study) -> dict[str, Any]:
         "layout": study.design.layout, "hypothesis": hypothesis, "look": {"number": look, "alpha": alpha},
         "reference": {scale: _reference(study, scale) for scale in study.design.scales}, "arms": arms,
         "ablation": _ablation(study, alpha), "sizes": sizes.judge(study, alpha),
+        "inference": inference.judge(study, alpha),
         "tuning": {scale: found for scale in study.design.scales if (found := parity.describe(study, scale))},
     }  # fmt: skip
 

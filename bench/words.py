@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-Outcome = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "SAVES", "COSTS", "UNCLEAR"]
+Outcome = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "SAVES", "COSTS", "UNCLEAR", "INFERIOR"]
 MINUS = "\u2212"
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 
 import torch
 
-from bench import machine, measure
+from bench import generation, machine, measure
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.company import Company
 from bench.instruments.table import open_sensors
@@ -31,6 +31,7 @@ CASES = {
     "train": measure.train,
     "evaluate": measure.evaluate,
     "timing": measure.timing,
+    "generate": generation.generate,
 }
 
 

@@ -1,6 +1,6 @@
 """The working parts of `lmopt`, as the harness uses them: each a source of `Step` values that is pulled.
 
-The only module of `bench` that builds models, batches and corpora.
+With bench.writers the only module of `bench` that builds models, batches and corpora.
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ token attends to the tokens that are there, so its attention is counted as execu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lmopt.cost import forward_flops
-from lmopt.recipe import Recipe
+from lmopt.recipe import EarlyExit, OneByOne, Recipe, Speculative
+from lmopt.step import Step
+from lmopt.techniques.decoding import ExitDraft, ModelDraft
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +88,77 @@ def early_exit_flops_per_token(flops: TokenFlops, left: Mapping[int, int], exits
         skipped = flops.layers - layer
         total += tokens * (layer * flops.layer + skipped * flops.key_value + heads * flops.head)
     return total / sum(left.values())
+
+
+# --- a text, step by step ------------------------------------------------------------------------
+
+
+def written_flops(
+    decoding: OneByOne | EarlyExit | Speculative,
+    recipe: Recipe,
+    steps: Iterable[Step],
+    *,
+    prompt: int,
+    draft: Recipe | None = None,
+) -> float:
+    """FLOPs executed for one text behind its first token, from what its steps say of themselves.
+
+    Keys are counted as the kernels see them: a pass over several tokens computes every one against all that are there.
+
+    Args:
+        steps: those behind the first, which read the prompt.
+        prompt: tokens of the prompt.
+        draft: of the smaller model, where one drafts; what it reads of the prompt is counted.
+    """
+    length, total = prompt + 1, 0.0
+    reader = _DraftReader(draft) if draft is not None else None
+    for step in steps:
+        match decoding:
+            case Speculative():
+                total += _round_flops(decoding, recipe, step, length, reader)
+            case EarlyExit():
+                total += _early_flops(decoding, token_flops(recipe, length), step)
+            case _:
+                total += token_flops(recipe, length).total
+        length += step.tokens
+    return total
+
+
+def _early_flops(decoding: EarlyExit, flops: TokenFlops, step: Step) -> float:
+    left = {int(name.removeprefix("left/")): int(count) for name, count in step.notes.items()}
+    asked = decoding.exits if decoding.threshold != 1 else ()
+    if decoding.measure == "similarity":  # an exit compares states; only the one that is taken runs the head
+        asked = ()
+    return sum(left.values()) * early_exit_flops_per_token(flops, left, asked)
+
+
+def _round_flops(decoding: Speculative, recipe: Recipe, step: Step, length: int, reader: _DraftReader | None) -> float:
+    """One check, and what was drafted for it."""
+    drafted, kept = int(step.notes["drafted"]), int(step.notes["kept"])
+    check = token_flops(recipe, length + drafted)
+    if not isinstance(decoding.draft, ExitDraft):
+        total = (drafted + 1) * check.total
+        if reader is not None and isinstance(decoding.draft, ModelDraft):
+            total += reader.flops(length, drafted, kept)
+        return total
+    first = decoding.draft.layer
+    alone = sum(first * token_flops(recipe, length + place).layer for place in range(drafted + 1))
+    return alone + (drafted + 1) * (recipe.model.layers - first) * check.layer + (2 * drafted + 1) * check.head
+
+
+class _DraftReader:
+    """How far a smaller model has read the text: what it drafts from, it must have read."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.read = recipe, 0
+
+    def flops(self, length: int, drafted: int, kept: int) -> float:
+        """Of drafting so many tokens behind a text of `length`."""
+        total = 0.0
+        for place in range(drafted):
+            one = token_flops(self.recipe, length + place)
+            total += (length + place - self.read) * one.layers * one.layer + one.head
+            self.read = length + place
+        if drafted:
+            self.read = min(self.read, length + kept)
+        return total

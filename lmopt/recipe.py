@@ -27,6 +27,7 @@ from lmopt.techniques.batching import (
     Phase,
 )
 from lmopt.techniques.datastep import ExactDedup, NearDedup, NgramOverlap, SubstringDedup
+from lmopt.techniques.decoding import EarlyExit, OneByOne, Speculative
 from lmopt.techniques.difficulty import Difficulty
 from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.filters import C4, Classifier, FineWeb, GopherQuality, GopherRepetition, Language
@@ -50,14 +51,15 @@ from lmopt.techniques.technique import (
 )
 
 __all__ = [
-    "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "Activations", "AdamW", "AdamW8bit",
-    "AdaptiveMicro", "Anywhere", "BackTranslation", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic", "Bound",
-    "Classifier", "Cosine", "Curriculum", "DataStep", "Difficulty", "ExactDedup", "Ffn", "FineWeb", "FirstTouch",
-    "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8", "Interleaved", "KeepActivations",
-    "Language", "LayerSkip", "LengthWarmup", "Model", "Moe", "NearDedup", "NextToken", "NgramOverlap", "NoiseRamp",
-    "Objective", "Optimizer", "Order", "Packed", "Phase", "Placement", "Plain", "Positive", "Precision", "Recipe",
-    "Recompute", "Relu2", "Schedule", "Scratch", "Shuffled", "Start", "SubstringDedup", "SwiGlu", "Technique",
-    "Upcycled", "Wasteful", "builder", "plugins", "techniques",
+    "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "Activations", "AdamW",
+    "AdamW8bit", "AdaptiveMicro", "Anywhere", "BackTranslation", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic",
+    "Bound", "Classifier", "Cosine", "Curriculum", "DataStep", "Decoding", "Difficulty", "EarlyExit", "ExactDedup",
+    "Ffn", "FineWeb", "FirstTouch", "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8",
+    "Interleaved", "KeepActivations", "Language", "LayerSkip", "LengthWarmup", "Model", "Moe", "NearDedup",
+    "NextToken", "NgramOverlap", "NoiseRamp", "Objective", "OneByOne", "Optimizer", "Order", "Packed", "Phase",
+    "Placement", "Plain", "Positive", "Precision", "Recipe", "Recompute", "Relu2", "Schedule", "Scratch",
+    "Shuffled", "Speculative", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder",
+    "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -79,6 +81,7 @@ Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, Ad
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
 Start = _union("start", Scratch, Upcycled)
 Order = _union("order", Shuffled, Curriculum)
+Decoding = _union("decoding", OneByOne, EarlyExit, Speculative)
 DataStep = _union(
     "data", ExactDedup, NearDedup, SubstringDedup, NgramOverlap,
     GopherQuality, GopherRepetition, C4, FineWeb, Language, Classifier,
@@ -248,8 +251,9 @@ SEAMS: dict[str, Any] = {
     "start": Start,
     "order": Order,
     "data": DataStep,
+    "decoding": Decoding,
 }
-"""Every seam with its union of techniques."""
+"""Every seam with its union of techniques; `decoding` is chosen beside the recipe, for a model that is trained."""
 
 
 def techniques() -> Iterator[tuple[str, type[Technique]]]:

@@ -26,6 +26,7 @@ from bench.report.tree import (
     Row,
     Table,
     Timeline,
+    Tradeoff,
 )
 
 MAX_TRAIL = 6
@@ -114,7 +115,7 @@ def _keys(panel: Panel) -> list[tuple[str, int]]:
             return [(one.name, one.style) for one in panel.series]
         case Dots():
             return list(dict.fromkeys((arm, style) for _, _, dots in panel.rows for arm, style, _ in dots))
-        case Curves() | Forest() | Roofline() | Timeline() | Law() | Band():
+        case Curves() | Forest() | Roofline() | Timeline() | Law() | Band() | Tradeoff():
             return []
 
 

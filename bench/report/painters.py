@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.report.numbers import MINUS, THIN
-from bench.report.tree import Band, Curves, Dots, Estimate, Forest, Law, Panel, Roofline, Series, Timeline
+from bench.report.tree import Band, Curves, Dots, Estimate, Forest, Law, Panel, Roofline, Series, Timeline, Tradeoff
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def marker(style: int) -> str:
 def panel_height(panel: Panel) -> int:
     """Height in pixels at the design width."""
     match panel:
-        case Curves() | Roofline() | Timeline() | Band():
+        case Curves() | Roofline() | Timeline() | Band() | Tradeoff():
             return 270
         case Law():
             return 350
@@ -58,7 +58,7 @@ def panel_height(panel: Panel) -> int:
 
 def paint(figure: Any, panel: Panel) -> None:
     """Paint the panel on an empty matplotlib figure of the design size."""
-    from bench.report import lawpainter, rooflines  # both build on this module
+    from bench.report import depthpainter, lawpainter, rooflines  # all build on this module
 
     height = panel_height(panel)
     match panel:
@@ -76,6 +76,8 @@ def paint(figure: Any, panel: Panel) -> None:
             lawpainter.law(figure, panel, height)
         case Band():
             lawpainter.band(figure, panel, height)
+        case Tradeoff():
+            depthpainter.tradeoff(figure, panel, height)
 
 
 def frame(figure: Any, height: int, left: int, right: int, top: int, bottom: int) -> Axes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.report.html import reasons
 from bench.report.numbers import plain
@@ -13,6 +13,9 @@ WIDTH = 100
 COLUMNS = ("arm", "scale", "outcome", "saving_at_equal_loss", "val_loss", "step_time_ratio",
            "bits_per_byte", "train_flops_per_token", "energy_j")  # fmt: skip
 """Columns of the table of arms by key, the most telling first: what does not fit is left off from the end."""
+DECODING_COLUMNS = ("arm", "outcome", "saving_time", "kept", "decode_tokens_per_s", "saving_flops", "tokens_per_call",
+                    "mean_exit_layer", "time_to_first_token_s", "decode_j_per_token")  # fmt: skip
+"""The same of the table of ways of decoding."""
 MAX_WORD = 22
 
 
@@ -32,18 +35,11 @@ def _lines(page: Page) -> Iterator[str]:
             yield f"  - {clean(cell.text)}: {cell.value}"
         if claim.next_step:
             yield from _wrapped(f"What would change it: {claim.next_step}", indent="  ")
-    table = next(
-        (
-            block
-            for section in page.sections
-            for block in section.blocks
-            if isinstance(block, Table) and block.id == "arms"
-        ),
-        None,
-    )
-    if table is not None and table.rows:
-        yield ""
-        yield from _table(table)
+    shown = {"arms": COLUMNS, "inference": DECODING_COLUMNS}
+    for block in (block for section in page.sections for block in section.blocks):
+        if isinstance(block, Table) and block.id in shown and block.rows:
+            yield ""
+            yield from _table(block, shown[block.id])
 
 
 def clean(text: str) -> str:
@@ -55,10 +51,10 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(clean(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=True)
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: Table, keys: Sequence[str]) -> Iterator[str]:
     """Aligned columns; each row's second line holds intervals and spreads. Columns are left off from the right."""
     notes = reasons(table)
-    chosen = [index for key in COLUMNS for index, column in enumerate(table.columns) if column.key == key]
+    chosen = [index for key in keys for index, column in enumerate(table.columns) if column.key == key]
     while True:
         cells = [[_cell(row.cells[index], notes) for index in chosen] for row in table.rows]
         heads = [[table.columns[index].label] for index in chosen]

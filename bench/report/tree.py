@@ -241,7 +241,21 @@ class Band:
     missing: str | None = None
 
 
-Panel = Curves | Forest | Dots | Roofline | Timeline | Law | Band
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """Two quantities on linear axes, one given up for the other."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    """One an arm: `means` are its points in order, `ends` those that were chosen."""
+    alt: str
+    missing: str | None = None
+
+
+Panel = Curves | Forest | Dots | Roofline | Timeline | Law | Band | Tradeoff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmopt.quantities import Share
-from lmopt.techniques.technique import Plain, Positive
+from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
+Weights = Literal["fp32", "bf16", "int8"]
+Layer = Annotated[Positive, Field(le=MAX_LAYERS)]
 
 
 class Sampling(Plain):
@@ -26,3 +28,88 @@ class Sampling(Plain):
     def greedy(self) -> bool:
         """Whether nothing is left to chance."""
         return self.temperature == 0
+
+
+class OneByOne(Technique):
+    """A token a pass through the whole model, over a cache of keys and values."""
+
+    builder: ClassVar[str] = "lmopt.infer.decoding:one_by_one"
+    kind: Literal["one_by_one"] = "one_by_one"
+    weights: Weights = "bf16"
+    """Format of the weight matrices: `fp32`, `bf16`, or `int8` (a byte a weight, a scale an output)."""
+
+
+class EarlyExit(Technique):
+    """A token leaves the model behind the first exit that is sure enough of it (CALM, arXiv 2207.07061)."""
+
+    builder: ClassVar[str] = "lmopt.infer.decoding:early_exit"
+    kind: Literal["early_exit"] = "early_exit"
+    exits: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    """Layers behind which a token may leave, ascending."""
+    measure: Literal["gap", "confidence", "similarity"] = "gap"
+    """`gap`: p1 - p2 of the two likeliest tokens; `confidence`: p1; `similarity`: cosine of the states before and
+    behind the layer."""
+    threshold: Share | None = None
+    """Confidence at and above which a token leaves; 1 is full depth. null: calibrated to `risk` on texts of its own."""
+    risk: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of a calibrated threshold: the expected share of tokens that differ from the full model's is at most this."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Probability that the calibrated threshold exceeds the risk all the same."""
+    weights: Weights = "bf16"
+    """Format of the weight matrices."""
+
+    @model_validator(mode="after")
+    def _exits_ascend(self) -> Self:
+        if list(self.exits) != sorted(set(self.exits)):
+            raise ValueError(f"exits {list(self.exits)} must ascend")
+        return self
+
+
+class ModelDraft(Plain):
+    """A smaller model with the same vocabulary."""
+
+    kind: Literal["model"] = "model"
+    arm: Annotated[str, Field(min_length=1, max_length=64)]
+    """The trained arm whose model drafts; its training is part of what the draft costs."""
+
+
+class ExitDraft(Plain):
+    """The model's own first layers and its head (LayerSkip, arXiv 2404.16710)."""
+
+    kind: Literal["exit"] = "exit"
+    layer: Layer
+    """The layer that drafts leave behind."""
+
+
+class LookupDraft(Plain):
+    """What followed the same last tokens earlier in the text (prompt lookup; Saxena 2023)."""
+
+    kind: Literal["lookup"] = "lookup"
+    longest: Annotated[Positive, Field(le=64)] = 3
+    """Most tokens that must agree; the longest match is taken."""
+    shortest: Annotated[Positive, Field(le=64)] = 1
+    """Fewest tokens that must agree."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest ({self.shortest}) must not exceed longest ({self.longest})")
+        return self
+
+
+Draft = Annotated[ModelDraft | ExitDraft | LookupDraft, Field(discriminator="kind")]
+
+
+class Speculative(Technique):
+    """A draft proposes tokens, the model checks them in one pass (arXiv 2211.17192, 2302.01318): lossless."""
+
+    builder: ClassVar[str] = "lmopt.infer.decoding:speculative"
+    kind: Literal["speculative"] = "speculative"
+    draft: Draft
+    """Where proposed tokens come from."""
+    draft_tokens: Annotated[Positive, Field(le=64)] = 4
+    """Tokens drafted before a check, at most."""
+    adaptive: bool = True
+    """Draft fewer where that is faster, from how often drafts were kept so far."""
+    weights: Weights = "bf16"
+    """Format of the weight matrices, of the draft's too."""

@@ -12,7 +12,8 @@ NAMES = [
     "step_time_s", "tokens_per_s", "prepare_time_s", "prepare_flops", "compile_time_s", "energy_j",
     "energy_net_j", "energy_j_per_token", "idle_power_w", "peak_memory_bytes", "params_total", "params_active",
     "mfu", "val_loss", "perplexity", "bits_per_byte", "decode_tokens_per_s", "time_to_first_token_s",
-    "acceptance_rate", "mean_exit_layer", "step_time_ratio",
+    "acceptance_rate", "mean_exit_layer", "step_time_ratio", "decode_time_ratio", "decode_flops_per_token",
+    "decode_j_per_token", "tokens_per_call", "exit_threshold", "token_accuracy", "token_agreement", "decode_loss",
 ]  # fmt: skip
 
 

@@ -1,0 +1,353 @@
+"""A way of decoding measured against the reference on one trained model: time, joules, FLOPs, exactness, quality.
+
+Both write behind the same held-out prompts in this one process, block by block in the order reference, arm, arm,
+reference: what drifts hits both alike. What is not timed (calibration, quality, exactness) stands outside the blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import writers
+from bench.casefolder import Job, Outcome, Progress
+from bench.instruments.flops import FORMULAS, TOLERANCE, known_operators
+from bench.instruments.table import Window
+from bench.measure import Interrupted, stop_requested
+from bench.record import Reading, missing, reading
+from bench.workloads import device
+from bench.writers import Models, Texts, Writer
+from lmopt.cost_decoding import early_exit_flops_per_token, token_flops, written_flops
+from lmopt.infer.sequence import Decoded
+from lmopt.recipe import EarlyExit, Recipe, Speculative
+from lmopt.techniques.decoding import Sampling
+
+SIDES = ("reference", "arm", "arm", "reference")
+SAMPLED_TOLERANCE = 1e-4
+"""Largest distance of the enumerated distribution that is rounding: probabilities are float32."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One prompt continued once by one side."""
+
+    first_s: float
+    """Seconds to the first token."""
+    rest_s: float
+    """Seconds of all that follow."""
+    steps: list[Decoded]
+
+    @property
+    def text(self) -> list[int]:
+        """The new tokens."""
+        return [token for step in self.steps for token in step.added[0]]
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One held-out prompt and how each side continued it."""
+
+    tokens: list[int]
+    document: int
+    block: int
+    runs: dict[str, list[Run]] = field(default_factory=lambda: {"reference": [], "arm": []})
+
+    def rest_s(self, side: str) -> float:
+        """Mean seconds a token behind the first."""
+        runs = self.runs[side]
+        return math.fsum(run.rest_s / (len(run.text) - 1) for run in runs) / len(runs)
+
+    def first_s(self, side: str) -> float:
+        """Mean seconds to the first token."""
+        return math.fsum(run.first_s for run in self.runs[side]) / len(self.runs[side])
+
+
+def generate(job: Job, folder: Path) -> Outcome:
+    """Time the two sides, then judge what the arm changes: nothing where it is lossless, else its quality."""
+    spec, recipe = job.case.spec, job.case.recipe
+    assert recipe is not None
+    *trained, corpus = (Path(job.parents[parent]) for parent in job.case.parents)
+    models, texts = writers.models(trained), writers.texts(corpus / "data", spec)
+    progress = Progress(folder, unit="parts")
+    prompt, new = int(spec["prompt_tokens"]), int(spec["new_tokens"])
+    decoding, found = writers.described(spec["decoding"]), dict[str, Any]()
+    curve = None
+    if isinstance(decoding, EarlyExit):
+        progress.show(0, phase="calibrating")
+        curve = writers.curve(decoding, models, texts, prompt)
+        decoding = decoding.model_copy(update={"threshold": curve.chosen})
+        found["curve"] = _curve(curve, recipe, texts, prompt, decoding)
+        found["calibration"] = _calibration(curve)
+    sides = {"reference": writers.writer(writers.described(spec["reference"]), models)}
+    sides["arm"] = writers.writer(decoding, models)
+    prompts = _prompts(texts, spec)
+    progress.show(1, phase="timing")
+    blocks = _timed(sides, prompts, spec, job.idle_power_w)
+    draft = Recipe.model_validate(spec["draft_recipe"]) if spec.get("draft_recipe") else None
+    flops = _flops(sides, prompts, recipe, draft)
+    found["counts"] = _counts(sides, models, prompts[0], new, recipe, draft)
+    progress.show(2, phase="checking")
+    _stop_if_asked()
+    if spec["lossless"]:
+        found["exact"] = _exactness(sides, models, prompts, spec)
+    else:
+        found["quality"] = _quality(sides, texts, prompt)
+    found |= {
+        "against": spec["against"], "lossless": spec["lossless"], "new_tokens": new, "blocks": blocks,
+        "prompts": [_row(one, flops[number]) for number, one in enumerate(prompts)],
+        "weights_bytes": {name: side.decoder.nbytes for name, side in sides.items()},
+        "repeated_share": statistics.fmean(_repeated(one.runs["arm"][0].text) for one in prompts),
+    }  # fmt: skip
+    return Outcome(status="ok", metrics=_metrics(prompts, flops, blocks, found, sides["arm"].config), detail=found)
+
+
+def _stop_if_asked() -> None:
+    if stop_requested.is_set():
+        raise Interrupted
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+def _prompts(texts: Texts, spec: Mapping[str, Any]) -> list[Prompt]:
+    """The first of the judged texts, dealt out to the blocks in order."""
+    wanted, blocks = int(spec["prompts"]), int(spec["blocks"])
+    rows = texts.judged[:wanted, : int(spec["prompt_tokens"])].tolist()
+    return [Prompt(row, texts.documents[n], n * blocks // wanted) for n, row in enumerate(rows)]
+
+
+def _timed(
+    sides: Mapping[str, Writer], prompts: Sequence[Prompt], spec: Mapping[str, Any], idle_w: float | None
+) -> list[dict[str, Any]]:
+    """Every block in the order A B B A; returns joules of each side a block, where a counter can tell."""
+    sampling, new = Sampling.model_validate(spec["sampling"]), int(spec["new_tokens"])
+    for side in sides.values():  # first allocations, kernel choices
+        _run(side, prompts[0].tokens, new, sampling, seed=0)
+    blocks: list[dict[str, Any]] = []
+    for block in range(int(spec["blocks"])):
+        here = [one for one in prompts if one.block == block]
+        joules: dict[str, list[Reading]] = {"reference": [], "arm": []}
+        for name in SIDES:
+            window = Window(device=str(device()), idle_power_w=idle_w)
+            window.start()
+            for number, one in enumerate(here):
+                one.runs[name].append(_run(sides[name], one.tokens, new, sampling, seed=block * len(prompts) + number))
+            joules[name].append(window.stop()["energy_j"])
+        blocks.append({f"{name}_j": _joules_a_token(found, len(here) * new) for name, found in joules.items()})
+        blocks[-1]["reason"] = next((one.reason for found in joules.values() for one in found if one.reason), None)
+        blocks[-1] |= {"scope": joules["arm"][0].scope, "grade": joules["arm"][0].grade}
+        _stop_if_asked()
+    return blocks
+
+
+def _run(side: Writer, prompt: Sequence[int], new: int, sampling: Sampling, seed: int) -> Run:
+    steps = side.write(prompt, max_new=new, sampling=sampling, seed=seed)
+    begin_s = time.perf_counter()
+    first = next(steps)
+    first_s = time.perf_counter()
+    rest = list(steps)
+    end_s = time.perf_counter()
+    return Run(first_s - begin_s, end_s - first_s, [first, *rest])
+
+
+def _joules_a_token(found: Sequence[Reading], tokens: int) -> float | None:
+    """Of a counter or of sampled power; an estimate is no evidence."""
+    values = [one.value for one in found if one.grade in ("counter", "integrated") and one.value is not None]
+    return math.fsum(values) / (len(found) * tokens) if len(values) == len(found) else None
+
+
+# --- FLOPs ---------------------------------------------------------------------------------------
+
+
+def _flops(
+    sides: Mapping[str, Writer], prompts: Sequence[Prompt], recipe: Recipe, draft: Recipe | None
+) -> list[dict[str, float]]:
+    """FLOPs a token behind the first, of each side and prompt, in closed form from what its steps said."""
+    return [
+        {
+            name: written_flops(side.config, recipe, one.runs[name][0].steps[1:], prompt=len(one.tokens), draft=draft)
+            / (len(one.runs[name][0].text) - 1)
+            for name, side in sides.items()
+        }
+        for one in prompts
+    ]
+
+
+def _counts(
+    sides: Mapping[str, Writer], models: Models, prompt: Prompt, new: int, recipe: Recipe, draft: Recipe | None
+) -> dict[str, Any]:
+    """The closed form against dispatched operations, on one prompt in float32 (whose kernels the counter knows)."""
+    counts: dict[str, Any] = {"agree": True, "disagreement": None}
+    for name, side in sides.items():
+        high = writers.writer(side.config, models, "fp32")
+        steps = high.write(prompt.tokens, max_new=new)
+        next(steps)
+        counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
+        with counter:
+            rest = list(steps)
+        closed = written_flops(high.config, recipe, rest, prompt=len(prompt.tokens), draft=draft)
+        dispatched = float(counter.get_total_flops())
+        counts[name] = {"closed": closed, "dispatched": dispatched}
+        if abs(closed - dispatched) > TOLERANCE * max(closed, dispatched):
+            counts["agree"] = False
+            counts["disagreement"] = f"{name}: closed {closed:.6g}, dispatched {dispatched:.6g} FLOPs a text"
+    return counts
+
+
+# --- exactness and quality -----------------------------------------------------------------------
+
+
+def _exactness(
+    sides: Mapping[str, Writer], models: Models, prompts: Sequence[Prompt], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Whether the arm writes what the reference writes: in float32, and in the format that was timed."""
+    tokens = [one.tokens for one in prompts]
+    found: dict[str, Any] = {
+        "float32": writers.exact_in_float32(
+            sides["arm"].config, sides["reference"].config, models, tokens, int(spec["new_tokens"])
+        )
+    }
+    if Sampling.model_validate(spec["sampling"]).greedy:
+        theirs, ours = ([one.runs[name][0].text for one in prompts] for name in ("reference", "arm"))
+        found["timed"] = writers.agreement(sides["reference"], tokens, theirs, ours)
+    distance = found["float32"].get("sampled_distance")
+    wrong = found["float32"]["wrong"] + found.get("timed", {}).get("wrong", 0)
+    found["is_exact"] = wrong == 0 and (distance is None or distance <= SAMPLED_TOLERANCE)
+    return found
+
+
+def _quality(sides: Mapping[str, Writer], texts: Texts, prompt: int) -> dict[str, Any]:
+    """What each side says of the same held-out words, text by text."""
+    theirs, ours = (writers.read(sides[name], texts.judged, prompt) for name in ("reference", "arm"))
+    target_BN = texts.judged[:, prompt + 1 :]
+    columns = {
+        "document": list(texts.documents),
+        "reference_right": (theirs.choice_BN == target_BN).sum(1).tolist(),
+        "arm_right": (ours.choice_BN == target_BN).sum(1).tolist(),
+        "reference_nats": [round(value, 4) for value in theirs.nats_BN.sum(1).tolist()],
+        "arm_nats": [round(value, 4) for value in ours.nats_BN.sum(1).tolist()],
+        "same": (theirs.choice_BN == ours.choice_BN).sum(1).tolist(),
+    }
+    commonest = int(torch.bincount(target_BN.flatten()).max())
+    return {"tokens": target_BN.shape[1], "chance": commonest / target_BN.numel(), **columns}
+
+
+def _calibration(curve: writers.Curve) -> dict[str, Any]:
+    if curve.calibration is None:
+        return {"threshold": curve.chosen, "texts": 0}
+    found = curve.calibration
+    return {
+        "threshold": found.threshold, "risk": found.risk, "level": found.level, "texts": found.texts,
+        "tested": [
+            {"threshold": one.threshold, "loss": one.mean_loss, "p": one.p_value, "passed": one.rejected}
+            for one in found.tested
+        ],
+    }  # fmt: skip
+
+
+def _curve(
+    curve: writers.Curve, recipe: Recipe, texts: Texts, prompt: int, config: EarlyExit
+) -> list[dict[str, float]]:
+    """Depth, quality and FLOPs a token at each threshold, on the texts that are judged."""
+    target_BN, whole = texts.judged[:, prompt + 1 :], curve.judged[1.0]
+    flops = token_flops(recipe, prompt + (target_BN.shape[1] + 1) / 2)
+    points: list[dict[str, float]] = []
+    for threshold, said in curve.judged.items():
+        asked = () if threshold == 1 or config.measure == "similarity" else config.exits
+        left = {int(layer): int(n) for layer, n in zip(*said.left_BN.unique(return_counts=True), strict=True)}
+        points.append(
+            {
+                "threshold": threshold,
+                "mean_exit_layer": float(said.left_BN.double().mean()),
+                "accuracy": float((said.choice_BN == target_BN).double().mean()),
+                "nats": float(said.nats_BN.double().mean()),
+                "agreement": float((said.choice_BN == whole.choice_BN).double().mean()),
+                "flops_per_token": early_exit_flops_per_token(flops, left, asked),
+            }
+        )
+    return points
+
+
+def _repeated(text: Sequence[int], n: int = 4) -> float:
+    """Share of n-grams that occurred earlier in the text: small models repeat themselves, which flatters lookup."""
+    grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+# --- readings ------------------------------------------------------------------------------------
+
+
+def _row(one: Prompt, flops: Mapping[str, float]) -> dict[str, Any]:
+    """What judging needs of a prompt."""
+    row: dict[str, Any] = {"document": one.document, "block": one.block}
+    for name in ("reference", "arm"):
+        row |= {f"{name}_s": one.rest_s(name), f"{name}_first_s": one.first_s(name), f"{name}_flops": flops[name]}
+    return row
+
+
+def _metrics(
+    prompts: Sequence[Prompt],
+    flops: Sequence[Mapping[str, float]],
+    blocks: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    config: Any,
+) -> dict[str, Reading]:
+    """The arm's own readings; its ratios to the reference are judged from the prompts."""
+    token_s = [one.rest_s("arm") for one in prompts]
+    ratios = [one.rest_s("arm") / one.rest_s("reference") for one in prompts]
+    first_s = statistics.median(one.first_s("arm") for one in prompts)
+    metrics = {
+        "decode_tokens_per_s": reading(1 / statistics.fmean(token_s), "token/s", "timed", "host"),
+        "time_to_first_token_s": reading(first_s, "s", "timed", "host"),
+        "decode_time_ratio": reading(statistics.geometric_mean(ratios), "1", "timed", "host"),
+        "decode_flops_per_token": reading(statistics.fmean(one["arm"] for one in flops), "FLOP/token", "counted"),
+        "decode_j_per_token": _energy(blocks),
+    }
+    runs = [one.runs["arm"][0] for one in prompts]
+    if isinstance(config, Speculative):
+        metrics |= _speculation(runs)
+    if isinstance(config, EarlyExit):
+        metrics |= _depth(runs)
+        metrics["exit_threshold"] = reading(config.threshold, "1", "counted")
+    if "quality" in found:
+        quality = found["quality"]
+        total = quality["tokens"] * len(quality["document"])
+        metrics["token_accuracy"] = reading(sum(quality["arm_right"]) / total, "1", "counted")
+        metrics["token_agreement"] = reading(sum(quality["same"]) / total, "1", "counted")
+        metrics["decode_loss"] = reading(math.fsum(quality["arm_nats"]) / total, "nat/token", "counted")
+    return metrics
+
+
+def _energy(blocks: Sequence[Mapping[str, Any]]) -> Reading:
+    values = [block["arm_j"] for block in blocks]
+    if any(value is None for value in values):
+        reason = next((str(block["reason"]) for block in blocks if block["reason"]), "no counter covers the blocks")
+        return missing("J/token", reason, blocks[0]["scope"])
+    return reading(statistics.fmean(values), "J/token", blocks[0]["grade"], blocks[0]["scope"])
+
+
+def _speculation(runs: Sequence[Run]) -> dict[str, Reading]:
+    steps = [step for run in runs for step in run.steps[1:]]
+    drafted, kept = (sum(step.notes[name] for step in steps) for name in ("drafted", "kept"))
+    tokens = sum(step.tokens for step in steps)
+    rate = reading(kept / drafted, "1", "counted") if drafted else missing("1", "nothing was drafted")
+    return {"acceptance_rate": rate, "tokens_per_call": reading(tokens / len(steps), "token", "counted")}
+
+
+def _depth(runs: Sequence[Run]) -> dict[str, Reading]:
+    counts: dict[int, float] = {}
+    for run in runs:
+        for step in run.steps[1:]:
+            for name, value in step.notes.items():
+                layer = int(name.removeprefix("left/"))
+                counts[layer] = counts.get(layer, 0.0) + value
+    mean = sum(layer * value for layer, value in counts.items()) / sum(counts.values())
+    return {"mean_exit_layer": reading(mean, "1", "counted")}

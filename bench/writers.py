@@ -1,0 +1,219 @@
+"""The working parts of generation, as the harness uses them: decoders of trained models, held-out texts, what a
+decoding says of known words, and whether it is exact.
+
+With bench.workloads the only module of `bench` that builds models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from bench import workloads
+from lmopt.arch.transformer import Transformer
+from lmopt.compute.memory import tune_allocator
+from lmopt.data import validation
+from lmopt.infer import exactness
+from lmopt.infer.calibration import FULL_DEPTH, Calibration, calibrate
+from lmopt.infer.decoder import Decoder
+from lmopt.infer.decoding import Write, exit_rule
+from lmopt.infer.early_exit import ExitRule
+from lmopt.infer.forced import Forced, forced
+from lmopt.infer.generate import written
+from lmopt.recipe import Decoding, EarlyExit, Speculative, Technique, builder
+from lmopt.train import checkpoint
+
+DECODINGS: TypeAdapter[Technique] = TypeAdapter(Decoding)  # pyright: ignore[reportInvalidTypeForm]
+EXACT_PROMPTS = 16
+"""Prompts whose greedy text is compared in float32."""
+SAMPLED_PROMPT = 16
+"""Tokens of the prompt behind which sampled text is enumerated: a short one makes every path cheap."""
+CALIBRATION_EVERY = 3
+"""Of so many held-out documents one is for calibration, so that no text of it is judged."""
+BATCH = 64
+"""Texts read at a time."""
+THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, FULL_DEPTH)
+"""Confidences that are tried: denser where cosines of neighbouring states lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What generates, and the smaller model that drafts if one does."""
+
+    target: Transformer
+    draft: Transformer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Held-out texts of equal length; no document is in both parts."""
+
+    calibration: Tensor
+    judged: Tensor
+    documents: tuple[int, ...]
+    """Number of the document of each judged text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """One way of decoding, ready."""
+
+    config: Any
+    decoder: Decoder
+    write: Write
+
+
+def described(decoding: Mapping[str, Any]) -> Any:
+    """A way of decoding as its typed description."""
+    return DECODINGS.validate_python(decoding)
+
+
+def models(folders: Sequence[Path]) -> Models:
+    """The trained model of the first folder, and of the second if there is one."""
+    tune_allocator()
+    target, *draft = (checkpoint.load_model(folder / "model", workloads.device()) for folder in folders)
+    return Models(target, draft[0] if draft else None)
+
+
+def writer(decoding: Any, models: Models, weights: str | None = None) -> Writer:
+    """A decoding over weights that are cast and laid out now; `weights` overrides its format."""
+    config = decoding if weights is None else decoding.model_copy(update={"weights": weights})
+    decoder = Decoder(models.target, config.weights)
+    by_model = isinstance(config, Speculative) and config.draft.kind == "model"
+    draft = Decoder(models.draft, config.weights) if by_model and models.draft is not None else None
+    return Writer(config, decoder, builder(config)(config, decoder, draft))
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+class TooFewTexts(ValueError):
+    """The held-out set does not hold as many texts as a suite asks for."""
+
+
+def texts(corpus: Path, spec: Mapping[str, Any]) -> Texts:
+    """Windows of held-out documents: the first of each, then the second of each, and so on.
+
+    Raises:
+        TooFewTexts: there are not enough of them.
+    """
+    name = spec["validation"] or validation.names(corpus)[0]
+    documents = [one.tokens for one in validation.load(corpus, name).documents]
+    length = int(spec["prompt_tokens"]) + int(spec["new_tokens"])
+    wanted = {"calibration_texts": int(spec["calibration_texts"]), "quality_texts": int(spec["quality_texts"])}
+    places = {
+        "calibration_texts": range(0, len(documents), CALIBRATION_EVERY),
+        "quality_texts": [place for place in range(len(documents)) if place % CALIBRATION_EVERY],
+    }
+    found: dict[str, list[tuple[int, Any]]] = {}
+    for part, numbers in places.items():
+        found[part] = _windows(documents, numbers, length, wanted[part])
+        if len(found[part]) < wanted[part]:
+            raise TooFewTexts(
+                f"validation set {name!r} holds {len(found[part])} texts of {length} tokens for {part}, "
+                f"{wanted[part]} are asked\nhint: lower inference.{part}, or hold out more text"
+            )
+    calibration, judged = (
+        torch.tensor([list(map(int, window)) for _, window in part])
+        for part in (found["calibration_texts"], found["quality_texts"])
+    )
+    return Texts(calibration, judged, tuple(number for number, _ in found["quality_texts"]))
+
+
+def _windows(documents: Sequence[Any], numbers: Iterable[int], length: int, wanted: int) -> list[tuple[int, Any]]:
+    """(document, window) of the documents numbered, window by window."""
+    left, found = list(numbers), list[tuple[int, Any]]()
+    for start in count(0, length):
+        left = [number for number in left if len(documents[number]) >= start + length]
+        found += [(number, documents[number][start : start + length]) for number in left]
+        if not left or len(found) >= wanted:
+            return found[:wanted]
+    raise AssertionError
+
+
+# --- what a decoding says of known words ---------------------------------------------------------
+
+
+def read(writer: Writer, texts_BT: Tensor, prompt: int, threshold: float | None = None) -> Forced:
+    """Every text read as the decoding would, in batches; `threshold` in place of an early exit's own."""
+    rule: ExitRule | None = None
+    if isinstance(writer.config, EarlyExit):
+        chosen = writer.config if threshold is None else writer.config.model_copy(update={"threshold": threshold})
+        rule = exit_rule(chosen)
+    parts = [forced(writer.decoder, part, prompt=prompt, rule=rule) for part in texts_BT.split(BATCH)]
+    return Forced(*(torch.cat([getattr(part, name).cpu() for part in parts])
+                    for name in ("nats_BN", "choice_BN", "left_BN")))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """An early exit at every threshold, on calibration texts and on those that are judged."""
+
+    thresholds: tuple[float, ...]
+    judged: Mapping[float, Forced]
+    calibration: Calibration | None
+    """How the threshold was chosen; None where the suite gave it."""
+    chosen: float
+
+
+def curve(config: EarlyExit, models: Models, texts: Texts, prompt: int) -> Curve:
+    """Read all texts at each threshold; choose the lowest whose risk passes, where the suite leaves that open."""
+    full = Writer(config, Decoder(models.target, config.weights), _no_writing)
+    own = () if config.threshold is None else (config.threshold,)
+    thresholds = tuple(sorted({*THRESHOLDS, *own}))
+    judged = {threshold: read(full, texts.judged, prompt, threshold) for threshold in thresholds}
+    if config.threshold is not None:
+        return Curve(thresholds, judged, None, config.threshold)
+    whole = read(full, texts.calibration, prompt, FULL_DEPTH).choice_BN
+    losses: dict[float, list[float]] = {}
+    for threshold in sorted(thresholds, reverse=True)[1:]:
+        differs = read(full, texts.calibration, prompt, threshold).choice_BN != whole
+        losses[threshold] = differs.double().mean(1).tolist()
+        found = calibrate(losses, risk=config.risk, level=config.level)
+        if not found.tested[-1].rejected:
+            break  # lower ones are not tested
+    found = calibrate(losses, risk=config.risk, level=config.level)
+    return Curve(thresholds, judged, found, found.threshold)
+
+
+def _no_writing(*_: Any, **__: Any) -> Any:
+    raise AssertionError("only read with")
+
+
+# --- exactness -----------------------------------------------------------------------------------
+
+
+def exact_in_float32(
+    config: Any, reference: Any, models: Models, prompts: Sequence[Sequence[int]], new: int
+) -> dict[str, Any]:
+    """Greedy text of a lossless decoding against the reference's, both in float32; sampled text by enumeration."""
+    ours, plain = writer(config, models, "fp32"), writer(reference, models, "fp32")
+    some = prompts[:EXACT_PROMPTS]
+    found = exactness.agreement(plain.decoder, some, *(_texts(one, some, new) for one in (plain, ours)))
+    facts: dict[str, Any] = {
+        "texts": found.texts, "identical": found.identical, "tied": found.tied, "wrong": found.wrong,
+    }  # fmt: skip
+    if isinstance(ours.config, Speculative):
+        draft = Decoder(models.draft, "fp32") if models.draft is not None else None
+        prompt = prompts[0][:SAMPLED_PROMPT]
+        facts["sampled_distance"] = exactness.sampled_distance(ours.config, ours.decoder, draft, prompt)
+    return facts
+
+
+def _texts(writer: Writer, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    return [written(writer.write(prompt, max_new=new))[0] for prompt in prompts]
+
+
+def agreement(
+    writer: Writer, prompts: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]
+) -> dict[str, int]:
+    """How many texts are the reference's, token for token, and how many part where two tokens tie."""
+    found = exactness.agreement(writer.decoder, prompts, theirs, ours)
+    return {"texts": found.texts, "identical": found.identical, "tied": found.tied, "wrong": found.wrong}
