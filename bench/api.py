@@ -184,7 +184,9 @@ def _log_look(folder: Path, seen: Study, verdict: Mapping[str, Any]) -> None:
     """One line a judging that saw other records than the last: looking is what has to be paid for, not printing."""
     records = [record.sha256 for record in seen.records.values()]
     path = folder / "looks.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    *lines, torn = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    if torn:  # what a full disk or a kill left of a look that was never finished
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
     if lines and json.loads(lines[-1])["records"] == records:
         return
     look = {

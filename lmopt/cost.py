@@ -281,7 +281,9 @@ EXPERT_RUNTIME_BYTES = 100 * 2**20
 
 
 EIGHT_BIT_UPDATE_BYTES = 40
-"""What the 8-bit optimizer unpacks to update one parameter, a number of it: moments, quotients and codes."""
+"""What the 8-bit optimizer unpacks to update a slice of a parameter, a number of it: moments, quotients and codes."""
+EIGHT_BIT_SLICE = 1 << 18
+"""Numbers of a slice (lmopt.train.compact.SLICE)."""
 
 
 def peak_memory_bytes(recipe: Recipe) -> int:
@@ -318,9 +320,7 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
         + runtime
     )
     if recipe.optimizer.kind == "adamw_8bit":
-        whole += EIGHT_BIT_UPDATE_BYTES * max(
-            held.embedding, ffn_cost(recipe.ffn, model.width).parameters_total * 2 // 3
-        )
+        whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
 
 

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bench.executors import Exit
+from bench.executors import ExecutorError, Exit
 from bench.process import resident_bytes
 
 START_TIMEOUT_S = 300.0
@@ -25,6 +25,10 @@ SERVER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
 """NumPy's BLAS would start threads at import, and a process with threads should not fork. OpenMP's threads wait by
 spinning; where a neighbour takes a core, spinning without end made a step ten times slower (docs/training.md), so
 they spin for some microseconds and then sleep. What the user has set wins."""
+
+
+class ServerGone(ExecutorError):
+    """The process that forks cases died, or never started."""
 
 
 class LocalExecutor:
@@ -43,11 +47,18 @@ class LocalExecutor:
         self._readers: list[threading.Thread] = []
 
     def start(self, folder: Path) -> LocalRunning:
-        """Fork a child for the case in `folder`.
+        """Fork a child for the case in `folder`; a server that dies while it is asked is replaced once.
 
         Raises:
-            RuntimeError: the server cannot be started; the message holds what it printed.
+            ExecutorError: the server cannot be started; the message holds what it printed.
         """
+        try:
+            return self._ask(folder)
+        except (BrokenPipeError, ServerGone):
+            self.close()
+            return self._ask(folder)
+
+    def _ask(self, folder: Path) -> LocalRunning:
         server = self._server
         if server is None or server.poll() is not None:
             self.close()
@@ -58,7 +69,7 @@ class LocalExecutor:
         return LocalRunning(self._next_pid(server), self._ended, server)
 
     def _start_server(self) -> subprocess.Popen[str]:
-        self._ended.clear()
+        self._ended, self._started, self._errors = {}, queue.Queue(), []  # what an earlier server still said is void
         server = self._server = subprocess.Popen(
             [sys.executable, "-m", "bench.executors.warm", self._worker],
             stdin=subprocess.PIPE,
@@ -69,7 +80,8 @@ class LocalExecutor:
             start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the case in order
         )
         self._readers = [
-            threading.Thread(target=read, args=(server,), daemon=True) for read in (self._listen, self._collect_errors)
+            threading.Thread(target=_listen, args=(server, self._ended, self._started), daemon=True),
+            threading.Thread(target=_collect, args=(server, self._errors), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -83,23 +95,7 @@ class LocalExecutor:
             except queue.Empty:
                 if server.poll() is not None:
                     break
-        raise RuntimeError("the process that runs cases did not start:\n" + "".join(self._errors[-40:]))
-
-    def _listen(self, server: subprocess.Popen[str]) -> None:
-        assert server.stdout is not None
-        with server.stdout as answers:
-            for line in answers:
-                answer: dict[str, Any] = json.loads(line)
-                if "code" in answer:
-                    self._ended[answer["pid"]] = Exit(answer["code"], answer["signal"])
-                else:
-                    self._started.put(answer["ready"] if "ready" in answer else answer["pid"])
-
-    def _collect_errors(self, server: subprocess.Popen[str]) -> None:
-        assert server.stderr is not None
-        with server.stderr as lines:
-            for line in lines:
-                self._errors.append(line)
+        raise ServerGone("the process that runs cases did not start:\n" + "".join(self._errors[-40:]))
 
     def close(self) -> None:
         """End the server and with it any case still running."""
@@ -116,6 +112,26 @@ class LocalExecutor:
             server.wait()
         for reader in self._readers:
             reader.join(timeout=CLOSE_TIMEOUT_S)
+
+
+def _listen(server: subprocess.Popen[str], ended: dict[int, Exit], started: queue.Queue[int]) -> None:
+    """What a server says of its children, until it dies; a line that its death cut short says nothing."""
+    assert server.stdout is not None
+    with server.stdout as answers:
+        for line in answers:
+            if not line.endswith("\n"):
+                return
+            answer: dict[str, Any] = json.loads(line)
+            if "code" in answer:
+                ended[answer["pid"]] = Exit(answer["code"], answer["signal"])
+            else:
+                started.put(answer["ready"] if "ready" in answer else answer["pid"])
+
+
+def _collect(server: subprocess.Popen[str], errors: list[str]) -> None:
+    assert server.stderr is not None
+    with server.stderr as lines:
+        errors.extend(lines)
 
 
 class LocalRunning:

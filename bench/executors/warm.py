@@ -35,6 +35,8 @@ def main() -> None:
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, _note)
+    # A scheduler may send SIGTERM to every process of a job: the server stays, or its cases would die unsaved with it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print(json.dumps({"ready": os.getpid()}), file=answers)
     children: set[int] = set()
     with selectors.DefaultSelector() as selector:
@@ -72,6 +74,7 @@ def _fork(work: Work, folder: Path, keep_out: tuple[int, ...]) -> int:
         die_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for descriptor in keep_out:
             os.close(descriptor)
         code = _run(work, folder)

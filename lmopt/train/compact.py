@@ -19,6 +19,12 @@ from lmopt.recipe import AdamW, AdamW8bit
 SMALL = 4096
 """Tensors of fewer numbers keep float32 moments (2110.02861's released code): they take no room, and vary most."""
 CODES = 256
+SLICE = 1 << 18
+"""Numbers of a parameter that a CPU unpacks and updates at once, some 40 bytes each: they stay in its cache, and leave
+no holes of a whole embedding's size in the heap, which grew with every step (docs/training.md)."""
+DEVICE_SLICE = 1 << 24
+"""The same of an accelerator, which wants few and large kernels."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
 UPDATES = "updates"
 """Key of the number of updates done."""
 
@@ -93,37 +99,62 @@ class CompactAdamW:
         self.steps += 1
         for name, p in self.parameters.items():
             if p.grad is not None:
-                self._update(name, p, p.grad.float() / divisor, share * self.config.lr)
+                self._update(name, p, divisor, share * self.config.lr)
                 p.grad = None
         return norm
 
-    def _update(self, name: str, p: Tensor, grad: Tensor, lr: float) -> None:
+    def _update(self, name: str, p: Tensor, divisor: Tensor, lr: float) -> None:
+        """One parameter, a slice after the other; moments stay where they lie from the first step on."""
+        assert p.grad is not None
+        is_first = f"exp_avg/{name}" not in self.kept
+        if is_first:
+            for moment in MOMENTS:
+                self._allocate(moment, name, p)
+        weights, grads = p.view(-1), p.grad.reshape(-1)
+        most = SLICE if p.device.type == "cpu" else DEVICE_SLICE
+        step = most - most % (self.block or 1)
+        for first in range(0, p.numel(), step):
+            part = slice(first, min(first + step, p.numel()))
+            self._update_part(name, weights[part], grads[part].float() / divisor, part, lr, is_first)
+
+    def _update_part(self, name: str, p: Tensor, grad: Tensor, part: slice, lr: float, is_first: bool) -> None:
         beta1, beta2 = self.config.betas
-        mean = self._read("exp_avg", name, grad).lerp_(grad, 1 - beta1)
-        square = self._read("exp_avg_sq", name, grad).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        moments = (torch.zeros_like(grad) if is_first else self._read(moment, name, part) for moment in MOMENTS)
+        mean = next(moments).lerp_(grad, 1 - beta1)
+        square = next(moments).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         root = (square.sqrt() / math.sqrt(1 - beta2**self.steps)).add_(self.config.eps)
         decay = lr * self.config.weight_decay if self.decays[name] else 0.0
         new = p.float().mul(1 - decay).addcdiv_(mean, root, value=-lr / (1 - beta1**self.steps))
         p.copy_(stochastic_bfloat16(new) if p.dtype == torch.bfloat16 else new)
-        self._write("exp_avg", name, mean)
-        self._write("exp_avg_sq", name, square)
+        for moment, value in zip(MOMENTS, (mean, square), strict=True):
+            self._write(moment, name, part, value)
 
-    def _read(self, moment: str, name: str, like: Tensor) -> Tensor:
-        key = f"{moment}/{name}"
-        if key not in self.kept:
-            return torch.zeros_like(like)
+    def _allocate(self, moment: str, name: str, like: Tensor) -> None:
         if self._is_coded(like):
             assert self.block is not None
-            scale = self.kept[f"{moment}_scale/{name}"]
-            return decode(self.kept[key], scale, self.block, signed=moment == "exp_avg")
-        return self.kept[key]
+            blocks = -(-like.numel() // self.block)
+            self.kept[f"{moment}_scale/{name}"] = torch.empty(blocks, dtype=torch.float32, device=like.device)
+        dtype = torch.uint8 if self._is_coded(like) else torch.float32
+        self.kept[f"{moment}/{name}"] = torch.empty(like.shape, dtype=dtype, device=like.device)
 
-    def _write(self, moment: str, name: str, value: Tensor) -> None:
-        if self._is_coded(value):
-            assert self.block is not None
-            value, scale = encode(value, self.block, signed=moment == "exp_avg")
-            self.kept[f"{moment}_scale/{name}"] = scale
-        self.kept[f"{moment}/{name}"] = value
+    def _read(self, moment: str, name: str, part: slice) -> Tensor:
+        kept = self.kept[f"{moment}/{name}"]
+        if not self._is_coded(kept):
+            return kept.view(-1)[part]
+        return decode(kept.view(-1)[part], *self._scale(moment, name, part), signed=moment == "exp_avg")
+
+    def _write(self, moment: str, name: str, part: slice, value: Tensor) -> None:
+        kept = self.kept[f"{moment}/{name}"]
+        if self._is_coded(kept):
+            scale, block = self._scale(moment, name, part)
+            value, found = encode(value, block, signed=moment == "exp_avg")
+            scale.copy_(found)
+        kept.view(-1)[part] = value
+
+    def _scale(self, moment: str, name: str, part: slice) -> tuple[Tensor, int]:
+        """The scales of a slice, and how many numbers share one."""
+        assert self.block is not None
+        return self.kept[f"{moment}_scale/{name}"][part.start // self.block : -(-part.stop // self.block)], self.block
 
     def _is_coded(self, x: Tensor) -> bool:
         return self.block is not None and x.numel() >= SMALL

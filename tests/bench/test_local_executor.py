@@ -86,6 +86,30 @@ def test_a_server_that_was_killed_takes_its_case_along_and_is_started_again(
     assert ended(executor.start(folder(tmp_path, "fine"))) == Exit(0)
 
 
+def test_a_server_that_dies_while_it_is_asked_is_replaced(executor: LocalExecutor, tmp_path: Path) -> None:
+    assert ended(executor.start(folder(tmp_path, "fine"))) == Exit(0)
+    server = executor._server
+    assert server is not None
+    server.poll = lambda: None  # type: ignore[method-assign]  # its death has not been noticed yet
+    server.kill()
+    server.wait()
+    assert ended(executor.start(folder(tmp_path, "print"))) == Exit(0)
+    assert executor._server is not server
+
+
+def test_sigterm_to_every_process_of_a_job_still_lets_the_case_leave_in_order(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    place = folder(tmp_path, "sleep")
+    running = executor.start(place)
+    until((place / "ready").exists, "the case did not start")
+    assert executor._server is not None
+    executor._server.terminate()
+    time.sleep(0.2)
+    running.terminate()
+    assert ended(running) == Exit(75), "killed with the server, it would have saved nothing"
+
+
 def test_nothing_survives_a_runner_that_was_killed(tmp_path: Path) -> None:
     place = folder(tmp_path, "sleep")
     program = (

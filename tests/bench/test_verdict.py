@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench import api
 from bench.record import RecordError, Status, to_line
 from bench.study import StudyError
 from bench.verdict import judge, judge_study
@@ -374,6 +375,16 @@ def test_looking_again_at_the_same_records_costs_nothing(tmp_path):
     hashes = [json.loads(line)["sha256"] for line in (run / "records.jsonl").read_text().splitlines()]
     (run / "looks.jsonl").write_text(json.dumps({"records": hashes}) + "\n")
     assert judge(run)["look"] == {"number": 1, "alpha": 0.025}
+
+
+def test_a_look_that_was_never_finished_is_written_again(tmp_path):
+    run = make_run(tmp_path, seeds=3, items=0, purpose="confirm")
+    api.judge(run)
+    (look,) = (run / "looks.jsonl").read_text().splitlines()
+    (run / "looks.jsonl").write_text(look[:40])
+    api.judge(run)
+    (again,) = (run / "looks.jsonl").read_text().splitlines()
+    assert json.loads(again)["records"] == json.loads(look)["records"]
 
 
 # --- from disk -----------------------------------------------------------------------------------

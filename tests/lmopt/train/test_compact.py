@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lmopt import cost
 from lmopt.compute import precision
 from lmopt.recipe import AdamW, AdamW8bit, Bf16Stochastic
 from lmopt.train import compact, optimizer
@@ -56,6 +57,35 @@ def test_eight_bits_are_near():
     assert adam.kept["exp_avg/inner.weight"].dtype == torch.uint8  # 9,216 numbers
     assert adam.kept["exp_avg/gain"].dtype == torch.float32  # 96
     assert adam.kept["exp_avg_scale/inner.weight"].numel() == 96 * 96 // 256
+
+
+@pytest.mark.parametrize("config", [AdamW(lr=1e-2), AdamW8bit(lr=1e-2), AdamW8bit(lr=1e-2, block=300)])
+def test_a_slice_after_the_other_is_the_same_to_the_bit(config, monkeypatch):
+    def trained(numbers):
+        monkeypatch.setattr(compact, "SLICE", numbers)
+        torch.manual_seed(0)
+        model = Toy(width=96)
+        adam = compact.build(config, model)
+        run(model, adam)
+        return dict(model.named_parameters()) | adam.state()
+
+    whole, sliced = trained(1 << 30), trained(1000)
+    assert whole.keys() == sliced.keys()
+    assert all(torch.equal(whole[name], sliced[name]) for name in whole)
+
+
+def test_the_plan_knows_the_slice():
+    assert cost.EIGHT_BIT_SLICE == compact.SLICE
+
+
+def test_moments_stay_where_they_are_from_the_first_step_on():
+    torch.manual_seed(0)
+    model = Toy(width=96)
+    adam = compact.build(AdamW8bit(lr=1e-2), model)
+    run(model, adam, steps=1)
+    places = {name: kept.data_ptr() for name, kept in adam.kept.items()}
+    run(model, adam, steps=2)
+    assert {name: kept.data_ptr() for name, kept in adam.kept.items()} == places
 
 
 def test_codebooks():
