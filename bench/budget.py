@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from bench import finetuning
+from bench.case import Case
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
 from bench.stanzas import MIN_SAMPLE, MIN_STEPS
@@ -90,12 +92,8 @@ def _spent(plan: Plan, budget: Budget) -> float:
     if budget.kind == "flops":
         return sum(case.estimate.train_flops or 0.0 for case in plan.cases)
     if budget.kind == "tokens":
-        return sum(
-            case.recipe.trained_tokens(case.horizon)
-            for case in plan.cases
-            if case.kind == "train" and case.recipe and case.horizon
-        )
-    times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "timing")]
+        return sum(_tokens(case) for case in plan.cases)
+    times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "finetune", "timing")]
     if None in times:
         raise BudgetError(
             "the time of this study is not known here; hint: let lmbench calibrate, or give tokens or FLOP"
@@ -126,6 +124,12 @@ def _sampled(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, lis
         f"nothing of this study fits {budget.words()}, not even {MIN_SAMPLE} steps of each arm; "
         "hint: give more, or choose a smaller scale"
     )
+
+
+def _tokens(case: Case) -> int:
+    if case.kind == "finetune":
+        return finetuning.tokens(case)
+    return case.recipe.trained_tokens(case.horizon) if case.kind == "train" and case.recipe and case.horizon else 0
 
 
 def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, str] | None:

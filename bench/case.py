@@ -30,6 +30,7 @@ Purpose = Literal[
     "evaluate",
     "sample",
     "generate",
+    "finetune",
 ]
 
 _WORDS = {"corpus": "corpus", "shards": "shards", "tune": "trial"}
@@ -76,6 +77,7 @@ class Case(Frozen):
             parts.append(f"seed {self.seed}")
         if self.horizon is not None:
             parts.append(f"x{self.horizon:g}")
+        parts += [self.spec["task"]] if self.kind == "finetune" else []
         parts += [f"{name} {value:g}" for name, value in self.spec.get("trial", {}).items()]
         return " ".join(parts)
 

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from bench import claimpoint, endpoints, noninferiority, parity
+from bench import claimpoint, endpoints, finetuneparity, noninferiority, parity
 from bench.claimpoint import Difference
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment, no_interval, sentence, unmeasured
 from bench.noninferiority import FAMILIES, Comparison
+from bench.record import CaseKind
 from bench.savings import Readings, Saving
 from bench.stats.effect import Effect
 from bench.stats.power import detectable
 from bench.study import Study
 from bench.words import Outcome, finite, interval, percent, points, several, signless
+
+SCORED: tuple[CaseKind, ...] = ("evaluate", "finetune")
+"""Kinds of case that accuracy comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,8 @@ def judge_accuracy(context: Context, alpha: float) -> dict[str, Any]:
     study, arm, scale = context.study, context.arm, context.scale
     horizon = claimpoint.claim_horizon(study, arm.name, scale)
     names = (arm.name, study.reference(arm))
-    waiting = [case for name in names for case in study.without_record(study.planned("evaluate", name, scale))]
+    scored = [case for name in names for kind in SCORED for case in study.planned(kind, name, scale)]
+    waiting = study.without_record(scored)
     reference = study.reference(arm)
     found = noninferiority.compare(study, (arm.name, horizon or 0.0), (reference, 1.0), scale, alpha)
     described = _accuracy(found, study.design.hypothesis.accuracy_drop.less_than, alpha)
@@ -316,6 +321,8 @@ def _cap(context: Context, outcome: Outcome, why: str) -> tuple[Outcome, str]:
         return outcome, why
     untuned = parity.unequal(context.study, context.scale)
     lacks = [f"every arm had had the same number of tuning trials ({untuned})"] if untuned else []
+    unlike = finetuneparity.unequal(context.study, context.scale)
+    lacks += [f"every model had been fine-tuned alike ({unlike})"] if unlike else []
     lacks += [
         f"the {name} control had been run"
         for name in claimpoint.missing_controls(context.study, context.arm, context.scale)

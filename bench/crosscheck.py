@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import ablation, controls, infercheck, tunecheck
+from bench import ablation, controls, finetunecheck, infercheck, tunecheck
 from bench.draft import Draft, Variant, recipe_findings, value_of
 from bench.evaluate import index as tasks
 from bench.findings import Finding, has, split_hint, validate
@@ -31,7 +31,7 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_shapes(draft), *controls.findings(draft), *_gate(draft), *_tasks(draft),
         *_budget(draft), *_planted(draft), *_starts(draft), *ablation.findings(draft), *tunecheck.findings(draft),
-        *infercheck.findings(draft),
+        *infercheck.findings(draft), *finetunecheck.findings(draft),
     ]  # fmt: skip
     return found + (list(_files(draft)) if look_at_files else [])
 

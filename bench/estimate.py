@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
+from bench import finetuning
 from bench.case import Case, Estimate
 from bench.design import Frozen
 from bench.expansion import flops_per_step
@@ -95,6 +96,12 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
         if case.purpose == "sample":
             disk_bytes = 0
             time_s = None if time_s is None else time_s + cost.parameters(case.recipe).total / BUILT_A_SECOND
+        return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
+    if case.kind == "finetune":
+        flops, trials = finetuning.flops(case), len(case.spec["rates"])
+        steps, step_s = trials * case.recipe.steps(1.0), _passes_s(case.recipe, machine)
+        speed = machine.speed_of(case.recipe)
+        time_s = flops / speed + steps * step_s if speed else None
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
     if case.kind == "timing":
         reference = Recipe.model_validate(case.spec["reference"])

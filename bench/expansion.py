@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from bench import trials
+from bench import finetuning, trials
 from bench.case import Case, Purpose, canonical_hash, identify
 from bench.design import Design
 from bench.inferstanza import Inference
@@ -79,7 +79,7 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
 def _corpus_case(suite: Suite) -> Case:
     spec: dict[str, Any] = {"stage": "corpus", "data": suite.data.model_dump(mode="json")}
     if suite.data.decontaminate is not None:
-        spec["protect"] = list(suite.evaluate.tasks)
+        spec["protect"] = list(dict.fromkeys([*suite.evaluate.tasks, *(one.task for one in suite.finetune)]))
     return identify(Case(id="", kind="prepare", arm=suite.baseline.name, purpose="corpus", spec=spec))
 
 
@@ -97,12 +97,20 @@ def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, shards: Map
     for (horizon, purpose), seed in product(_horizons(suite, design, arm, scale).items(), suite.over.seed):
         train = _training(suite, arm, scale, seed, horizon, shards).model_copy(update={"purpose": purpose})
         yield train
-        if suite.evaluate.tasks and _is_evaluated(suite, purpose, horizon):
-            yield identify(
-                Case(id="", kind="evaluate", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
-                     parents=(train.id, *data.parents), purpose="evaluate", recipe=recipe,
-                     spec={"tasks": list(suite.evaluate.tasks), "limit": suite.evaluate.limit})
-            )  # fmt: skip
+        if _is_evaluated(suite, purpose, horizon):
+            yield from _evaluations(suite, train, data.parents[0], recipe)
+
+
+def _evaluations(suite: Suite, train: Case, corpus: str, recipe: Recipe) -> Iterator[Case]:
+    """What a trained model is scored on, as it is and after fine-tuning."""
+    if suite.evaluate.tasks:
+        yield identify(
+            Case(id="", kind="evaluate", arm=train.arm, scale=train.scale, seed=train.seed, horizon=train.horizon,
+                 parents=(train.id, corpus), purpose="evaluate", recipe=recipe,
+                 spec={"tasks": list(suite.evaluate.tasks), "limit": suite.evaluate.limit})
+        )  # fmt: skip
+    for stanza in suite.finetune:
+        yield finetuning.case(train, corpus, stanza, recipe)
 
 
 def _shards_of(recipe: Recipe, shards: Mapping[str, Case]) -> Case:

@@ -68,7 +68,7 @@ def _cases(plan: Plan) -> str:
         estimate = case.estimate
         rows.append(
             (
-                case.label + (f" ({case.purpose})" if case.purpose not in ("evaluate", "tune", case.kind) else ""),
+                case.label + (f" ({case.purpose})" if case.purpose not in (case.kind, "tune") else ""),
                 case.id,
                 "" if estimate.train_flops is None else f"{estimate.train_flops:.3g}",
                 "" if estimate.peak_memory_bytes is None else human_bytes(estimate.peak_memory_bytes),
@@ -81,7 +81,7 @@ def _cases(plan: Plan) -> str:
 
 def _totals(plan: Plan) -> str:
     flops = sum(case.estimate.train_flops or 0 for case in plan.cases)
-    times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "timing")]
+    times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "finetune", "timing")]
     known = [time_s for time_s in times if time_s is not None]
     disk = max((case.estimate.disk_bytes or 0 for case in plan.cases), default=0)
     memory = max((case.estimate.peak_memory_bytes or 0 for case in plan.cases), default=0)
@@ -90,6 +90,8 @@ def _totals(plan: Plan) -> str:
     of_trials = (
         f" ({tuning:.3g} of them in {sum(case.purpose == 'tune' for case in plan.cases)} trials)" if tuning else ""
     )
+    finetuning = sum(case.estimate.train_flops or 0 for case in plan.cases if case.kind == "finetune")
+    of_trials += f" ({finetuning:.3g} of them in fine-tuning)" if finetuning else ""
     return (
         f"in all: {flops:.3g} training FLOP{of_trials}; training and timing {time}, preparation and evaluation on top; "
         f"peak memory {human_bytes(memory)}; checkpoint {human_bytes(disk)}"

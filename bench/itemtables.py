@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +33,38 @@ class Table:
 
 @dataclass(frozen=True)
 class Group:
-    """Evaluations of one arm at one horizon, by seed."""
+    """Evaluations of one arm at one horizon: seed -> what was evaluated (`evaluate`, `finetune vitaminc`) -> record."""
 
-    records: Mapping[int, Record]
-    missing: Mapping[int, str] = field(default_factory=dict[int, str])
+    records: Mapping[int, Mapping[str, Record]]
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What has no result -> why, of the first seed that lacks it."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What some seed has a result of."""
+        return frozenset(part for found in self.records.values() for part in found)
+
+    def seeds(self, parts: Iterable[str]) -> frozenset[int]:
+        """Seeds that have a result of each part."""
+        wanted = set(parts)
+        return frozenset(seed for seed, found in self.records.items() if wanted <= found.keys())
 
 
 def group(study: Study, arm: str, scale: str, horizon: float) -> Group:
     """The finished evaluations of an arm at a horizon."""
-    found = {seed: study.at("evaluate", arm, scale, seed, horizon) for seed in study.design.seeds}
-    return Group(
-        {seed: record for seed, record in found.items() if record is not None and record.status == "ok"},
-        {seed: f"{arm} x{horizon:g} seed {seed} was not evaluated" for seed, record in found.items() if record is None},
-    )
+    records: dict[int, dict[str, Record]] = {}
+    missing: dict[str, str] = {}
+    for seed in study.design.seeds:
+        for case in study.evaluations(arm, scale, seed, horizon):
+            part = " ".join([case.kind, *([str(case.spec.get("task"))] if case.kind == "finetune" else [])])
+            record = study.finished(case)
+            if record is not None and record.status == "ok":
+                records.setdefault(seed, {})[part] = record
+            else:
+                missing.setdefault(part, study.missing_words(case))
+    if not records and not missing:
+        missing["evaluate"] = f"{arm} x{horizon:g} was not evaluated"
+    return Group(records, missing)
 
 
 class Tables:
@@ -55,11 +75,14 @@ class Tables:
         self._order: dict[str, list[str]] = {}
         self._passages: dict[str, tuple[NDArray[np.int64] | None, NDArray[np.bool_]]] = {}
 
-    def of(self, group: Group, seeds: Sequence[int]) -> dict[str, Table] | None:
+    def of(self, group: Group, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Table] | None:
         """task -> scores of these seeds; None where an item table was not kept."""
         rows: dict[str, list[tuple[Floats, Floats]]] = {}
-        for seed in seeds:
-            items = self._study.items(group.records[seed])
+        for seed, part in product(seeds, parts):
+            record = group.records[seed][part]
+            if not record.detail.get("tasks"):
+                continue  # nothing of it could be had
+            items = self._study.items(record)
             if items is None:
                 return None
             tasks = [str(name) for name in items.task]
@@ -68,8 +91,10 @@ class Tables:
             bits = np.asarray(items.choice_bits_per_byte, dtype=np.float64)
             for task in dict.fromkeys(tasks):
                 where = np.flatnonzero(names == task)
-                order = self._ordered(task, where, items.item, items.passage, group.records[seed])
+                order = self._ordered(task, where, items.item, items.passage, record)
                 rows.setdefault(task, []).append((scores[order], bits[order]))
+        if any(len(found) != len(seeds) for found in rows.values()):
+            return None
         return {
             task: Table(np.stack([one for one, _ in found]), np.stack([two for _, two in found]), *self._passages[task])
             for task, found in rows.items()

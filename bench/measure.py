@@ -12,13 +12,12 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import workloads
 from bench.apart import StepsApart
 from bench.casefolder import Job, Outcome, Progress
 from bench.evaluate import items
-from bench.evaluate.harness import TaskResults
 from bench.instruments import flops
 from bench.instruments.clock import Stall
 from bench.instruments.flops import FlopCounts
@@ -36,6 +35,9 @@ WARMUP_STEPS = 3
 QUALITY = {"val_loss": "nat/token", "perplexity": "1", "bits_per_byte": "bit/byte"}
 """What a sample cannot say, with its unit."""
 
+Found = TypeVar("Found")
+"""What a generator of steps returns."""
+
 stop_requested = threading.Event()
 """Set by the signal handler of the worker; looked at between two steps."""
 
@@ -44,7 +46,8 @@ class Interrupted(Exception):
     """The case was asked to stop and has saved what it needs to continue."""
 
 
-def _parents(job: Job) -> dict[str, Path]:
+def parents_of(job: Job) -> dict[str, Path]:
+    """Case folders of what the case builds on, by id."""
     return {case: Path(folder) for case, folder in job.parents.items()}
 
 
@@ -66,7 +69,7 @@ def prepare(job: Job, folder: Path) -> Outcome:
     progress = Progress(folder, unit="units")
     stage: str = job.case.spec["stage"]
     window.start()
-    for step in workloads.prepare(job.case.spec, _parents(job), out):
+    for step in workloads.prepare(job.case.spec, parents_of(job), out):
         progress.show(step.index, phase=stage)
         _stop_if_asked()
     metrics = window.stop()
@@ -110,7 +113,8 @@ def _train(job: Job, folder: Path) -> Outcome:
         full_length=recipe.batching.length,
     )
     window.start()
-    _pull(workloads.train(state, batches), state, log, window, folder)
+    progress = Progress(folder, total=state.total_steps)
+    pull(workloads.train(state, batches), state, log, window, folder / "checkpoint", progress)
     metrics = window.stop()
     if job.case.purpose != "tune":  # nobody builds on a trial's weights
         workloads.save_model(state, folder / "model")
@@ -151,7 +155,7 @@ def _sample(job: Job, folder: Path) -> Outcome:
         full_length=recipe.batching.length,
     )
     window.start()
-    _pull(steps, state, log, window, folder, saves=False)
+    pull(steps, state, log, window, None, Progress(folder, total=state.total_steps))
     metrics = window.stop()
     metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
     reason = f"not measurable at this budget: {len(log.durations_s)} steps are no training"
@@ -178,7 +182,7 @@ def _training_of(job: Job) -> tuple[Recipe, int, float]:
 
 
 def _shards_folder(job: Job) -> Path:
-    return _parents(job)[job.case.parents[0]] / "data"
+    return parents_of(job)[job.case.parents[0]] / "data"
 
 
 def _start_or_resume(job: Job, folder: Path) -> tuple[TrainState, TrainLog]:
@@ -188,7 +192,7 @@ def _start_or_resume(job: Job, folder: Path) -> tuple[TrainState, TrainLog]:
     if state is None:
         state = workloads.start(recipe, seed=seed, horizon=horizon)
         if recipe.start.kind != "scratch":
-            workloads.begin_from(state, _parents(job)[job.case.parents[1]] / "model")
+            workloads.begin_from(state, parents_of(job)[job.case.parents[1]] / "model")
         return state, log
     # a step whose numbers were not read yet is yielded again
     log.restore(state.pace.tokens_by_length(state.yielded_tokens))
@@ -217,27 +221,32 @@ def _warm_up(recipe: Recipe, seed: int, data: Path) -> float:
     return sum(step.notes.get("compile_time_s", 0.0) for step in steps)
 
 
-def _pull(
-    steps: Iterator[Step], state: TrainState, log: TrainLog, window: Window, folder: Path, *, saves: bool = True
-) -> None:
-    """Pull every step, timing each; `saves` a checkpoint now and then, and when asked to stop."""
-    progress = Progress(folder, total=state.total_steps)
+def pull(
+    steps: Iterator[Step], state: TrainState, log: TrainLog, window: Window, checkpoint: Path | None,
+    progress: Progress, done: int = 0,
+) -> None:  # fmt: skip
+    """Pull every step, timing each; saves a checkpoint now and then, and when asked to stop.
+
+    Args:
+        checkpoint: the folder that checkpoints go to; None saves none.
+        done: steps of the case before these, for the progress.
+    """
     before_s = saved_s = time.perf_counter()
     for step in steps:
         now_s = time.perf_counter()
         log.add(step, now_s - before_s)
         energy = window.energy_so_far()
         progress.show(
-            step.index,
+            done + step.index,
             loss=step.loss,
             tokens_per_s=step.tokens / (now_s - before_s),
             energy_j=energy.value,
             energy_grade=energy.grade,
         )
-        if not saves:
+        if checkpoint is None:
             _stop_if_asked()
         elif stop_requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
-            workloads.save(state, folder / "checkpoint")
+            workloads.save(state, checkpoint)
             log.save()
             saved_s = time.perf_counter()
             _stop_if_asked()
@@ -281,7 +290,7 @@ def _validation_metrics(job: Job, state: TrainState, folder: Path) -> dict[str, 
     """Loss on the held-out text: of the first validation set under the plain names, of the others under their own."""
     metrics: dict[str, Reading] = {}
     progress = Progress(folder, unit="validation sets")
-    corpus = _parents(job)[job.case.parents[-1]] / "data"
+    corpus = parents_of(job)[job.case.parents[-1]] / "data"
     for index, (name, found) in enumerate(workloads.validate(state, corpus)):
         progress.show(index + 1, phase=f"validating on {name}")
         metrics |= found if index == 0 else {f"{metric}/{name}": value for metric, value in found.items()}
@@ -294,7 +303,7 @@ def _validation_metrics(job: Job, state: TrainState, folder: Path) -> dict[str, 
 def evaluate(job: Job, folder: Path) -> Outcome:
     """Downstream tasks on the parent's model, item by item."""
     assert job.case.recipe is not None
-    model_folder, corpus = (_parents(job)[parent] for parent in job.case.parents)
+    model_folder, corpus = (parents_of(job)[parent] for parent in job.case.parents)
     progress = Progress(folder, unit="batches")
     results = yield_progress(
         workloads.evaluate(job.case.recipe, model_folder / "model", corpus / "data", job.case.spec), progress
@@ -304,7 +313,7 @@ def evaluate(job: Job, folder: Path) -> Outcome:
     return Outcome(status="ok", metrics=results.readings(), detail=detail)
 
 
-def yield_progress(steps: Generator[Step, None, TaskResults], progress: Progress) -> TaskResults:
+def yield_progress(steps: Generator[Step, None, Found], progress: Progress) -> Found:
     """Pull a generator to its end, showing each step; returns what it returns."""
     while True:
         try:

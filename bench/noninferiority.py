@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.claimpoint import HALF
 from bench.design import AccuracyDrop
-from bench.itemtables import Table, Tables, group, renumbered
+from bench.itemtables import Group, Table, Tables, group, renumbered
 from bench.record import Record
 from bench.stats.crossed import Crossed, Stratum, crossed_mean, items_only
 from bench.stats.effect import Effect, mean_of
@@ -75,23 +75,81 @@ def compare(study: Study, arm: tuple[str, float], reference: tuple[str, float], 
     drop = study.design.hypothesis.accuracy_drop
     mine, theirs = group(study, arm[0], scale, arm[1]), group(study, reference[0], scale, reference[1])
     half = group(study, reference[0], scale, HALF)
-    seeds = tuple(seed for seed in study.design.seeds if seed in mine.records and seed in theirs.records)
-    if not seeds:
-        why = next(iter((mine.missing or theirs.missing).values()), "no task was evaluated")
+    parts = sorted(mine.parts & theirs.parts)
+    seeds = tuple(seed for seed in study.design.seeds if seed in mine.seeds(parts) & theirs.seeds(parts))
+    if not parts or not seeds:
+        why = next(iter({**mine.missing, **theirs.missing}.values()), "no task was evaluated")
         return _nothing(drop, why)
-    facts = _facts([theirs.records[seed] for seed in seeds])
+    rows = [_merged(found, parts, seeds) for found in (mine, theirs)]
+    facts = _facts(rows)
     tables = Tables(study)
-    per_item = [tables.of(one, seeds) for one in (mine, theirs)]
-    both_half = tuple(seed for seed in seeds if seed in half.records)
+    per_item = [tables.of(one, parts, seeds) for one in (mine, theirs)]
+    both_half = tuple(seed for seed in seeds if seed in half.seeds(parts))
+    lacking = _lacking(rows, facts) | _without_result(parts, mine, theirs)
     if all(table is not None for table in per_item):
         by_item = _ByItem(per_item[0] or {}, per_item[1] or {}, facts, drop)
-        halves = tables.of(half, both_half) if both_half else None
-        rows = [seeds.index(seed) for seed in both_half]
-        tasks = {task: _insensitive(by_item.theirs[task], (halves or {}).get(task), rows, facts[task], alpha)
+        halves = tables.of(half, parts, both_half) if both_half else None
+        known = [seeds.index(seed) for seed in both_half]
+        tasks = {task: _insensitive(by_item.theirs[task], (halves or {}).get(task), known, facts[task], alpha)
                  for task in facts}  # fmt: skip
-        return by_item.compare(tasks, seeds)
-    by_seed = _BySeed(mine.records, theirs.records, half.records, facts, drop, alpha)
-    return by_seed.compare(seeds)
+        return by_item.compare(tasks | lacking, seeds)
+    of_half = dict(zip(both_half, _merged(half, parts, both_half), strict=True))
+    by_arm = [dict(zip(seeds, found, strict=True)) for found in rows]
+    by_seed = _BySeed(by_arm[0], by_arm[1], of_half, facts, drop, alpha)
+    return by_seed.compare(seeds, lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one model scored on all tasks: its evaluations put together."""
+
+    accuracy: Mapping[str, float]
+    facts: Mapping[str, TaskFacts]
+    missing: Mapping[str, str]
+
+
+def _merged(found: Group, parts: Sequence[str], seeds: Sequence[int]) -> list[Scored]:
+    return [_scored([found.records[seed][part] for part in parts]) for seed in seeds]
+
+
+def _scored(records: Sequence[Record]) -> Scored:
+    accuracy: dict[str, float] = {}
+    facts: dict[str, TaskFacts] = {}
+    missing: dict[str, str] = {}
+    for record in records:
+        tasks: dict[str, Any] = record.detail.get("tasks") or {}
+        for name, task in tasks.items():
+            value = record.value(f"accuracy/{name}")
+            if value is None:
+                raise StudyError(
+                    f"case {record.case.id}: an evaluation without accuracy/{name}; hint: evaluate it again"
+                )
+            accuracy[name] = value
+            facts[name] = TaskFacts(str(task.get("family")), float(task.get("chance") or 0.0))
+        for metric, found in record.metrics.items():
+            if metric.startswith("accuracy/") and found.value is None:
+                missing[metric.removeprefix("accuracy/")] = found.reason or "not measured"
+    return Scored(accuracy, facts, missing)
+
+
+def _facts(rows: Sequence[Sequence[Scored]]) -> dict[str, TaskFacts]:
+    """Of the tasks that every compared model was scored on."""
+    every = [scored for side in rows for scored in side]
+    return {name: fact for name, fact in every[0].facts.items() if all(name in one.facts for one in every)}
+
+
+def _lacking(rows: Sequence[Sequence[Scored]], facts: Mapping[str, TaskFacts]) -> dict[str, str]:
+    """Tasks that some model was not scored on -> why."""
+    every = [scored for side in rows for scored in side]
+    names = {name for one in every for name in (*one.facts, *one.missing)} - facts.keys()
+    found = {name: why for one in every for name, why in one.missing.items()}
+    return {name: found.get(name, "not every compared model was scored on it") for name in sorted(names)}
+
+
+def _without_result(parts: Sequence[str], *groups: Group) -> dict[str, str]:
+    """Fine-tunings that no model of an arm came to the end of -> why."""
+    failed = {part: why for one in groups for part, why in one.missing.items() if part not in parts}
+    return {part.removeprefix("finetune "): why for part, why in failed.items()}
 
 
 def _nothing(drop: AccuracyDrop, why: str, tasks: Mapping[str, str] | None = None) -> Comparison:
@@ -99,14 +157,10 @@ def _nothing(drop: AccuracyDrop, why: str, tasks: Mapping[str, str] | None = Non
     return Comparison(None, None, -drop.less_than, families, tasks or {}, (), why)
 
 
-def _facts(records: Sequence[Record]) -> dict[str, TaskFacts]:
-    tasks: dict[str, Any] = records[0].detail.get("tasks") or {}
-    return {name: TaskFacts(str(task.get("family")), float(task.get("chance") or 0.0)) for name, task in tasks.items()}
-
-
 def _family_why(family: str, tasks: Mapping[str, str], facts: Mapping[str, TaskFacts]) -> str:
     mine = [f"{task}: {why}" for task, why in tasks.items() if why and task in facts and facts[task].family == family]
-    return "; ".join(mine) or f"no task of {FAMILIES.get(family, family)} was evaluated"
+    unknown = [f"{task}: {why}" for task, why in tasks.items() if why and task not in facts]
+    return "; ".join(mine or unknown) or f"no task of {FAMILIES.get(family, family)} was evaluated"
 
 
 def _weights(tasks: Mapping[str, str], facts: Mapping[str, TaskFacts]) -> dict[str, dict[str, float]]:
@@ -198,15 +252,15 @@ class _ByItem:
 
 @dataclass(frozen=True)
 class _BySeed:
-    mine: Mapping[int, Record]
-    theirs: Mapping[int, Record]
-    half: Mapping[int, Record]
+    mine: Mapping[int, Scored]
+    theirs: Mapping[int, Scored]
+    half: Mapping[int, Scored]
     facts: Mapping[str, TaskFacts]
     drop: AccuracyDrop
     alpha: float
 
-    def compare(self, seeds: tuple[int, ...]) -> Comparison:
-        tasks = {task: self._insensitive(task, seeds) for task in self.facts}
+    def compare(self, seeds: tuple[int, ...], lacking: Mapping[str, str]) -> Comparison:
+        tasks = {task: self._insensitive(task, seeds) for task in self.facts} | dict(lacking)
         weights = _weights(tasks, self.facts)
         if not weights:
             return _nothing(self.drop, "no task counts: " + "; ".join(f"{task}: {why}" for task, why in tasks.items()),
@@ -230,28 +284,21 @@ class _BySeed:
         return mean_of(
             [
                 sum(
-                    weight * (self._score(self.mine[seed], task) - of_reference * self._score(self.theirs[seed], task))
+                    weight * (self.mine[seed].accuracy[task] - of_reference * self.theirs[seed].accuracy[task])
                     for task, weight in weights.items()
                 )
                 for seed in seeds
             ]
         )
 
-    @staticmethod
-    def _score(record: Record, task: str) -> float:
-        value = record.value(f"accuracy/{task}")
-        if value is None:
-            raise StudyError(f"case {record.case.id}: an evaluation without accuracy/{task}; hint: evaluate it again")
-        return value
-
     def _insensitive(self, task: str, seeds: Sequence[int]) -> str:
-        above = mean_of([self._score(self.theirs[seed], task) - self.facts[task].chance for seed in seeds])
+        above = mean_of([self.theirs[seed].accuracy[task] - self.facts[task].chance for seed in seeds])
         if why := _at_chance(above, self.alpha):
             return why
-        both = [seed for seed in seeds if seed in self.half]
+        both = [seed for seed in seeds if seed in self.half and task in self.half[seed].accuracy]
         if not both:
             return "there is no half-compute control to tell whether it sees a difference"
-        gained = mean_of([self._score(self.theirs[seed], task) - self._score(self.half[seed], task) for seed in both])
+        gained = mean_of([self.theirs[seed].accuracy[task] - self.half[seed].accuracy[task] for seed in both])
         if gained.lower(self.alpha) <= 0:
             return f"it cannot tell the reference from its half-compute control ({100 * gained.low:+.1f} points)"
         return ""

@@ -75,6 +75,8 @@ def run_hash(suite: Suite, machine_class: str) -> str:
     resolved["over"].pop("seed")
     # Without a shape of its own an arm is what it was before arms could have one: its study goes on in its folder.
     resolved["arms"] = [{key: arm[key] for key in arm if key != "at" or arm[key]} for arm in resolved["arms"]]
+    if not resolved["finetune"]:
+        del resolved["finetune"]  # the same of a study without fine-tuning
     return canonical_hash([resolved, lmopt.__version__, machine_class], 10)
 
 

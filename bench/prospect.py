@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,14 @@ def _ablation(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
 
 def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
     """The margin that the items allow, and the items that the claimed margin needs."""
-    spec = next((case.spec for case in plan.cases if case.kind == "evaluate"), None)
+    specs = {repr(case.spec): case.spec for case in plan.cases if case.kind in ("evaluate", "finetune")}.values()
     drop = plan.design.hypothesis.accuracy_drop
-    if spec is None or not any(arm.role == "claim" for arm in plan.design.arms):
+    if not specs or not any(arm.role == "claim" for arm in plan.design.arms):
         return
     if drop.kind == "relative":
         yield "accuracy: a relative margin can be planned once the reference's accuracy is known"
         return
-    families = _families(spec["tasks"], spec.get("limit"))
+    families = _families(specs)
     shares = ", ".join(percent(share, 0) for share in DISCORDANT)
     needed = ", ".join(f"{items_for_margin(drop.less_than, share, alpha):,}" for share in DISCORDANT)
     text = f"accuracy, margin {100 * drop.less_than:g} points, if {shares} of the items are discordant: {needed} items"
@@ -190,14 +190,15 @@ def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
     yield "  seed noise comes on top, and a task at chance counts for nothing"
 
 
-def _families(tasks: Iterable[str], limit: int | None) -> dict[str, float]:
+def _families(specs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """family -> items that are compared; tasks of unknown size are left out."""
     found: dict[str, float] = {}
-    for name in tasks:
-        facts = index.TASKS.get(name)
-        if facts is not None:
-            items = min(facts.items, limit) if limit else facts.items
-            found[facts.family] = found.get(facts.family, 0.0) + COMPARED * items
+    for spec in specs:
+        for name in spec["tasks"] if "tasks" in spec else [spec["task"]]:
+            facts, limit = index.TASKS.get(name), spec.get("limit")
+            if facts is not None:
+                items = spec.get("test_share", 1.0) * facts.items
+                found[facts.family] = found.get(facts.family, 0.0) + COMPARED * (min(items, limit) if limit else items)
     return found
 
 

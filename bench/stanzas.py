@@ -278,6 +278,28 @@ class Tune(Frozen):
     """The validation set whose loss decides; null is the first."""
 
 
+class Finetune(Frozen):
+    """A set that every evaluated model is fine-tuned on and then tested on, all alike; its accuracy is called
+    `NAME-finetuned` and joins those of `evaluate`."""
+
+    task: Annotated[str, Field(min_length=1, max_length=200)]
+    """Name of the set: of its family is the accuracy."""
+    learn: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=20)] = ()
+    """Other sets to learn from, in full. Questions that share 13 words in a row with a tested one are left out."""
+    test: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the set's own passages that is tested; the rest is learnt from. null: half, or all where `learn` names
+    other sets."""
+    tokens: Positive = 1_000_000
+    """Tokens of a trial, the questions over and over: the same for every arm at every scale."""
+    sequences: Annotated[Positive, Field(le=2**24)] = 16
+    """Sequences a step, each as long as the model's context and filled with questions."""
+    lr: Rates = Multiples(times=(0.3, 1.0))
+    """Peak learning rates, each tried in full; the best on questions kept back is tested. A list, `{from, to, points}`,
+    or multiples of each arm's own, `{times: [0.3, 1]}`."""
+    limit: Annotated[Count, Field(gt=0)] | None = None
+    """At most this many of the tested items; null takes all."""
+
+
 class Timing(Frozen):
     """How step times are compared: interleaved blocks A B B A in one process."""
 

@@ -66,6 +66,7 @@ class PlannedCase(BaseModel):
         parts = [self.place, self.arm + (f"/{self.scale}" if self.scale else "")]
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         parts += [f"x{self.horizon:g}"] if self.horizon is not None else []
+        parts += [str(self.spec.get("task"))] if self.kind == "finetune" else []
         return " ".join(parts)
 
 
@@ -139,6 +140,11 @@ class Study:
             if same_horizon(case.horizon, horizon):
                 return self.finished(case)
         return None
+
+    def evaluations(self, arm: str, scale: str, seed: int, horizon: float) -> list[PlannedCase]:
+        """Planned cases that score one training's model: as it is, and after fine-tuning."""
+        found = [*self.of_seed("evaluate", arm, scale, seed), *self.of_seed("finetune", arm, scale, seed)]
+        return [case for case in found if same_horizon(case.horizon, horizon)]
 
     def trainings(self, arm: str, scale: str, seed: int) -> list[Record]:
         """Finished trainings of one seed by rising horizon."""

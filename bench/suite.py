@@ -26,6 +26,7 @@ from bench.stanzas import (
     Baseline,
     Controls,
     Evaluate,
+    Finetune,
     Hypothesis,
     Limits,
     Over,
@@ -79,6 +80,8 @@ class Suite(Frozen):
     """How many steps the `sample` layout takes."""
     evaluate: Evaluate = Evaluate()
     """Downstream tasks."""
+    finetune: Annotated[tuple[Finetune, ...], Field(max_length=20)] = ()
+    """Sets that evaluated models are fine-tuned on: small models are at chance on most questions until they are."""
     inference: Inference | None = None
     """Ways of decoding, compared on models that the study trains."""
     hypothesis: Hypothesis = Hypothesis()

@@ -7,7 +7,7 @@ from itertools import product
 
 from bench.case import Case, identify
 from bench.record import Record
-from bench.stanzas import Multiples, Spaced, Tune
+from bench.stanzas import Multiples, Rates, Spaced, Tune
 from bench.tuning import Choice, choose, trial_of
 from lmopt.recipe import Recipe
 
@@ -15,20 +15,20 @@ FIRST_SET = "val_loss"
 """Metric of the first validation set."""
 
 
-def rates(tune: Tune, own: float) -> tuple[float, ...]:
+def rates(lr: Rates, own: float) -> tuple[float, ...]:
     """Learning rates that an arm with this one of its own tries."""
-    match tune.lr:
+    match lr:
         case Spaced():
-            return tune.lr.values()
+            return lr.values()
         case Multiples():
-            return tuple(float(f"{own * factor:.6g}") for factor in tune.lr.times)
+            return tuple(float(f"{own * factor:.6g}") for factor in lr.times)
         case _:
-            return tune.lr
+            return lr
 
 
 def settings(tune: Tune, recipe: Recipe) -> list[dict[str, float]]:
     """Every setting that an arm of this recipe tries: the same number for every arm."""
-    tried = rates(tune, recipe.optimizer.lr)
+    tried = rates(tune.lr, recipe.optimizer.lr)
     if tune.weight_decay is None:
         return [{"lr": lr} for lr in tried]
     return [{"lr": lr, "weight_decay": decay} for lr, decay in product(tried, tune.weight_decay)]

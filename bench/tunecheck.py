@@ -54,7 +54,7 @@ def _grid(tune: Tune) -> Iterator[Finding]:
                 path = ("tune", name, "times", index) if isinstance(tune.lr, Multiples) and name == "lr" else (
                     "tune", name, index)  # fmt: skip
                 yield Finding(path, f"{value:g} is given twice", "give each its own")
-    count = len(trials.rates(tune, 1e-3)) * len(tune.weight_decay or (0.0,)) * len(tune.seed)
+    count = len(trials.rates(tune.lr, 1e-3)) * len(tune.weight_decay or (0.0,)) * len(tune.seed)
     if count > MAX_TRIALS:
         yield Finding(("tune",), f"{count} trials an arm, at most {MAX_TRIALS} are allowed", "fewer points or seeds")
 
@@ -114,7 +114,7 @@ def _impossible(tune: Tune, variant: Variant, recipe: Recipe, scale: str) -> Fin
     if missing:
         message = f"the optimizer of {variant.label} ({recipe.optimizer.kind}) has no {missing[0]} to tune"
         return Finding(("tune", missing[0]), message)
-    highest = max(trials.rates(tune, recipe.optimizer.lr))
+    highest = max(trials.rates(tune.lr, recipe.optimizer.lr))
     if validate(type(recipe.optimizer), {**recipe.optimizer.model_dump(), "lr": highest})[0] is None:
         message = f"{variant.label} would be tried at a learning rate of {highest:g}, which its optimizer refuses"
         return Finding(("tune", "lr"), message, "lower the highest one")

@@ -7,11 +7,23 @@ says why; none comes from an exception, a default, or a task at chance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import claims, controlrow, domains, endpoints, inference, interactions, ledger, parity, savings, sizes
+from bench import (
+    claims,
+    controlrow,
+    domains,
+    endpoints,
+    finetuneparity,
+    inference,
+    interactions,
+    ledger,
+    parity,
+    savings,
+    sizes,
+)
 from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
@@ -52,8 +64,13 @@ def judge_study(study: Study) -> dict[str, Any]:
         "reference": {scale: _reference(study, scale) for scale in study.design.scales}, "arms": arms,
         "ablation": _ablation(study, alpha), "sizes": sizes.judge(study, alpha),
         "inference": inference.judge(study, alpha),
-        "tuning": {scale: found for scale in study.design.scales if (found := parity.describe(study, scale))},
+        "tuning": _described(study, parity.describe), "finetuning": _described(study, finetuneparity.describe),
     }  # fmt: skip
+
+
+def _described(study: Study, describe: Callable[[Study, str], dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """What there is to say of each scale."""
+    return {scale: found for scale in study.design.scales if (found := describe(study, scale))}
 
 
 def _alpha(study: Study) -> tuple[float, int]:

@@ -15,7 +15,7 @@ from types import FrameType
 
 import torch
 
-from bench import generation, machine, measure
+from bench import finetune, generation, machine, measure
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.company import Company
 from bench.instruments.table import open_sensors
@@ -29,6 +29,7 @@ INTERRUPTED = 75
 CASES = {
     "prepare": measure.prepare,
     "train": measure.train,
+    "finetune": finetune.finetune,
     "evaluate": measure.evaluate,
     "timing": measure.timing,
     "generate": generation.generate,

@@ -7,27 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from bench.evaluate import answers as answering
 from bench.evaluate import perplexity, protected
+from bench.evaluate import practice as questions
+from bench.evaluate.answers import Answered
 from bench.evaluate.harness import TaskResults, evaluate_steps
+from bench.evaluate.language_model import DecoderLM
+from bench.evaluate.practice import Practice
+from bench.evaluate.sets import Item
 from bench.record import Reading
+from lmopt.arch import transformer
 from lmopt.compute import numa
 from lmopt.compute.memory import tune_allocator
-from lmopt.data import corpus, shards, tokenizer, validation
+from lmopt.data import corpus, packing, shards, tokenizer, validation
+from lmopt.data.packing import Example
 from lmopt.data.spec import Data
 from lmopt.recipe import DataStep, Recipe, Technique, builder
 from lmopt.step import Step
 from lmopt.train import checkpoint, loop
 from lmopt.train.checkpoint import CheckpointError
 from lmopt.train.loop import TrainState
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 DATA_STEPS: TypeAdapter[tuple[Technique, ...]] = TypeAdapter(tuple[DataStep, ...])  # pyright: ignore[reportInvalidTypeForm]
 
@@ -154,6 +166,70 @@ def validate(state: TrainState, corpus_folder: Path) -> Iterator[tuple[str, dict
         yield name, found
 
 
+# --- fine-tuning ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Questions as one model's tokenizer and context cut them."""
+
+    examples: Sequence[Example]
+    """To learn from."""
+    choose: Sequence[Item]
+    """To choose a learning rate by."""
+    tokenizer: Tokenizer
+
+    @property
+    def tokens(self) -> int:
+        """Of all examples, once."""
+        return sum(len(example.tokens) for example in self.examples)
+
+
+def practice(spec: Mapping[str, Any]) -> Practice:
+    """The questions that a fine-tuning learns from and chooses by.
+
+    Raises:
+        NotAvailable: a set cannot be had here and now.
+    """
+    return questions.practice(spec["task"], spec["learn"], spec["test_share"])
+
+
+def lesson(recipe: Recipe, corpus_folder: Path, found: Practice) -> Lesson:
+    """The questions in the tokens of a recipe's model."""
+    tokens = tokenizer.load(corpus_folder / "tokenizer.json")
+    lm = DecoderLM(transformer.build(recipe, seed=0, device="meta"), tokens, forward=nullcontext)
+    return Lesson(answering.examples(lm, found.learn), found.choose, tokens)
+
+
+def answers(recipe: Recipe, taught: Lesson, *, seed: int, start: int) -> Iterator[Tensor]:
+    """Packed questions from portion number `start` on, of which the answers are learnt."""
+    return packing.answers(recipe.batching, taught.examples, seed=seed, start=start)
+
+
+def begin_with(state: TrainState, model_folder: Path) -> None:
+    """The weights that another training ended with."""
+    checkpoint.begin_with(state.model, model_folder)
+
+
+def choose(state: TrainState, taught: Lesson) -> Generator[Step, None, Answered]:
+    """How well a model answers the questions that choose between learning rates."""
+    state.model.eval()
+    return answering.answer_steps(
+        DecoderLM(state.model, taught.tokenizer, forward=state.compute.forward), taught.choose
+    )
+
+
+def test_finetuned(
+    recipe: Recipe, model_folder: Path, corpus_folder: Path, spec: Mapping[str, Any]
+) -> Generator[Step, None, TaskResults]:
+    """The tested questions of a set on a fine-tuned model."""
+    wanted = {"tasks": [spec["task"]], "limit": spec["limit"], "test_share": spec["test_share"]}
+    return evaluate(recipe, model_folder, corpus_folder, wanted)
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
 def evaluate(
     recipe: Recipe, model_folder: Path, corpus_folder: Path, spec: Mapping[str, Any]
 ) -> Generator[Step, None, TaskResults]:
@@ -169,4 +245,5 @@ def evaluate(
         limit=spec["limit"],
         corpus=corpus_folder,
         forward=compute.forward,
+        test_share=spec.get("test_share"),
     )

@@ -13,9 +13,9 @@ import io
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,16 @@ class TaskResults:
     missing: Mapping[str, str]
     """Task -> why it could not be measured."""
 
+    def named(self, name_of: Callable[[str], str]) -> TaskResults:
+        """The same under other names."""
+        renamed = {
+            name_of(name): replace(
+                task, name=name_of(name), rows=tuple(replace(row, task=name_of(name)) for row in task.rows)
+            )
+            for name, task in self.tasks.items()
+        }
+        return TaskResults(renamed, {name_of(name): why for name, why in self.missing.items()})
+
     @property
     def rows(self) -> list[ItemRow]:
         """Every item of every task."""
@@ -140,6 +150,7 @@ def evaluate_steps(
     seed: int = 0,
     forward: Forward = nullcontext,
     batch_tokens: int | None = None,
+    test_share: float | None = None,
 ) -> Generator[Step, None, TaskResults]:
     """Evaluate a model; yields a step a batch and returns the results.
 
@@ -151,6 +162,7 @@ def evaluate_steps(
         seed: of derived sets.
         forward: a context for one forward pass, the precision the model was trained in.
         batch_tokens: padded tokens a forward pass; default: by device.
+        test_share: of each set's passages that fine-tuned models are tested on; None takes all.
 
     Raises:
         UnknownTask: a name that means nothing here.
@@ -158,7 +170,7 @@ def evaluate_steps(
     for name in tasks:
         find(name)
     folders = {"cache": str(cache) if cache else None, "corpus": str(corpus) if corpus else None}
-    metadata = {**folders, "seed": seed, "limit": limit}
+    metadata = {**folders, "seed": seed, "limit": limit, "test_share": test_share}
     lm = DecoderLM(model, tokenizer, forward=forward, batch_tokens=batch_tokens)
     loaded: dict[str, list[Task]] = {}
     absent: dict[str, str] = {}

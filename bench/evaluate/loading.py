@@ -16,7 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.evaluate import cloze
+from bench.evaluate import cloze, splits
 from bench.evaluate.index import DERIVED, TASKS, TaskFacts
 from bench.evaluate.sets import READERS, BadSet, Item, Reader
 from lmopt.data import archives, sources
@@ -118,12 +118,20 @@ def dataset(
     corpus: str | None = None,
     seed: int = 0,
     limit: int | None = None,
+    test_share: float | None = None,
     **_metadata: Any,
 ) -> dict[str, datasets.Dataset]:
-    """A set in the form that lm-evaluation-harness asks for: one split, `test`."""
+    """A set in the form that lm-evaluation-harness asks for: one split, `test`.
+
+    Args:
+        test_share: of the passages that fine-tuned models are tested on; None takes all.
+    """
     import datasets
 
     folders = {"cache": Path(cache) if cache else None, "corpus": Path(corpus) if corpus else None}
-    found = items(name, **folders, seed=seed, limit=limit)
+    if test_share is None:
+        found = items(name, **folders, seed=seed, limit=limit)
+    else:
+        found = splits.tested(items(name, cache=folders["cache"], seed=seed), test_share)[:limit]
     columns = {field.name: [getattr(item, field.name) for item in found] for field in fields(Item)}
     return {"test": datasets.Dataset.from_dict(columns)}

@@ -19,6 +19,7 @@ from bench.report.sections import (
     curves,
     domains,
     experts,
+    finetuning,
     gaps,
     inference,
     ledger,
@@ -42,6 +43,7 @@ SECTIONS = (
     ablation,
     sizes,
     accuracy_section,
+    finetuning,
     domains,
     experts,
     inference,
@@ -203,7 +205,8 @@ def _headlines(study: RunFolder) -> tuple[Headline, ...]:
         cell = _with_interval(share_cell(found.value, found.bounds, found.why, cases))
         headlines.append(Headline(label=f"{title} saved at equal loss{suffix}", cell=cell))
     if trained[0].role == "claim":
-        evaluated = tuple(record.case.id for record in study.of("evaluate", arm, scale))
+        scored = [*study.of("evaluate", arm, scale), *study.of("finetune", arm, scale)]
+        evaluated = tuple(record.case.id for record in scored)
         cell = _with_interval(points_cell(change.value, change.bounds, change.why, evaluated))
         headlines.append(Headline(label=f"Change in accuracy{suffix}", cell=cell))
     return tuple(headlines)

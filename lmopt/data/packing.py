@@ -1,14 +1,15 @@
 """Batches of whole documents, packed into sequences by best fit (Ding et al., arXiv 2404.10830).
 
-Letters: B sequences, L tokens a sequence. A portion is int64 [2, B, L + 1]: token numbers, and each token's document
-within its row (1, 2, ...; 0 for padding). A document longer than a row is cut into rows that overlap by one token, as
-plain windows are; what remains of it is packed like a document of its own.
+Letters: B sequences, L tokens a sequence, P planes, N tokens of the corpus. A portion is int64 [2, B, L + 1]: token
+numbers, and each token's document within its row (1, 2, ...; 0 for padding). A document longer than a row is cut into
+rows that overlap by one token, as plain windows are; what remains of it is packed like a document of its own.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -43,7 +44,41 @@ def build(config: Packed, shards: Shards, *, seed: int, start: int = 0) -> Itera
     if not len(sizes):
         raise DataError("batching packed: no document of two tokens or more in the corpus")
     rows = islice(_rows(config, starts, sizes, seed), start * config.portion, None)
-    return _portions(config, shards.tokens, rows)
+    return _portions(config, shards.tokens[None], rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with its answer, as tokens."""
+
+    tokens: Sequence[int]
+    answer: int
+    """How many of them, the last ones, are the answer."""
+
+
+def answers(config: Packed, examples: Sequence[Example], *, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless portions of examples from number `start` on, of which the answers alone are learnt.
+
+    Int64 [3, B, L + 1]: the two planes of documents, and 1 at the tokens of an answer. Order and epochs as in `build`.
+
+    Raises:
+        DataError: no example, or one that is longer than a row or has nothing before its answer.
+    """
+    if not examples:
+        raise DataError("no example to learn from")
+    sizes = np.array([len(example.tokens) for example in examples])
+    answer = np.array([example.answer for example in examples])
+    wrong = np.flatnonzero((sizes > config.length + 1) | (answer >= sizes) | (answer < 1))
+    if len(wrong):
+        raise DataError(
+            f"example {wrong[0]}: {sizes[wrong[0]]} tokens, {answer[wrong[0]]} of them the answer, for rows of "
+            f"{config.length + 1}\nhint: cut it off the front, keeping a token before the answer"
+        )
+    ends = np.cumsum(sizes)
+    tokens = np.concatenate([np.asarray(example.tokens, np.uint32) for example in examples])
+    learnt = np.arange(len(tokens)) >= np.repeat(ends - answer, sizes)
+    rows = islice(_rows(config, ends - sizes, sizes, seed), start * config.portion, None)
+    return _portions(config, np.stack([tokens, learnt.astype(np.uint32)]), rows)
 
 
 def documents(tokens: NDArray[np.unsignedinteger], end_of_text: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -96,13 +131,16 @@ def pack(pieces: list[Piece], capacity: int) -> list[list[Piece]]:
     return rows
 
 
-def _portions(config: Packed, tokens: NDArray[np.unsignedinteger], rows: Iterator[list[Piece]]) -> Iterator[Tensor]:
+def _portions(config: Packed, planes_PN: NDArray[np.unsignedinteger], rows: Iterator[list[Piece]]) -> Iterator[Tensor]:
+    """Tokens, documents, and whatever else is known of each token."""
     while True:
-        portion = np.zeros((2, config.portion, config.length + 1), np.int64)
+        portion = np.zeros((1 + len(planes_PN), config.portion, config.length + 1), np.int64)
         for b, row in enumerate(islice(rows, config.portion)):
             column = 0
             for number, (start, size) in enumerate(row, start=1):
-                portion[0, b, column : column + size] = tokens[start : start + size]
-                portion[1, b, column : column + size] = number
+                place = slice(column, column + size)
+                portion[0, b, place] = planes_PN[0, start : start + size]
+                portion[1, b, place] = number
+                portion[2:, b, place] = planes_PN[1:, start : start + size]
                 column += size
         yield torch.from_numpy(portion)

@@ -115,6 +115,16 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> transformer.
     return model.eval()
 
 
+def begin_with(model: nn.Module, folder: Path) -> None:
+    """Fill a model with the weights that `save_model` wrote of one like it.
+
+    Raises:
+        CheckpointError: missing or damaged, or of another shape.
+    """
+    verified(folder)
+    _fill(model, folder / MODEL)
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 

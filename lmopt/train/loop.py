@@ -129,8 +129,9 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
     """Train until the pace is finished, yielding each finished step.
 
     Args:
-        batches: portions, each a (P, L+1) int64 tensor of token numbers (packed: 2 x P x L+1, see `_Batch`), beginning
-            with number `state.pace.portions`. A step of the kind `fixed` takes one.
+        batches: portions, each a (P, L+1) int64 tensor of token numbers (packed: 2 x P x L+1, see `_Batch`; answers: a
+            third plane of 1 where a token is learnt), beginning with number `state.pace.portions`. A step of the kind
+            `fixed` takes one.
         lag: steps handed to the device before the first one's numbers are read, so that it never waits for Python.
             Default: 1 where the device works apart from Python, 0 on the CPU. The yielded steps are the same.
 
@@ -263,9 +264,11 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
     if cut.ndim == 2:
         cut = state.team.part(cut)
         return _Batch(cut[:, :-1], cut[:, 1:])
-    tokens_BL1, segments_BL1 = cut
-    crosses = (segments_BL1[:, 1:] != segments_BL1[:, :-1]) | (segments_BL1[:, 1:] == 0)
-    return _Batch(tokens_BL1[:, :-1], tokens_BL1[:, 1:].masked_fill(crosses, IGNORED), segments_BL1[:, :-1])
+    tokens_BL1, segments_BL1, *learnt = cut
+    unasked = (segments_BL1[:, 1:] != segments_BL1[:, :-1]) | (segments_BL1[:, 1:] == 0)
+    for learnt_BL1 in learnt:
+        unasked = unasked | (learnt_BL1[:, 1:] == 0)
+    return _Batch(tokens_BL1[:, :-1], tokens_BL1[:, 1:].masked_fill(unasked, IGNORED), segments_BL1[:, :-1])
 
 
 def _compile(state: TrainState, part: _Batch) -> float:

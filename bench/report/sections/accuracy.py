@@ -35,7 +35,7 @@ FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "lang
 
 def section(study: RunFolder) -> Section:
     """Differences with the margin, then accuracies with chance."""
-    evaluated = study.of("evaluate")
+    evaluated = _evaluated(study)
     judged = [(arm, scale) for scale in study.design.scales for arm in study.arms[1:] if study.role(arm) == "claim"]
     title = "Accuracy, and the margin it may lose"
     if not evaluated:
@@ -51,7 +51,7 @@ def section(study: RunFolder) -> Section:
     panels: list[Panel] = []
     if judged:
         panels.append(_differences(study, judged))
-    panels.extend(_tasks(study, scale) for scale in study.design.scales if study.of("evaluate", scale=scale))
+    panels.extend(_tasks(study, scale) for scale in study.design.scales if _evaluated(study, scale=scale))
     figure = Figure(
         id="accuracy-plot",
         caption=f"Left: difference to the reference, {level_words(study)} intervals over items and seeds, and "
@@ -63,8 +63,14 @@ def section(study: RunFolder) -> Section:
     blocks: list[Block] = [lead, figure]
     if judged:
         blocks.append(_verdicts(study, judged))
-    blocks.extend(_table(study, scale) for scale in study.design.scales if study.of("evaluate", scale=scale))
+    blocks.extend(_table(study, scale) for scale in study.design.scales if _evaluated(study, scale=scale))
     return Section(id="accuracy", title=title, blocks=tuple(blocks))
+
+
+def _evaluated(study: RunFolder, arm: str | None = None, scale: str | None = None) -> list[Record]:
+    """Records that hold accuracies: of models as they are, and after fine-tuning."""
+    found = [*study.of("evaluate", arm, scale), *study.of("finetune", arm, scale)]
+    return sorted(found, key=lambda record: (record.case.horizon or 0.0, record.case.seed or 0))
 
 
 def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,7 +128,7 @@ def _verdicts(study: RunFolder, judged: list[tuple[str, str]]) -> Table:
     rows: list[Row] = []
     for arm, scale in judged:
         found = accuracy(study, arm, scale)
-        cases = tuple(record.case.id for record in study.of("evaluate", arm, scale))
+        cases = tuple(record.case.id for record in _evaluated(study, arm, scale))
         label = f"{arm} \u00b7 {scale}" if len(study.design.scales) > 1 else arm
         shown = points_cell(found.value, found.bounds, found.why, cases)
         power = number(found.raw.get("detectable_margin"))
@@ -157,7 +163,7 @@ def _groups(study: RunFolder, scale: str) -> list[tuple[str, int, list[Record]]]
     groups: list[tuple[str, int, list[Record]]] = []
     full = study.full_horizon()
     for arm in study.arms:
-        records = study.of("evaluate", arm, scale)
+        records = _evaluated(study, arm, scale)
         for horizon in dict.fromkeys(record.case.horizon for record in records):
             label = arm if same(horizon, full) or horizon is None else f"{arm} at {horizon:.3g}"
             some = [record for record in records if record.case.horizon == horizon]
@@ -176,7 +182,7 @@ def _fact(records: list[Record], task: str, key: str) -> Any:
 
 def _tasks(study: RunFolder, scale: str) -> Dots:
     groups = [group for group in _groups(study, scale) if _is_compared(study, group)]
-    records = study.of("evaluate", scale=scale)
+    records = _evaluated(study, scale=scale)
     rows: list[tuple[str, float | None, tuple[tuple[str, int, float], ...]]] = []
     for task in _task_names(records):
         chance = number(_fact(records, task, "chance"))
@@ -205,7 +211,7 @@ def _is_compared(study: RunFolder, group: tuple[str, int, list[Record]]) -> bool
 
 def _table(study: RunFolder, scale: str) -> Table:
     groups = _groups(study, scale)
-    records = study.of("evaluate", scale=scale)
+    records = _evaluated(study, scale=scale)
     rows: list[Row] = []
     for task in _task_names(records):
         family, chance, n = (_fact(records, task, key) for key in ("family", "chance", "n"))

@@ -155,3 +155,54 @@ def test_training_learns_alike_in_micro_batches_and_repeats_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
     assert [s.loss for s in part_steps] == pytest.approx([s.loss for s in steps], rel=1e-4)
     assert [s.notes["grad_norm"] for s in part_steps] == pytest.approx([s.notes["grad_norm"] for s in steps], rel=1e-3)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def examples(count: int) -> list[packing.Example]:
+    """Tokens numbered on, 5 to 9 an example, the last 1 or 2 the answer."""
+    numbers = iter(range(1, 10**6))
+    return [packing.Example(list(islice(numbers, 5 + n % 5)), 1 + n % 2) for n in range(count)]
+
+
+def test_every_answer_is_learnt_once_an_epoch_and_nothing_else():
+    config = Packed(sequences=1, length=15)
+    given = examples(40)
+    wanted = sorted(token for one in given for token in one.tokens[-one.answer :])
+    learnt: list[int] = []
+    for tokens, segments, answer in islice(packing.answers(config, given, seed=3), 500):
+        is_target = (segments[0, 1:] == segments[0, :-1]) & (segments[0, 1:] > 0) & (answer[0, 1:] > 0)
+        learnt += tokens[0, 1:][is_target].tolist()
+        if len(learnt) >= len(wanted):
+            break
+    assert sorted(learnt) == wanted
+
+
+def test_answers_start_at_any_portion_and_follow_the_seed():
+    config = Packed(sequences=2, length=15)
+    whole = list(islice(packing.answers(config, examples(40), seed=3), 6))
+    assert torch.equal(torch.stack(whole[2:]), torch.stack(list(islice(packing.answers(config, examples(40), seed=3, start=2), 4))))  # fmt: skip  # noqa: E501
+    assert not torch.equal(whole[0], next(packing.answers(config, examples(40), seed=4)))
+
+
+@pytest.mark.parametrize("wrong", [packing.Example(list(range(17)), 1), packing.Example([1, 2], 2), packing.Example([1, 2], 0)])  # fmt: skip  # noqa: E501
+def test_an_example_that_cannot_be_learnt_is_refused(wrong: packing.Example):
+    with pytest.raises(DataError, match="example 1"):
+        next(packing.answers(Packed(sequences=1, length=15), [*examples(1), wrong], seed=0))
+
+
+def test_the_loss_of_answers_is_theirs_alone():
+    """Equal to the mean over the answers' tokens of each example by itself."""
+    batching = {"kind": "packed", "sequences": 1, "length": 15}
+    model = {"layers": 1, "width": 16, "heads": 2, "vocab": 64, "context": 15}
+    recipe = Recipe.model_validate({"model": model, "precision": {"kind": "fp32"}, "batching": batching, "tokens": 15})
+    given = [packing.Example([3, 9, 4, 7, 11], 2), packing.Example([5, 6, 8, 2, 1, 12], 1)]
+    state = loop.start(recipe, seed=0)
+    alone = build_model(recipe, seed=0)
+    nats = []
+    for one in given:
+        log_p = alone(torch.tensor([one.tokens[:-1]]))[0].log_softmax(-1)
+        nats += [-log_p[place - 1, one.tokens[place]].item() for place in range(len(one.tokens) - one.answer, len(one.tokens))]  # fmt: skip  # noqa: E501
+    (step,) = loop.train(state, packing.answers(recipe.batching, given, seed=0))
+    assert step.loss == pytest.approx(np.mean(nats), rel=1e-5)
