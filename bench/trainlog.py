@@ -74,9 +74,9 @@ class TrainLog:
             self.points.append(
                 {
                     "tokens": self.tokens,
-                    "loss": sum(self._losses) / len(self._losses),
-                    "train_flops": self._flops(),
-                    "seconds": self.elapsed_s,
+                    "loss": round(sum(self._losses) / len(self._losses), 6),
+                    "train_flops": round(self._flops()),
+                    "seconds": round(self.elapsed_s, 3),
                 }
             )
             self._losses.clear()
