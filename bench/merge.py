@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
+
 from lmopt.quantities import human_count
 from lmopt.recipe import Recipe
 
@@ -129,26 +131,38 @@ def spelled_out(change: Mapping[str, Any], base: Mapping[str, Any], result: Mapp
 
 
 def in_words(reference: Recipe, recipe: Recipe) -> str:
-    """How a recipe differs from its reference: `ffn: swiglu -> moe (experts 8, top_k 2, ...); tokens: 1M -> 2M`."""
-    before, after = reference.model_dump(mode="json"), recipe.model_dump(mode="json")
-    return "; ".join(_differences(before, after)) or "no change"
+    """How a recipe differs from its reference: `ffn: swiglu -> moe (experts 8, top_k 2); tokens: 1M -> 2M`.
+
+    Of a technique's knobs those are named that are not at their defaults, and those that it always shows.
+    """
+    return "; ".join(_differences(reference, recipe)) or "no change"
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, new in after.items():
-        old, name = before.get(key), f"{prefix}{key}"
+def _differences(before: BaseModel, after: BaseModel, prefix: str = "") -> Iterator[str]:
+    for key in type(after).model_fields:
+        old, new, name = getattr(before, key, None), getattr(after, key), f"{prefix}{key}"
         if old == new:
             continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping) and not is_other_kind(old, new):
+        if isinstance(old, BaseModel) and isinstance(new, BaseModel) and type(old) is type(new):
             yield from _differences(old, new, f"{name}.")
+        elif isinstance(old, tuple) and isinstance(new, tuple) and set(map(repr, old)) & set(map(repr, new)):
+            yield f"{name}: {_changed(old, new)}"
         else:
             yield f"{name}: {_words(old)} -> {_words(new)}"
 
 
+def _changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
+    """`without exact_dedup + near_dedup, with lines`; the whole list where only the order differs."""
+    gone, come = tuple(item for item in old if item not in new), tuple(item for item in new if item not in old)
+    parts = [f"without {_words(gone)}" if gone else "", f"with {_words(come)}" if come else ""]
+    return ", ".join(filter(None, parts)) or f"{_words(old)} -> {_words(new)}"
+
+
 def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        knobs = [f"{key} {_words(knob)}" for key, knob in value.items() if key != "kind" and knob is not None]
-        return f"{value.get('kind', 'none')} ({', '.join(knobs)})" if knobs else str(value.get("kind", "none"))
+    if isinstance(value, BaseModel):
+        knobs = [f"{key} {_words(getattr(value, key))}" for key in type(value).model_fields if _is_told(value, key)]
+        kind = str(getattr(value, "kind", "none"))
+        return f"{kind} ({', '.join(knobs)})" if knobs else kind
     if isinstance(value, list | tuple):
         return " + ".join(_words(item) for item in value) or "none"
     if value is None:
@@ -158,3 +172,10 @@ def _words(value: Any) -> str:
     if isinstance(value, int) and value >= 100_000:
         return human_count(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_told(value: BaseModel, key: str) -> bool:
+    knob = getattr(value, key)
+    if key == "kind" or knob is None:
+        return False
+    return key in getattr(value, "shown", ()) or knob != type(value).model_fields[key].get_default()

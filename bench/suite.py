@@ -140,11 +140,14 @@ class Suite(Frozen):
     def describe_change(self, arm: str) -> str:
         """In words, how an arm differs from what it is compared with, at the first scale.
 
-        The smaller control's also say how close it comes to the FLOPs that a claim may spend.
+        A cell of an ablation is told from the combined change where that is shorter. The smaller control's also say how close it comes to the FLOPs that a claim may spend.
         """
         first = self.over.scale[0].name
         reference = self.arm(arm).against or self.baseline.name
         words = in_words(self.resolve(reference, first), self.resolve(arm, first))
+        if self.ablation is not None and arm != self.ablation.of:
+            apart = in_words(self.resolve(self.ablation.of, first), self.resolve(arm, first))
+            words = min(words, f"as {self.ablation.of}, but {apart}", key=len)
         return f"{words}; {self._spends(arm, reference)}" if arm == self.controls.smaller else words
 
     def _spends(self, arm: str, reference: str) -> str:

@@ -45,6 +45,7 @@ class Moe(Technique):
     """
 
     builder: ClassVar[str] = "lmopt.arch.moe:build"
+    shown: ClassVar[tuple[str, ...]] = ("experts", "top_k")
     kind: Literal["moe"] = "moe"
     experts: Annotated[Positive, Field(le=4096)] = 8
     """Number of experts that tokens are sent to."""

@@ -38,6 +38,8 @@ class Technique(Plain):
     builder: ClassVar[str]
     makes_text: ClassVar[bool] = False
     """Whether a data step adds text that a model made, which is compared with held-out text once more."""
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Knobs that belong to a description in words even at their defaults."""
 
 
 def builder(technique: Technique, part: str = "builder") -> Callable[..., Any]:
