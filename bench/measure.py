@@ -144,11 +144,18 @@ def _sample(job: Job, folder: Path) -> Outcome:
     recipe, seed, horizon = _training_of(job)
     window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
     window.before_model()
+    progress = Progress(folder, unit="warm-up steps")  # each takes minutes: silence would be taken for a hung case
+    progress.show(0, phase="drawing the model")
     state, log = workloads.start(recipe, seed=seed, horizon=horizon), TrainLog(folder / "checkpoint")
+    progress.show(0, phase="counting FLOPs")
     counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
     batches = Stall(workloads.batches(recipe, _shards_folder(job), seed=seed))
     steps = workloads.train(state, batches)
-    compile_s = _drop(steps, job.case.spec["warmup"])
+    compile_s = 0.0
+    for number in range(job.case.spec["warmup"]):
+        progress.show(number, phase="warming up")
+        compile_s += _drop(steps, 1)
+    progress.show(job.case.spec["warmup"], phase="measuring")
     log.begin(
         total_tokens=state.pace.total_tokens,
         flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},

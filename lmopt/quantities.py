@@ -29,7 +29,10 @@ def _split(text: str, what: str, example: str) -> tuple[float, str]:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not {what}; write it like {example}")
-    return float(match[1].replace("_", "")), match[2]
+    number = float(match[1].replace("_", ""))
+    if math.isinf(number):  # 1e999, or four hundred digits
+        raise ValueError(f"{text[:20]!r} is too large a number")
+    return number, match[2]
 
 
 def parse_count(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmopt.quantities import human_bytes, human_count
+from lmopt.quantities import human_bytes, human_count, parse_bytes, parse_count, parse_duration_s
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,10 @@ def test_bytes(number: float, text: str) -> None:
 )
 def test_counts(number: float, text: str) -> None:
     assert human_count(number) == text
+
+
+@pytest.mark.parametrize("parse", [parse_bytes, parse_count, parse_duration_s])
+@pytest.mark.parametrize("text", ["1e999", "9" * 400])
+def test_a_number_beyond_all_bounds_is_refused_in_words(parse, text: str) -> None:
+    with pytest.raises(ValueError, match="too large a number"):
+        parse(text)
