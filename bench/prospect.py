@@ -16,6 +16,7 @@ from typing import Any
 from bench.design import ArmDesign, Design
 from bench.evaluate import index
 from bench.plan import Plan
+from bench.stats.additive import pooled_df
 from bench.stats.power import MAX_SEEDS, POWER, items_for_margin, power, room, seeds_needed
 from bench.words import percent, several
 
@@ -118,7 +119,7 @@ def _claim(design: Design, arm: ArmDesign, size: int, noise: Noise, alpha: float
     text = f"claim {arm.name}, true saving {percent(saving.target, 0)} against {percent(saving.at_least, 0)}: "
     if n < 2:
         return f"{text}one seed gives no interval; {enough}"
-    se, df = noise.sd / math.sqrt(n), size * (n - 1)
+    se, df = noise.sd / math.sqrt(n), pooled_df(size, n)
     least = 1 - (1 - saving.at_least) * math.exp(-room(se, df, alpha))
     return (
         f"{text}power {percent(power(distance, se, df, alpha), 0)} with {several(n, 'seed')}, {enough}; "
@@ -132,7 +133,7 @@ def _components(design: Design, names: Sequence[str], size: int, noise: Noise, a
     who = f"{several(len(names), 'component')} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
     if n < 2:
         return f"{who}: one seed gives no interval"
-    least = room(noise.sd / math.sqrt(n), size * (n - 1), alpha)
+    least = room(noise.sd / math.sqrt(n), pooled_df(size, n), alpha)
     return f"{who}: savings from {percent(-math.expm1(-least), 0)} or costs from {percent(math.expm1(least), 0)}"
 
 
@@ -148,8 +149,7 @@ def _ablation(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
     if n < 2:
         yield f"{head}: one seed gives no interval"
         return
-    df = (len(ablation.cells) - 1) * (n - 1)
-    single = room(noise.sd / math.sqrt(n), df, alpha)
+    single = room(noise.sd / math.sqrt(n), pooled_df(len(ablation.cells) - 1, n), alpha)
     yield f"{head}: a factor alone or in the whole saves from {percent(-math.expm1(-single), 0)}"
     if ablation.generators is not None:
         runs = 2 ** (len(ablation.factors) - len(ablation.generators))
@@ -161,7 +161,7 @@ def _ablation(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
     alone = sum(len(on) == 1 for on in ablation.cells.values())
     k = len(ablation.factors)
     if alone == k:
-        whole = room(cell_sd * math.sqrt((1 + k + (k - 1) ** 2) / n), df, alpha)
+        whole = room(cell_sd * math.sqrt((1 + k + (k - 1) ** 2) / n), pooled_df(len(ablation.cells) - 1, n), alpha)
         yield f"  the whole departs from the product of single savings from {percent(math.expm1(whole), 0)}"
 
 

@@ -75,6 +75,7 @@ SCENARIOS = (
     Scenario("economical, 3 seeds", {"arms": (*PARTS, claim(0.25)), "layout": "economical", "seeds": 3}),
     Scenario("economical, 5 seeds", {"arms": (*PARTS, claim(0.25)), "layout": "economical", "seeds": 5}),
     Scenario("full, 3 seeds", {"arms": (claim(0.3),), "seeds": 3}),
+    Scenario("full, 2 seeds", {"arms": (claim(0.3),), "seeds": 2}),
     Scenario("full, 5 seeds", {"arms": (claim(0.3),), "seeds": 5}),
     Scenario("full, noisy", {"arms": (claim(0.3),), "seeds": 5, "noise": 0.03}),
     Scenario("true saving at the claim", {"arms": (claim(0.2),), "seeds": 5}, supported_is_false=True, only="saving"),
@@ -91,6 +92,14 @@ SCENARIOS = (
         {"arms": (Planted("loud", saving=0.1, noise=0.05), Planted("quiet", saving=0.1, noise=0.005)),
          "layout": "economical", "seeds": 5, "noise": 0.005},
         hard=True,
+    ),
+    *(
+        Scenario(
+            f"one of three components five times as noisy, {seeds} seeds",
+            {"arms": (*PARTS, Planted("loud", saving=0.1, noise=0.05)), "layout": "economical", "seeds": seeds},
+            hard=True,
+        )
+        for seeds in (2, 3, 4)
     ),
     Scenario("a seed failed", {"arms": (*PARTS, claim(0.25, failed=(1,))), "layout": "economical", "seeds": 5},
              hard=True),

@@ -10,6 +10,7 @@ import math
 
 from scipy.special import nctdtr, nctdtrinc, ndtr
 
+from bench.stats.additive import pooled_df
 from bench.stats.effect import Effect, quantile
 
 POWER = 0.8
@@ -50,7 +51,7 @@ def seeds_needed(distance: float, sd: float, alpha: float, power: float | None =
         sd: of one seed's paired difference.
         alpha: one-sided error.
         power: chance of success wanted; None asks that the interval clears it if the estimate stays where it is.
-        arms: arms that lend each other their noise: `arms` (n - 1) degrees of freedom (one is the paired t).
+        arms: arms that lend each other their noise (`pooled_df`; one is the paired t).
 
     Returns:
         At least 2; None if more than `MAX_SEEDS` would be needed.
@@ -58,7 +59,7 @@ def seeds_needed(distance: float, sd: float, alpha: float, power: float | None =
     if distance <= 0:
         return None
     for n in range(2, MAX_SEEDS + 1):
-        se, df = sd / math.sqrt(n), arms * (n - 1)
+        se, df = sd / math.sqrt(n), pooled_df(arms, n)
         if (quantile(alpha, df) * se if power is None else room(se, df, alpha, power)) <= distance:
             return n
     return None
