@@ -140,7 +140,8 @@ class Suite(Frozen):
     def describe_change(self, arm: str) -> str:
         """In words, how an arm differs from what it is compared with, at the first scale.
 
-        A cell of an ablation is told from the combined change where that is shorter. The smaller control's also say how close it comes to the FLOPs that a claim may spend.
+        A cell of an ablation is told from the combined change where that is shorter. The smaller control's also say how
+        close it comes to the FLOPs that a claim may spend.
         """
         first = self.over.scale[0].name
         reference = self.arm(arm).against or self.baseline.name
