@@ -26,8 +26,8 @@ KEPT = (
 """What judging and reporting read; checkpoints, shards and logs stay behind."""
 OPTIONAL = ("looks.jsonl", "registered.json", "report.pdf")
 """Files that not every study has."""
-SHOWN = ("report.html", "report.pdf", "report.md")
-FOLDERS = ("tables", "figures")
+SHOWN = ("report.html", "report.pdf")
+"""What a reader opens. Figures and tables stand in them; `lmbench report` writes them as files from the records."""
 MAX_ITEMS_BYTES = 2_000_000
 """A per-item file above this stays behind: its hash is in the record."""
 MAX_TOTAL_BYTES = 15_000_000
@@ -85,10 +85,6 @@ def _report(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
     for file in SHOWN:
         if (run / file).exists():
             yield run / file, target / file
-    for folder in FOLDERS:
-        for file in sorted((run / folder).glob("*")):
-            if file.is_file():
-                yield file, target / file.relative_to(run)
 
 
 def _refuse_if_large(copies: list[tuple[Path, Path]], root: Path, targets: tuple[Path, ...]) -> None:
