@@ -317,10 +317,11 @@ def _combine(saving: Mapping[str, Any], accuracy: Mapping[str, Any], primary: En
 
 def _cap(context: Context, outcome: Outcome, why: str) -> tuple[Outcome, str]:
     """A confirming study without tuning parity or a control decides nothing, in either direction."""
-    if context.study.design.purpose != "confirm" or outcome not in ("SUPPORTED", "REFUTED"):
+    if not context.study.confirms or outcome not in ("SUPPORTED", "REFUTED"):
         return outcome, why
     untuned = parity.unequal(context.study, context.scale)
-    lacks = [f"every arm had had the same number of tuning trials ({untuned})"] if untuned else []
+    lacks = [*context.study.deviations]
+    lacks += [f"every arm had had the same number of tuning trials ({untuned})"] if untuned else []
     unlike = finetuneparity.unequal(context.study, context.scale)
     lacks += [f"every model had been fine-tuned alike ({unlike})"] if unlike else []
     lacks += [

@@ -13,8 +13,7 @@ from typing import Any
 
 from bench.casefolder import write_atomically
 from bench.plan import Plan
-
-NAME = "registered.json"
+from bench.registered import NAME, content
 
 
 class NotRegistered(ValueError):
@@ -38,15 +37,7 @@ def register(folder: Path, plan: Plan) -> None:
             f"{folder} holds records of a confirming study that was never registered; hint: run into another --out"
         )
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_atomically(path, json.dumps({"time": when, **_fixed(plan)}, indent=1))
-
-
-def _fixed(plan: Plan) -> dict[str, Any]:
-    design = plan.design
-    return {
-        "run": plan.run, "suite": design.suite, "arms": [arm.name for arm in design.arms],
-        "horizons": list(design.horizons), "seeds": list(design.seeds),
-    }  # fmt: skip
+    write_atomically(path, json.dumps({"time": when, **content(plan.run, plan.design)}, indent=1))
 
 
 def _hold(path: Path, plan: Plan) -> None:
@@ -55,7 +46,7 @@ def _hold(path: Path, plan: Plan) -> None:
         seeds = {int(seed) for seed in held["seeds"]}
     except (ValueError, KeyError, TypeError) as error:
         raise NotRegistered(f"{path}: not a registration ({error}); hint: run into another --out") from error
-    now = _fixed(plan)
+    now = content(plan.run, plan.design)
     changed = [name for name in ("suite", "arms", "horizons", "run") if held.get(name) != now[name]]
     if changed:
         name = changed[0]

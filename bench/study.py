@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench import registered
 from bench.design import ArmDesign, Design
 from bench.record import CaseKind, Record, read
 
@@ -102,6 +103,15 @@ class Study:
     """arm -> scale -> what the plan computed of it."""
     looks: tuple[frozenset[str], ...] = ()
     """The sets of records (their hashes) that earlier judgings saw."""
+    deviations: tuple[str, ...] = ()
+    """How it differs from what was registered before its first run, each in words that follow 'if'."""
+    is_registered: bool = False
+    """Whether it was registered as a confirming study, whatever its plan says now."""
+
+    @property
+    def confirms(self) -> bool:
+        """Whether it is held to the rules of a confirming study."""
+        return self.design.purpose == "confirm" or self.is_registered
 
     @cached_property
     def _by_place(self) -> dict[tuple[Any, ...], list[PlannedCase]]:
@@ -231,7 +241,14 @@ def load(run: Path) -> Study:
     records = read(run / "records.jsonl")
     if not records:
         raise StudyError(f"{run / 'records.jsonl'}: holds no record; hint: `lmbench run` writes one as each case ends")
-    return assemble(plan, records, _item_reader(run), where=run / "plan.json", looks=_looks(run / "looks.jsonl"))
+    looks = run / "looks.jsonl"
+    study = assemble(plan, records, _item_reader(run), where=run / "plan.json", looks=_looks(looks))
+    try:
+        held = registered.read(run)
+        found = tuple(registered.deviations(held, study.run, study.design, _first_look(looks)))
+    except (TypeError, ValueError) as error:
+        raise StudyError(str(error)) from error
+    return replace(study, deviations=found, is_registered=held is not None)
 
 
 def assemble(
@@ -310,6 +327,15 @@ def _plan(path: Path) -> Mapping[str, Any]:
 
 def _looks(path: Path) -> tuple[frozenset[str], ...]:
     return tuple(_look_lines(path)) if path.exists() else ()
+
+
+def _first_look(path: Path) -> str | None:
+    """When the records were first judged; None where they never were, or the line does not say."""
+    if not path.exists():
+        return None
+    first, ended, _ = path.read_text(encoding="utf-8").partition("\n")
+    when = json.loads(first).get("time") if ended else None
+    return when if isinstance(when, str) else None
 
 
 def _look_lines(path: Path) -> Iterator[frozenset[str]]:

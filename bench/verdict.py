@@ -80,7 +80,7 @@ def _alpha(study: Study) -> tuple[float, int]:
     """
     seen = frozenset(record.sha256 for record in study.records.values() if record.sha256)
     earlier = {look for look in study.looks if not look >= seen}
-    spent = len(earlier) if study.design.purpose == "confirm" else 0
+    spent = len(earlier) if study.confirms else 0
     return study.design.hypothesis.alpha / 2**spent, len(earlier) + 1
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import registered
 from bench.design import AccuracyDrop, ArmDesign, Design, GateRule, Hypothesis, Saving
 from bench.record import CaseKey, Reading, Record, missing, reading, to_line
 from bench.study import Items, Study, assemble
@@ -611,6 +612,9 @@ def write(folder: Path, synthetic: Synthetic) -> Path:
     (folder / "records.jsonl").write_text("".join(line + "\n" for line in lines))
     (folder / "plan.json").write_text(json.dumps(synthetic.plan, indent=1))
     (folder / "suite.yaml").write_text(_suite_text(synthetic.world))
+    if synthetic.world.purpose == "confirm":
+        held = registered.content(synthetic.plan["run"], Design.model_validate(synthetic.plan["design"]))
+        (folder / registered.NAME).write_text(json.dumps({"time": "2026-01-01T00:00:00Z", **held}))
     (folder / "environment.json").write_text(json.dumps(_environment(synthetic.world), indent=1))
     return folder
 
