@@ -9,6 +9,7 @@ import functools
 import re
 from collections.abc import Sequence
 
+from lmopt.data.contractions import parts
 from lmopt.data.punctuation import TERMINAL
 from lmopt.data.stage import Cut, Verdict, filter_stage
 from lmopt.data.words import cut, is_punctuation
@@ -20,6 +21,8 @@ _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _SPACES = re.compile(r"(\s+)")
 _TERMINAL = frozenset(TERMINAL)
 _BOUNDARY = re.compile("e[ep]*w")
+_MARKS = frozenset(',.;:!?)"')
+"""What is cut off from the end of a word of lower-case letters, whatever the word."""
 MAX_RUNS = 1_000_000
 
 
@@ -89,15 +92,28 @@ def _kinds() -> _Kinds:
 
 
 class _Kinds(dict[str, str]):
-    """Run of non-space -> one letter a word: e(nd of sentence), p(unctuation), w(ord)."""
+    """Run of non-space -> one letter a word: e(nd of sentence), p(unctuation), w(ord); words in a row may be one w."""
 
     def __missing__(self, run: str) -> str:
         if len(self) >= MAX_RUNS:
             self.clear()
-        found = self[run] = "".join(
-            "e" if word in _TERMINAL else "p" if is_punctuation(word) else "w" for word in cut(run)
-        )
+        found = self[run] = _plain_shape(run) or shape(run)
         return found
+
+
+def shape(run: str) -> str:
+    """One letter a word of a run."""
+    return "".join("e" if word in _TERMINAL else "p" if is_punctuation(word) else "w" for word in cut(run))
+
+
+def _plain_shape(run: str) -> str | None:
+    """The shape of the commonest forms, told uncut: letters and digits, perhaps a mark behind."""
+    if run.isalnum():
+        return "w"
+    body, mark = run[:-1], run[-1]
+    if mark in _MARKS and body.isascii() and body.isalpha() and body[-1].islower() and run not in parts():
+        return "we" if mark in _TERMINAL else "wp"
+    return None
 
 
 c4 = filter_stage(judge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmopt.data import classifier, corpus, repetition, shards, stage
+from lmopt.data import c4, classifier, corpus, repetition, shards, stage
+from lmopt.data.contractions import parts
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.language import shares
+from lmopt.data.punctuation import TERMINAL
 from lmopt.data.spec import Data
 from lmopt.data.storage import DataError
 from lmopt.data.words import cut
@@ -286,3 +289,17 @@ def test_datatrove_decides_the_same() -> None:
     for config, peer in theirs.items():
         verdicts = [peer.filter(data.Document(text=text, id="0")) for text in texts]
         assert _reasons(config, *texts) == [None if verdict is True else verdict[1] for verdict in verdicts]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text("aZé²٣don't.,;:!?)\"(-。", min_size=1, max_size=8) | st.sampled_from([*parts(), "etc.", "end.", 'x"']))
+def test_the_shape_of_a_common_form_is_that_of_its_pieces(run: str) -> None:
+    found = c4._plain_shape(run)
+    assert found in (None, re.sub("w+", "w", c4.shape(run)))
+
+
+def test_common_forms_are_told_without_cutting_and_no_letter_ends_a_sentence() -> None:
+    assert [c4._plain_shape(run) for run in ("word", "cannot", "1990", "end.", "so,", "Mr.", "don't", "U.S.")] == [
+        "w", "w", "w", "we", "wp", None, None, None,
+    ]  # fmt: skip
+    assert not any(mark.isalnum() for mark in TERMINAL)
