@@ -1,4 +1,4 @@
-"""Greedy decoding of one text at 94M parameters: our decoder in bf16 and in 8 bits against Hugging Face's generate.
+"""Greedy decoding of one text at 94M parameters: our decoder in bf16 and 8 bits against Hugging Face's generate.
 
     python benchmarks/decode.py                            # needs the `bench` extra
     python benchmarks/decode.py --products                 # the matrix products alone, by width and rows
@@ -111,7 +111,7 @@ def compare(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     """Tokens a second of each runner, ratios against Hugging Face, share of the bandwidth."""
     recipe = describe(args.layers, args.width, args.vocab, args.context)
     model = transformer.build(recipe, seed=0).eval()
-    decoders = {f"ours {format}": Decoder(model, format) for format in ("bf16", "int8")}
+    decoders = {f"ours {format}": Decoder(model, format) for format in ("bf16", "int8", "int8_dynamic")}
     runners: dict[str, Callable[[], float]] = {
         name: lambda decoder=decoder: ours_s(decoder, prompt, args.new, clock) for name, decoder in decoders.items()
     }
@@ -150,7 +150,7 @@ def products(width: int, clock: Clock, rounds: int = 40) -> dict[str, Any]:
     for outputs in (3 * width, 16 * width // 3, 32_000):
         copies = max(1, 60_000_000 // (2 * outputs * width))
         weights = [torch.randn(outputs, width) for _ in range(copies)]
-        formats: tuple[Format, ...] = ("bf16", "int8")
+        formats: tuple[Format, ...] = ("bf16", "int8", "int8_dynamic")
         kinds: dict[str, list[Any]] = {format: [pack(weight, format) for weight in weights] for format in formats}
         plain = [weight.bfloat16() for weight in weights]
         kinds["linear bf16"] = [lambda x, weight=weight: functional.linear(x, weight) for weight in plain]

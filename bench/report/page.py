@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.report import numbers
@@ -58,6 +59,17 @@ SECTIONS = (
     appendix,
 )
 """In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
+
+
+STATEMENTS = {
+    "REFUTED": "The measurements speak against the claim.",
+    "INCONCLUSIVE": "These measurements settle it neither way.",
+    "SAVES": "It saves.",
+    "COSTS": "It costs more than it saves.",
+    "INFERIOR": "What it writes is not as good.",
+    "UNCLEAR": "Whether it saves or costs cannot be told from these measurements.",
+}
+NOT_TAKEN = "A reading that the answer needs was not taken."
 
 
 def compose(study: RunFolder) -> Page:
@@ -131,11 +143,11 @@ def _hypothesis(study: RunFolder) -> str:
 
 
 def _claims(study: RunFolder) -> tuple[Claim, ...]:
-    """The claims' outcomes; without any claim, those of the components."""
+    """The claims' outcomes; without any claim those of the components, without these those of ways of decoding."""
     wanted = [arm for arm in study.design.arms if arm.role == "claim"] or [
         arm for arm in study.design.arms if arm.role == "component"
     ]
-    found: list[Claim] = []
+    found: list[Claim] = [] if wanted else list(_decodings(study))
     for arm in wanted:
         judged = study.judged(arm.name)
         outcome = arm_outcome(study, arm.name) or "NOT MEASURED"
@@ -154,6 +166,23 @@ def _claims(study: RunFolder) -> tuple[Claim, ...]:
     return tuple(found)
 
 
+def _decodings(study: RunFolder) -> Iterator[Claim]:
+    """Outcomes of ways of decoding, which are about inference alone."""
+    judged = mapping(mapping((study.verdict or {}).get("inference")).get("arms"))
+    for arm in study.design.inference.arms if study.design.inference is not None else ():
+        found = mapping(judged.get(arm.name))
+        outcome = str(found.get("outcome") or "NOT MEASURED")
+        step = found.get("next")
+        yield Claim(
+            name=arm.name,
+            outcome=outcome,
+            tone=tone_of(outcome),
+            statement=STATEMENTS.get(outcome, NOT_TAKEN),
+            why=sentence(str(found.get("why") or UNJUDGED)),
+            next_step=sentence(str(step)) if step else None,
+        )
+
+
 def _conditions(study: RunFolder, arm: str) -> tuple[Cell, ...]:
     """What a claim needs, each as a badge; at one scale, since several are told apart below."""
     if len(study.design.scales) != 1:
@@ -170,21 +199,10 @@ def _conditions(study: RunFolder, arm: str) -> tuple[Cell, ...]:
 def _statement(study: RunFolder, arm: str) -> str:
     """The plain reading of an outcome."""
     at_least = numbers.percent(study.design.hypothesis.saving.at_least, decimals=0)
-    match (arm_outcome(study, arm) or "").upper():
-        case "SUPPORTED":
-            return f"The measurements support the claim: at least {at_least} is saved, and accuracy is kept."
-        case "REFUTED":
-            return "The measurements speak against the claim."
-        case "INCONCLUSIVE":
-            return "These measurements settle it neither way."
-        case "SAVES":
-            return "It saves."
-        case "COSTS":
-            return "It costs more than it saves."
-        case "UNCLEAR":
-            return "Whether it saves or costs cannot be told from these measurements."
-        case _:
-            return "A reading that the answer needs was not taken."
+    outcome = (arm_outcome(study, arm) or "").upper()
+    if outcome == "SUPPORTED":
+        return f"The measurements support the claim: at least {at_least} is saved, and accuracy is kept."
+    return STATEMENTS.get(outcome, NOT_TAKEN)
 
 
 def _headlines(study: RunFolder) -> tuple[Headline, ...]:

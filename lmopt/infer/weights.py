@@ -3,18 +3,21 @@
 Decoding one token multiplies a vector by every matrix of the model, so its time is the time to read them. On a CPU a
 product of bfloat16 through `nn.Linear` spends a third of its time laying the matrix out anew for the matrix units; a
 matrix laid out beforehand takes the same time for one row as for eight, which is what makes drafts cheap to check.
-8 bits halve what is read (docs/techniques/int8-decoding.md).
+8 bits halve what is read (docs/techniques/int8-decoding.md); with activations in 8 bits too, the matrix units multiply
+bytes, and many rows take the time of one again.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Format = Literal["fp32", "bf16", "int8"]
+from lmopt.techniques.decoding import Weights
+
+Format = Weights
 
 
 class Weight(Protocol):
@@ -44,6 +47,8 @@ def pack(weight_FD: Tensor, format: Format) -> Weight:
     weight_FD = weight_FD.detach()
     if format == "int8":
         return Int8Weight(weight_FD)
+    if format == "int8_dynamic":
+        return Int8DynamicWeight(weight_FD)
     dtype = activation_dtype(format)
     if dtype == torch.bfloat16 and weight_FD.device.type == "cpu" and _can_lay_out():
         return LaidOutWeight(weight_FD)
@@ -93,6 +98,62 @@ class Int8Weight:
         else:
             y_NF = int8_reference(x_ND, self.q_FD, self.scale_F)
         return y_NF.view(*x.shape[:-1], -1)
+
+
+class Int8DynamicWeight:
+    """The same 8-bit matrix for activations in 8 bits: each row of them scaled by its own largest magnitude."""
+
+    def __init__(self, weight_FD: Tensor) -> None:
+        self.q_FD, scale_F = quantize(weight_FD)
+        self.scale_F = scale_F.float()
+        self.nbytes = self.q_FD.nbytes + self.scale_F.nbytes
+        self.packed = self.zeros_F = None
+        self.middle_1 = torch.tensor([ZERO_POINT + 0.5], device=self.q_FD.device)
+        if self.q_FD.device.type == "cpu" and _multiplies_bytes():
+            self.zeros_F = torch.zeros(len(self.q_FD), dtype=torch.int64)
+            self.packed = torch.ops.onednn.qlinear_prepack(self.q_FD, [1, weight_FD.shape[1]])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x_ND = x.reshape(-1, x.shape[-1])
+        if self.packed is None:
+            y_NF = int8_dynamic_reference(x_ND, self.q_FD, self.scale_F)
+        elif len(x_ND) == 1:  # decoding: the scale goes into the kernel
+            scale = float(torch.linalg.vector_norm(x_ND, torch.inf)) / INT8_LEVELS or 1.0
+            y_NF = self._product(torch.add(self.middle_1, x_ND, alpha=1 / scale), scale, torch.bfloat16)
+        else:
+            scale_N1 = row_scales(x_ND)[:, None]
+            y_NF = self._product((x_ND / scale_N1).add_(self.middle_1), 1.0, torch.float32).mul_(scale_N1)
+        return y_NF.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _product(self, shifted_ND: Tensor, scale: float, out: torch.dtype) -> Tensor:
+        rows_ND = shifted_ND.to(torch.uint8)  # cuts off what stands behind the point: half a step up makes it rounding
+        return torch.ops.onednn.qlinear_pointwise(
+            rows_ND, scale, ZERO_POINT, self.packed, self.scale_F, self.zeros_F, None, 1.0, 0, out, "none", [], ""
+        )
+
+
+ZERO_POINT = 128
+"""What stands for 0 among unsigned bytes, the form in which the kernel takes activations."""
+
+
+def _multiplies_bytes() -> bool:
+    """Whether this torch offers oneDNN's 8-bit linear and this processor sums products of bytes without overflow."""
+    offered = hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    sums = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    return offered and torch.backends.mkldnn.is_available() and sums()
+
+
+def row_scales(x_ND: Tensor) -> Tensor:
+    """Largest magnitude of each row / 127; 1 for a row of zeros."""
+    scale_N = torch.linalg.vector_norm(x_ND, torch.inf, dim=-1).float() / INT8_LEVELS
+    return torch.where(scale_N > 0, scale_N, 1.0)
+
+
+def int8_dynamic_reference(x_ND: Tensor, q_FD: Tensor, scale_F: Tensor) -> Tensor:
+    """The same in plain operations: integers no larger than 127 are exact in float32, sums of them nearly so."""
+    scale_N = row_scales(x_ND)
+    rows_ND = (x_ND / scale_N[:, None] + 0.5).floor_()
+    return functional.linear(rows_ND, q_FD.float()) * scale_N[:, None] * scale_F
 
 
 def quantize(weight_FD: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from lmopt.quantities import Share
 from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
-Weights = Literal["fp32", "bf16", "int8"]
+Weights = Literal["fp32", "bf16", "int8", "int8_dynamic"]
 Layer = Annotated[Positive, Field(le=MAX_LAYERS)]
 
 
@@ -36,7 +36,8 @@ class OneByOne(Technique):
     builder: ClassVar[str] = "lmopt.infer.decoding:one_by_one"
     kind: Literal["one_by_one"] = "one_by_one"
     weights: Weights = "bf16"
-    """Format of the weight matrices: `fp32`, `bf16`, or `int8` (a byte a weight, a scale an output)."""
+    """Format of the weight matrices: `fp32`, `bf16`, `int8` (a byte a weight, a scale an output), or `int8_dynamic`
+    (activations in 8 bits too, scaled row by row)."""
 
 
 class EarlyExit(Technique):

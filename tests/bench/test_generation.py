@@ -22,7 +22,7 @@ data:
   tokenizer: {vocab: 300}
 baseline: {name: dense, recipe: {batching: {sequences: 4, length: 32}}}
 arms:
-  - {name: skip, timed: false, change: {objective: {kind: layer_skip, exits: [1]}}}
+  - {name: skip, role: control, timed: false, change: {objective: {kind: layer_skip, exits: [1]}}}
   - {name: small, role: control, timed: false, change: {model: {width: 16}}}
 inference:
   model: skip
@@ -99,6 +99,7 @@ def test_the_verdict_and_the_report_hold_them_apart_from_training(folder: Path) 
     assert (folder / "figures" / "depth-xs.svg").exists()
     shown = terminal(folder)
     assert "drafted" in shown
+    assert "int8. " in shown, "without a claim or a component, ways of decoding are the answer"
     assert "8 of 8" in shown
     assert all(len(line) <= 100 for line in shown.splitlines())
 

@@ -90,3 +90,32 @@ class TestInt8:
         full = model(text_BT)
         assert (logits - full).abs().max() < 0.1 * full.std()
         assert decoder.nbytes < 0.6 * Decoder(model, "bf16").nbytes
+
+
+def apart(one, other):
+    """Largest distance of a row from the other's, relative to its length."""
+    return float(((one.float() - other.float()).norm(dim=1) / other.float().norm(dim=1)).max())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_8_bit_activations_equal_the_slow_way_and_each_row_is_its_own(rows):
+    draw = torch.Generator().manual_seed(rows)
+    weight = weights.pack(torch.randn(48, 64, generator=draw), "int8_dynamic")
+    x = torch.randn(rows, 64, generator=draw).bfloat16() * torch.logspace(-2, 2, rows)[:, None].bfloat16()
+    found = weight(x)
+    slow = weights.int8_dynamic_reference(x.float(), weight.q_FD, weight.scale_F)
+    assert apart(found, slow) < 2**-7
+    assert apart(found, torch.cat([weight(row[None]) for row in x])) < 2**-7
+    exact = torch.nn.functional.linear(x.float(), weight.q_FD.float() * weight.scale_F[:, None])
+    assert apart(slow, exact) < 0.02, "what rounding activations costs"
+
+
+def test_8_bit_activations_without_the_kernel(monkeypatch):
+    matrix, x = torch.randn(16, 32), torch.randn(3, 32).bfloat16()
+    with_kernel = weights.pack(matrix, "int8_dynamic")
+    monkeypatch.setattr(weights, "_multiplies_bytes", lambda: False)
+    without = weights.pack(matrix, "int8_dynamic")
+    assert without.packed is None
+    assert apart(without(x), with_kernel(x)) < 2**-7
+    assert (without(torch.zeros(2, 32).bfloat16()) == 0).all()
+    assert (with_kernel(torch.zeros(1, 32).bfloat16()) == 0).all()
