@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.plausible import contradicts_items
 from bench.record import Record
 from bench.study import Study, StudyError
 
@@ -91,6 +92,8 @@ class Tables:
             bits = np.asarray(items.choice_bits_per_byte, dtype=np.float64)
             for task in dict.fromkeys(tasks):
                 where = np.flatnonzero(names == task)
+                if wrong := contradicts_items(record, task, float(scores[where].mean())):
+                    raise StudyError(f"case {record.case.id}: {wrong}; hint: evaluate again")
                 order = self._ordered(task, where, items.item, items.passage, record)
                 rows.setdefault(task, []).append((scores[order], bits[order]))
         if any(len(found) != len(seeds) for found in rows.values()):

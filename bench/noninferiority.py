@@ -125,7 +125,7 @@ def _scored(records: Sequence[Record]) -> Scored:
                     f"case {record.case.id}: an evaluation without accuracy/{name}; hint: evaluate it again"
                 )
             accuracy[name] = value
-            facts[name] = TaskFacts(str(task.get("family")), float(task.get("chance") or 0.0))
+            facts[name] = TaskFacts(str(task["family"]), float(task["chance"]))
         for metric, found in record.metrics.items():
             if metric.startswith("accuracy/") and found.value is None:
                 missing[metric.removeprefix("accuracy/")] = found.reason or "not measured"

@@ -149,12 +149,22 @@ def from_line(line: str, where: str) -> Record:
         raise RecordError(
             f"{where}: content does not match its sha256 (edited by hand or damaged); hint: run the case again"
         )
+    _refuse_other_than_numbers(fields, where)
     try:
         return Record.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise RecordError(f"{where}: {path}: {first['msg']}") from error
+
+
+def _refuse_other_than_numbers(fields: Mapping[str, Any], where: str) -> None:
+    """A value in quotes, or `true`, would be taken for a number."""
+    readings = fields.get("metrics")
+    for name, reading in readings.items() if isinstance(readings, dict) else ():
+        value = reading.get("value") if isinstance(reading, dict) else None
+        if isinstance(value, bool | str):
+            raise RecordError(f"{where}: metrics.{name}.value is {value!r}, expected a number or null")
 
 
 def _refuse_constant(name: str) -> float:

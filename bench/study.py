@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench import registered
 from bench.design import ArmDesign, Design
+from bench.plausible import implausible
 from bench.record import CaseKind, Record, read
 
 PLAN_SCHEMA = 1
@@ -304,6 +305,9 @@ def _one_a_case(records: Iterable[Record], cases: Mapping[str, PlannedCase], whe
         place = (case.kind, case.arm, case.scale, case.seed, case.horizon)
         if (key.kind, key.arm, key.scale, key.seed, key.horizon) != place:
             raise StudyError(f"the record of case {key.id} says {key.kind} {key.arm}, {where} says {case.label}")
+        impossible = implausible(record)
+        if impossible:
+            raise StudyError(f"the record of case {key.id} ({case.label}): {impossible}; hint: run the case again")
         before = kept.get(key.id)
         if before is not None and before.status != "failed":
             if record.status != "failed":
@@ -355,7 +359,9 @@ def _item_reader(run: Path) -> ItemReader:
             return None
         content = path.read_bytes()
         expected = record.detail.get("items_sha256")
-        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        if expected is None:
+            raise StudyError(f"{path}: its record holds no hash of it, so it may be any; hint: evaluate again")
+        if hashlib.sha256(content).hexdigest() != expected:
             raise StudyError(f"{path}: does not match the hash in its record (edited or damaged); hint: evaluate again")
         return _items(path, content)
 
@@ -372,10 +378,13 @@ def _items(path: Path, content: bytes) -> Items:
         columns = {name: table.column(name) for name in wanted}
     except (pa.ArrowInvalid, KeyError) as error:
         raise StudyError(f"{path}: not a table of items ({error}); hint: evaluate again") from error
+    scores = columns["score"].to_numpy()
+    if not all(0 <= score <= 1 for score in scores):  # NaN is not
+        raise StudyError(f"{path}: holds a score that is no number from 0 to 1; hint: evaluate again")
     return Items(
         task=columns["task"].to_pylist(),
         item=columns["item"].to_pylist(),
         passage=columns["passage"].to_pylist(),
-        score=columns["score"].to_numpy(),
+        score=scores,
         choice_bits_per_byte=columns["choice_bits_per_byte"].to_numpy(),
     )
