@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt:
-        _say("interrupted: what was finished is kept; the same command continues")
+        kept = ": what was finished is kept; the same command continues" if arguments.command is _run else ""
+        _say(f"interrupted{kept}")
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -105,11 +106,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     planned, cuts = api.forecast(arguments.suite, calibrate=not arguments.no_calibration, budget=arguments.budget)
     for cut in cuts:
         _say(f"budget: {cut}")
+    noise = prospect.stored_noise(planned.design.suite, Path("results"))
     if arguments.json:
-        print(planned.to_json())
+        print(json.dumps(json.loads(planned.to_json()) | {"prospect": prospect.describe(planned, noise)}, indent=1))
         return OK
     print(render(planned))
-    print("\n" + prospect.render(planned, prospect.stored_noise(planned.design.suite, Path("results"))))
+    print("\n" + prospect.render(planned, noise))
     return OK
 
 

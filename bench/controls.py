@@ -27,6 +27,8 @@ LEAST_HIDDEN = 0.5
 """Of the baseline's inner width: a thinner feed-forward is a strawman, so the model gets narrower instead."""
 MOST_HIDDEN = 2
 """Times the baseline's inner width, in a model that had to be narrower by a whole step."""
+LEAST_NAMED, MOST_NAMED = 0.9, 1.02
+"""Of the FLOPs that a claim may spend: a named smaller model below is a strawman, one above no control of them."""
 NEAR = 0.97
 """Of the FLOPs that a claim may spend: a model of whole heads that uses so many is near enough."""
 
@@ -150,9 +152,7 @@ def _smaller(draft: Draft, recipes: Mapping[str, Mapping[str, Recipe]]) -> str |
     hypothesis = validate(Hypothesis, draft.data.get("hypothesis", {}))[0]
     if hypothesis is None:
         return {}  # it is wrong by itself, so nothing is made in the end
-    references = {draft.baseline.name} | {
-        str(arm.raw["against"]) for arm in draft.arms if arm.raw.get("role") == "claim" and arm.raw.get("against")
-    }
+    references = _references(draft)
     shapes: dict[str, Mapping[str, int]] = {}
     for scale, baseline in recipes[draft.baseline.name].items():
         try:
@@ -164,6 +164,13 @@ def _smaller(draft: Draft, recipes: Mapping[str, Mapping[str, Recipe]]) -> str |
             return _impossible(scale, f"no shape of it costs at most {1 - hypothesis.saving.at_least:g} of its FLOPs")
         shapes[scale] = shape
     return _declared(draft, recipes, shapes) or {"at": shapes}
+
+
+def _references(draft: Draft) -> set[str]:
+    """What claims are held against."""
+    return {draft.baseline.name} | {
+        str(arm.raw["against"]) for arm in draft.arms if arm.raw.get("role") == "claim" and arm.raw.get("against")
+    }
 
 
 def _impossible(scale: str, why: str) -> Finding:
@@ -256,3 +263,26 @@ def _named_problems(draft: Draft) -> Iterator[Finding]:
         elif kind == "aa" and not _is_twin(controls[name]):
             message = f"arm `{name}` is no A/A control: it must change `model.init_stream` and nothing else"
             yield Finding(path, message, "`change: {model: {init_stream: 1}}`")
+        elif kind == "smaller" and (problem := _other_budget(draft, name)):
+            yield Finding(path, problem, "`controls: {smaller: true}` has one of the right size made")
+
+
+def _other_budget(draft: Draft, name: str) -> str | None:
+    """How a named smaller model misses the FLOPs that a claim may spend, at the first scale where it does."""
+    hypothesis, recipes = validate(Hypothesis, draft.data.get("hypothesis", {}))[0], _recipes(draft)
+    if hypothesis is None or recipes is None or not draft.has_scales:
+        return None
+    allowed = 1 - hypothesis.saving.at_least
+    for scale, baseline in recipes[draft.baseline.name].items():
+        own = recipes[name][scale]
+        least = min(cost.training_flops(recipes[one][scale], 1.0) for one in _references(draft) if one in recipes)
+        share = cost.training_flops(own, 1.0) / least
+        if LEAST_NAMED * allowed <= share <= MOST_NAMED * allowed:
+            continue
+        shape = shrunk(baseline, allowed * least)
+        if shape is None or own != reshaped(baseline, shape):  # steps too large to come nearer are no fault
+            return (
+                f"arm `{name}` spends {share:.1%} of its reference's training FLOPs at scale `{scale}`, and a smaller "
+                f"model is held against a claim at {allowed:.1%}"
+            )
+    return None

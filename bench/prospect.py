@@ -26,6 +26,8 @@ of the published quickstart, a million parameters and 300,000 tokens. Larger and
 DEFAULT_ORIGIN = "the published quickstart's: 1M parameters, 300k tokens; larger models are quieter"
 DISCORDANT = (0.1, 0.2, 0.3)
 """Shares of items that exactly one of two models gets right, from similar models to different ones."""
+ACCURACIES = (0.5, 0.7, 0.9)
+"""Of a reference, for margins that are a share of it."""
 COMPARED = 0.75
 """Share of a task's items that the comparison uses; the rest decide whether the task counts."""
 
@@ -165,6 +167,55 @@ def _ablation(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
         yield f"  the whole departs from the product of single savings from {percent(math.expm1(whole), 0)}"
 
 
+# --- for a program -------------------------------------------------------------------------------
+
+
+def describe(plan: Plan, noise: dict[str, Noise]) -> dict[str, Any]:
+    """The prospects of a plan as plain data, and in words (`text`)."""
+    design, alpha = plan.design, plan.design.hypothesis.alpha
+    specs = {repr(case.spec): case.spec for case in plan.cases if case.kind in ("evaluate", "finetune")}.values()
+    drop = design.hypothesis.accuracy_drop
+    families = _families(specs)
+    return {
+        "power": POWER, "alpha": alpha,
+        "scales": {scale: _described(design, noise.get(scale, DEFAULT), alpha) for scale in design.scales},
+        "accuracy": {
+            "margin": drop.less_than, "kind": drop.kind, "items_compared": families,
+            "margin_shown": {
+                f"{share:g}": _margin(families.values(), share, alpha) for share in DISCORDANT if families
+            },
+            "items_needed": {
+                f"{share:g}": items_for_margin(drop.less_than, share, alpha)
+                for share in DISCORDANT if drop.kind == "absolute"
+            },
+        },
+        "text": render(plan, noise).split("\n"),
+    }  # fmt: skip
+
+
+def _described(design: Design, noise: Noise, alpha: float) -> dict[str, Any]:
+    """Of each arm whose noise is known: what it would show, in shares of the training FLOPs; null with one seed."""
+    saving, n = design.hypothesis.saving, len(design.seeds)
+    arms: dict[str, Any] = {}
+    for roles in (("claim",), ("component", "control")):
+        same = [arm for arm in design.arms if arm.role in roles and not arm.parallel]
+        for arm in same:
+            se, df = noise.sd / math.sqrt(n), pooled_df(len(_class(same, arm)), n)
+            least = room(se, df, alpha) if n > 1 else None
+            arms[arm.name] = {
+                "role": arm.role,
+                "saves_from": None if least is None else -math.expm1(-least),
+                "costs_from": None if least is None else math.expm1(least),
+            }
+            if arm.role == "claim":
+                distance = math.log(1 - saving.at_least) - math.log(1 - saving.target)
+                arms[arm.name] |= {
+                    "power_at_target": power(distance, se, df, alpha) if n > 1 else None,
+                    "seeds_needed": seeds_needed(distance, noise.sd, alpha, POWER, len(_class(same, arm))),
+                }
+    return {"noise_sd": noise.sd, "noise_from": noise.origin, "seeds": n, "arms": arms}
+
+
 # --- accuracy ------------------------------------------------------------------------------------
 
 
@@ -174,10 +225,10 @@ def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
     drop = plan.design.hypothesis.accuracy_drop
     if not specs or not any(arm.role == "claim" for arm in plan.design.arms):
         return
-    if drop.kind == "relative":
-        yield "accuracy: a relative margin can be planned once the reference's accuracy is known"
-        return
     families = _families(specs)
+    if drop.kind == "relative":
+        yield from _relative(drop.less_than, families, alpha)
+        return
     shares = ", ".join(percent(share, 0) for share in DISCORDANT)
     needed = ", ".join(f"{items_for_margin(drop.less_than, share, alpha):,}" for share in DISCORDANT)
     text = f"accuracy, margin {100 * drop.less_than:g} points, if {shares} of the items are discordant: {needed} items"
@@ -187,6 +238,20 @@ def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
     margins = ", ".join(f"{100 * _margin(families.values(), share, alpha):.1f}" for share in DISCORDANT)
     have = ", ".join(f"{family} {items:,.0f}" for family, items in families.items())
     yield f"{text} are needed; those compared here ({have}) show a margin of {margins} points"
+    yield "  seed noise comes on top, and a task at chance counts for nothing"
+
+
+def _relative(share: float, families: Mapping[str, float], alpha: float) -> Iterator[str]:
+    """A share of the reference's accuracy, which is not known yet, at several that it may have."""
+    points = ", ".join(f"{100 * share * accuracy:.2g}" for accuracy in ACCURACIES)
+    at = ", ".join(percent(accuracy, 0) for accuracy in ACCURACIES)
+    needed = ", ".join(f"{items_for_margin(share * accuracy, DISCORDANT[1], alpha):,}" for accuracy in ACCURACIES)
+    text = (
+        f"accuracy, margin {percent(share)} of the reference's: {points} points where that is {at}; if "
+        f"{percent(DISCORDANT[1], 0)} of the items are discordant, {needed} items are needed"
+    )
+    shown = f"; those compared here show {100 * _margin(families.values(), DISCORDANT[1], alpha):.1f} points"
+    yield text + (shown if families else "; how many its tasks have is not known here")
     yield "  seed noise comes on top, and a task at chance counts for nothing"
 
 

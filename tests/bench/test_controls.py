@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,3 +173,19 @@ def test_a_confirming_study_without_one_of_them_decides_nothing(
     claim = replace(CLAIM, saving=saving)
     why = verdict_of(claim, *there, purpose="confirm", tuned=True)["all"]["why"]
     assert why.startswith(f"would be {outcome} if the {lacking} control had been run;")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "words"), [(64, None), (16, "and a smaller model is held against a claim at 80.0%")]
+)
+def test_a_named_smaller_model_must_spend_what_a_claim_may(tmp_path: Path, hidden: int, words: str | None) -> None:
+    """A strawman would make any claim look good."""
+    made = loaded(tmp_path, CONFIRM)
+    shapes = {scale: dict(shape.values()) for scale, shape in made.arm("smaller").at.items()}
+    shapes["s"]["hidden"] = shapes["s"]["hidden"] if words is None else hidden
+    declared = "\n".join(f"      {scale}: {json.dumps(shape)}" for scale, shape in shapes.items())
+    arm = f"  - name: small\n    role: control\n    timed: false\n    at:\n{declared}\nover:"
+    text = edited(CONFIRM, controlled("{smaller: small}")).replace("over:", arm, 1)
+    problems = check(written(tmp_path, text))
+    assert [words in problem.message for problem in problems if words] == ([] if words is None else [True])
+    assert words is not None or problems == []

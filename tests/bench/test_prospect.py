@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.plan import Machine, make_plan
-from bench.prospect import DEFAULT, Noise, render, stored_noise
+from bench.prospect import DEFAULT, Noise, describe, render, stored_noise
 from bench.stats.power import items_for_margin, room
 from bench.suite import load_suite
 from tests.bench.small_suite import ROOT, loaded
@@ -69,3 +69,30 @@ def test_a_published_run_counts_and_a_damaged_one_does_not(tmp_path: Path) -> No
     (tmp_path / "small" / "broken").mkdir(parents=True)
     (tmp_path / "small" / "broken" / "verdict.json").write_text("{")
     assert stored_noise("small", tmp_path)["s"].sd == pytest.approx(0.02)
+
+
+def test_the_prospects_as_plain_data_say_what_the_words_say(tmp_path: Path) -> None:
+    plan = make_plan(loaded(tmp_path, ("seed: [0, 1]", "seed: [0, 1, 2]")), MACHINE)
+    noise = {"s": Noise(0.05, "measured")}
+    found = describe(plan, noise)
+    json.dumps(found, allow_nan=False)
+    assert found["text"] == render(plan, noise).split("\n")
+    claim = found["scales"]["s"]["arms"]["all"]
+    assert f"power {100 * claim['power_at_target']:.0f}% with 3 seeds, {claim['seeds_needed']} seeds" in "".join(
+        found["text"]
+    )
+    moe = found["scales"]["s"]["arms"]["moe"]
+    assert f"savings from {100 * moe['saves_from']:.0f}% or costs from {100 * moe['costs_from']:.0f}%" in "".join(
+        found["text"]
+    )
+    assert found["accuracy"]["items_needed"]["0.2"] == items_for_margin(0.01, 0.2, 0.025)
+    single = describe(make_plan(loaded(tmp_path, ("seed: [0, 1]", "seed: [0]")), MACHINE), {})
+    assert single["scales"]["s"]["arms"]["all"]["power_at_target"] is None
+
+
+def test_a_relative_margin_is_planned_for_accuracies_that_a_reference_may_have(tmp_path: Path) -> None:
+    relative = "hypothesis: {accuracy_drop: {less_than: 0.02, kind: relative}}\ngate:"
+    text = render(make_plan(loaded(tmp_path, ("gate:", relative)), MACHINE), {})
+    needed = ", ".join(f"{items_for_margin(0.02 * accuracy, 0.2, 0.025):,}" for accuracy in (0.5, 0.7, 0.9))
+    assert "margin 2.0% of the reference's: 1, 1.4, 1.8 points where that is 50%, 70%, 90%" in text
+    assert f"{needed} items are needed" in text
