@@ -25,6 +25,10 @@ SHARES = ("accuracy/", "acceptance_rate")
 FAMILIES = frozenset({"lm", "qa", "nli"})
 DETAILS = ("tasks", "counts", "tuning", "finetune", "trial")
 """Parts of a record's detail that are mappings wherever they are."""
+NUMBERS = ("tokens", "tokens_per_step", "reference_tokens_per_step")
+"""Parts that are numbers."""
+BLOCK_NUMBERS = ("arm_s", "reference_s", "arm_j", "reference_j")
+"""What an interleaved block holds for each side: seconds, and joules where a counter could tell."""
 
 
 def implausible(record: Record) -> str | None:
@@ -56,6 +60,17 @@ def _details(detail: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(detail.get(name) or {}, Mapping):
             yield f"its {name} are a {type(detail[name]).__name__}, expected a mapping"
             return
+    for name in NUMBERS:
+        if not _is_number(detail.get(name)):
+            yield f"its {name} are {detail[name]!r}, expected a number"
+    blocks = detail.get("blocks") or []
+    if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
+        yield "its blocks are no list of mappings"
+        return
+    for block in blocks:
+        for name in BLOCK_NUMBERS:
+            if not _is_number(block.get(name)):
+                yield f"a block's {name} is {block[name]!r}, expected a number"
     for task, facts in (detail.get("tasks") or {}).items():
         if not isinstance(facts, Mapping):
             yield f"task {task} is described by a {type(facts).__name__}, expected a mapping"
@@ -65,6 +80,11 @@ def _details(detail: Mapping[str, Any]) -> Iterator[str]:
             yield f"task {task} says its chance level is {chance!r}, expected a number from 0 to 1"
         elif facts.get("family") not in FAMILIES:
             yield f"task {task} is of family {facts.get('family')!r}, expected one of {', '.join(sorted(FAMILIES))}"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one, or is left out."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def contradicts_items(record: Record, task: str, mean: float) -> str | None:

@@ -145,7 +145,11 @@ def from_line(line: str, where: str) -> Record:
             f"{where}: record of schema version {fields.get('schema')!r}, this program reads version {SCHEMA}; "
             "hint: judge it with the version that wrote it"
         )
-    if not _is_intact(line, fields):
+    try:
+        is_intact = _is_intact(line, fields)
+    except ValueError as error:  # 1e999 is JSON, and no number
+        raise RecordError(f"{where}: not a record ({error}); hint: remove the line and run again") from error
+    if not is_intact:
         raise RecordError(
             f"{where}: content does not match its sha256 (edited by hand or damaged); hint: run the case again"
         )

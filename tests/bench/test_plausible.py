@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.plausible import implausible
 from bench.record import RecordError
 from bench.study import StudyError
 from bench.verdict import judge
-from tests.bench.synthetic import make_run
+from tests.bench.synthetic import make_run, synthesize
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -94,3 +95,20 @@ def test_scores_that_are_none_are_an_error(run: Path, score: float) -> None:
     change(run, "evaluate", with_scores)
     with pytest.raises(StudyError, match="no number from 0 to 1"):
         judge(run)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"blocks": [{"arm_s": 1.0}, "x"]}, "no list of mappings"),
+        ({"blocks": "fast"}, "no list of mappings"),
+        ({"blocks": [{"arm_s": "fast"}]}, "a block's arm_s is 'fast'"),
+        ({"tokens": "many"}, "its tokens are 'many'"),
+        ({"tokens_per_step": True}, "its tokens_per_step are True"),
+        ({"blocks": [{"arm_s": 1, "arm_j": None}], "tokens": 5, "anything": [1, {}]}, None),
+    ],
+)
+def test_blocks_and_tokens_are_numbers(written, words):
+    record = synthesize(saving=0.3, seeds=2, items=0).records[0]
+    found = implausible(record.model_copy(update={"detail": {**record.detail, **written}}))
+    assert found is None if words is None else words in (found or "")

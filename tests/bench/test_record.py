@@ -35,8 +35,9 @@ def test_any_changed_character_is_noticed():
     [
         ("", "not a record"), ("[1]", "expected an object"), ('{"schema": 3}', "schema version 3"),
         ("[" * 100_000, "not a record"), ('{"schema": 1, "x": NaN}', "NaN is not a number"),
+        ('{"schema": 1, "x": 1e999}', "not a record"),
     ],
-    ids=["empty", "list", "version", "deep", "nan"],
+    ids=["empty", "list", "version", "deep", "nan", "beyond"],
 )  # fmt: skip
 def test_a_line_that_is_no_record_is_refused(line, words):
     with pytest.raises(RecordError, match=words):
