@@ -142,7 +142,9 @@ def _timed(
                 one.runs[name].append(_run(sides[name], one.tokens, new, sampling, seed=block * len(prompts) + number))
             joules[name].append(window.stop()["energy_j"])
         blocks.append({f"{name}_j": _joules_a_token(found, len(here) * new) for name, found in joules.items()})
-        blocks[-1]["reason"] = next((one.reason for found in joules.values() for one in found if one.reason), None)
+        blocks[-1]["reason"] = next(
+            (why for found in joules.values() for one in found if (why := _no_joules(one))), None
+        )
         blocks[-1] |= {"scope": joules["arm"][0].scope, "grade": joules["arm"][0].grade}
         _stop_if_asked()
     return blocks
@@ -156,6 +158,13 @@ def _run(side: Writer, prompt: Sequence[int], new: int, sampling: Sampling, seed
     rest = list(steps)
     end_s = time.perf_counter()
     return Run(first_s - begin_s, end_s - first_s, [first, *rest])
+
+
+def _no_joules(found: Reading) -> str | None:
+    """Why a reading is no evidence on energy; None where it is."""
+    if found.value is None:
+        return found.reason or "no energy sensor works here"
+    return None if found.grade in ("counter", "integrated") else f"energy is {found.grade} here, not measured"
 
 
 def _joules_a_token(found: Sequence[Reading], tokens: int) -> float | None:

@@ -131,8 +131,9 @@ def _effect(name: str, read: Read) -> tuple[Effect, int] | str:
     elif reason := evidence_problem(read.records):
         return reason
     if name == "energy":
-        reasons = [str(block.get("reason")) for record in read.records for block in record.detail.get("blocks") or ()
-                   if block.get("arm_j") is None or block.get("reference_j") is None]  # fmt: skip
+        blocks = [block for record in read.records for block in record.detail.get("blocks") or ()]
+        without = [one for one in blocks if one.get("arm_j") is None or one.get("reference_j") is None]
+        reasons = [str(one.get("reason") or "no counter covers the blocks") for one in without]
         if reasons:
             return reasons[0]
         return _crossed(read, "blocks", _log_of("arm_j", "reference_j"), None)

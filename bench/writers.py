@@ -39,8 +39,8 @@ CALIBRATION_EVERY = 3
 """Of so many held-out documents one is for calibration, so that no text of it is judged."""
 BATCH = 64
 """Texts read at a time."""
-THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, FULL_DEPTH)
-"""Confidences that are tried: denser where cosines of neighbouring states lie."""
+THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, FULL_DEPTH)
+"""Confidences that are tried: denser at both ends, where the gaps of a small model and the cosines of states lie."""
 
 
 @dataclass(frozen=True, slots=True)

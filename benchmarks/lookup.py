@@ -76,7 +76,7 @@ def lookup_s(
     """Seconds a token behind the first; tokens drafted, kept, and calls."""
     text = Text(script[:prompt], prompt, len(script), (), seeded(0))
     draft = LookupDraft(decoder.vocab)
-    lengths = DraftLength(draft_tokens, draft.cost)
+    lengths = DraftLength(draft_tokens, draft.cost + decoder.row_cost)
     steps = rounds(Scripted(decoder, script), draft, text, lengths, Sampling())
     next(steps)
     start_s = clock()

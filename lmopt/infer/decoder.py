@@ -18,7 +18,7 @@ from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.norm import RmsNorm
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
-from lmopt.infer.weights import Format, activation_dtype, pack
+from lmopt.infer.weights import ROW_COST, Format, activation_dtype, pack
 
 
 class PromptTooLong(ValueError):
@@ -125,6 +125,11 @@ class Decoder:
         self.sin_TC = model.rotary.sin_TC.to(self.dtype)
         self.nbytes = self.head.nbytes + sum(layer.nbytes for layer in self.layers)
         """Weights that are read for one token."""
+
+    @property
+    def row_cost(self) -> float:
+        """Time of reading one token more in a pass, as a share of a pass over one."""
+        return ROW_COST[self.format]
 
     @property
     def vocab(self) -> int:

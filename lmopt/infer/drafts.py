@@ -71,7 +71,9 @@ class LookupDraft:
         if count:
             self._read(tokens)
             start = self._latest(tokens)
-            found = [] if start is None else list(tokens[start : start + count])
+            if start is not None:  # what ends in the middle of a repetition goes on repeating, as LZ77 copies
+                for place in range(start, start + count):
+                    found.append(tokens[place] if place < len(tokens) else found[place - len(tokens)])
         q_GV = functional.one_hot(torch.tensor(found, dtype=torch.int64), self.vocab).float()
         return Proposal(found, q_GV)
 

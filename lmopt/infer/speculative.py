@@ -109,8 +109,8 @@ class DraftLength:
     """How many tokens to draft, from how often they were kept so far: the length with the most tokens a unit of time.
 
     With a share a of drafted tokens kept, g drafts give (1 - a^(g+1))/(1 - a) tokens in the time of g c + 1
-    (2211.17192, theorem 3.8). It depends on finished tokens only and never on a clock, so what comes out keeps its
-    distribution, and a seed its text.
+    (2211.17192, theorem 3.8; here c holds what one more token takes to check, too). It depends on finished tokens only
+    and never on a clock, so what comes out keeps its distribution, and a seed its text.
     """
 
     def __init__(self, longest: int, cost: float, adaptive: bool = True) -> None:
@@ -174,7 +174,7 @@ def speculate(
     """
     (text,) = begin(target, [prompt], max_new=max_new, stops=stops, seed=seed)
     check = draft if isinstance(draft, Target) else CachedTarget(target, capacity=text.longest)
-    lengths = DraftLength(draft_tokens, draft.cost, adaptive)
+    lengths = DraftLength(draft_tokens, draft.cost + target.row_cost, adaptive)
     for number, outcome in enumerate(rounds(check, draft, text, lengths, sampling or Sampling())):
         notes = {"drafted": outcome.drafted, "kept": outcome.kept} if number else {"prompt_tokens": text.prompt}
         added = text.take()

@@ -37,6 +37,11 @@ bfloat16 first takes long for any number. At 5 rows of 768 the kernel took 268, 
 32,000 outputs, the other way 756, 1,020 and 15,238 us: they meet at 10 to 16 rows."""
 
 
+ROW_COST: dict[Format, float] = {"fp32": 0.03, "bf16": 0.03, "int8": 0.35, "int8_dynamic": 0.06}
+"""Time of one more row as a share of a whole pass over one: what checking a draft takes. By `benchmarks/decode.py
+--products` between one row and five, and not below the 3 % that attention and the rest take in bfloat16."""
+
+
 def activation_dtype(format: Format) -> torch.dtype:
     """What activations, keys and values are in: bfloat16 beside 8-bit weights."""
     return torch.float32 if format == "fp32" else torch.bfloat16

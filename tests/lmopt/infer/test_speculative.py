@@ -233,7 +233,8 @@ class TestLookup:
         draft = LookupDraft(10, longest=2)
         assert draft.propose([1, 2, 3, 4, 2, 5, 1, 2], 3, Sampling(), seeded(0)).tokens == [3, 4, 2]
         assert draft.propose([1, 2, 3, 4, 2, 5, 1, 2, 9], 3, Sampling(), seeded(0)).tokens == []
-        assert draft.propose([7, 7], 3, Sampling(), seeded(0)).tokens == [7]
+        assert draft.propose([7, 7], 3, Sampling(), seeded(0)).tokens == [7, 7, 7], "a repetition goes on"
+        assert draft.propose([5, 6, 5, 6], 5, Sampling(), seeded(0)).tokens == [5, 6, 5, 6, 5]
 
     def test_knows_nothing_of_an_empty_past(self):
         assert LookupDraft(10).propose([4], 3, Sampling(), seeded(0)).tokens == []
@@ -258,3 +259,16 @@ class TestDraftLength:
         length = DraftLength(5, cost=0.1)
         length.acceptance = 0.8
         assert length.speed(4) == pytest.approx((1 - 0.8**5) / ((1 - 0.8) * (4 * 0.1 + 1)))
+
+
+def test_drafts_are_shorter_where_every_row_to_check_costs_time():
+    """Looked-up drafts cost nothing to make; the 8-bit kernel takes time in proportion to rows."""
+    text = [*range(8), *range(8)]
+    drafted = {
+        format: max(
+            step.notes.get("drafted", 0)
+            for step in speculate(Decoder(tiny(), format), LookupDraft(61), text, max_new=20, draft_tokens=12)
+        )
+        for format in ("bf16", "int8")
+    }
+    assert drafted["int8"] < drafted["bf16"]
