@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import finetune, finetuneparity
+from bench import api, finetune, finetuneparity
 from bench.budget import fit, parse_budget
 from bench.estimate import Machine
 from bench.finetune import Trial, best
 from bench.noninferiority import compare
 from bench.plan import make_plan, run_hash
 from bench.record import CaseKey, Record, missing, reading
+from bench.report import build
 from bench.verdict import judge_study
 from tests.bench.small_suite import loaded
-from tests.bench.synthetic import Synthetic, study_of, synthesize
+from tests.bench.synthetic import Synthetic, study_of, synthesize, write
 
 MACHINE = Machine(machine_class="test", memory_bytes=8 * 2**30, flops_per_s={"fp32": 1e11, "bf16": 2e11})
 STANZA = """\
@@ -184,3 +185,14 @@ def test_unequal_budgets_are_said_and_cap_a_confirming_study() -> None:
     arm = judge_study(uneven)["arms"]["all"]
     assert arm["outcome"] == "INCONCLUSIVE"
     assert "every model had been fine-tuned alike" in arm["why"]
+
+
+def test_the_report_shows_choices_costs_and_the_accuracy(tmp_path: Path) -> None:
+    run = write(tmp_path, with_finetuning(study()))
+    api.judge(run)
+    build(run)
+    page = (run / "report.md").read_text()
+    assert "What models were fine-tuned on" in page
+    assert "0.001: 20 of 20" in page or "0.001: 5 of 5" in page
+    assert "tuned-finetuned" in page
+    assert "at chance on most questions until they are fine-tuned" in page
