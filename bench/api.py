@@ -90,6 +90,7 @@ def this_machine(*, calibrate: bool) -> Machine:
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         numa=tuple(nodes()),
         flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},
+        fixed_s=dict(speeds.fixed_s) if speeds else {},
         bytes_per_s=speeds.bytes_per_s if speeds else None,
         peak_flops_per_s=dict(speeds.peak_flops_per_s) if speeds and not speeds.busy else {},
         disturbed=speeds is not None and speeds.busy,

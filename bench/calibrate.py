@@ -27,6 +27,8 @@ from bench.instruments.codecarbon import cache_folder
 if TYPE_CHECKING:
     import torch
 
+    from lmopt.recipe import Recipe
+
 ROWS = 2048
 """Tokens of a matrix product: 8 sequences of 256."""
 WIDTHS = (128, 256, 512, 1024)
@@ -46,6 +48,9 @@ TRAIN_KINDS: dict[str, dict[str, object]] = {
 """Name of a training rate -> what the step is made of. A sparse step does fewer FLOP/s than a dense one."""
 TRAIN_SEQUENCES = 4
 TRAIN_LENGTH = 256
+FIXED_SHAPE = {"layers": 4, "width": 32, "heads": 2, "vocab": 256}
+"""A model so small that its step is all calls and no arithmetic."""
+FIXED_LENGTH = 32
 TRAIN_S = 0.6
 """Time spent on training steps at one precision (a step that takes longer is the only one)."""
 BUSY_LOAD = 0.75
@@ -54,7 +59,7 @@ BUSY_SHARE = 0.1
 """Share of the usable cores that other processes may take meanwhile. A load average of the last minute does not know
 what has just begun."""
 TIMEOUT_S = 300.0
-SCHEMA = 3
+SCHEMA = 4
 
 
 class CalibrationError(RuntimeError):
@@ -77,6 +82,8 @@ class Calibration(BaseModel):
     """Precision -> width -> FLOP/s of (2048, width) x (width, width)."""
     train_flops_per_s: dict[str, float]
     """`fp32`, `bf16`, `bf16+moe` -> FLOP/s of the training step of a small decoder, executed FLOPs."""
+    fixed_s: dict[str, float]
+    """The same names -> seconds that a forward and backward pass of one layer takes however small it is."""
     bytes_per_s: float
     """Memory bandwidth: bytes read plus bytes written, of a copy that fits no cache."""
     busy: bool
@@ -138,6 +145,7 @@ def better(one: Calibration, other: Calibration) -> Calibration:
                 precision: max(rate, one.train_flops_per_s[precision])
                 for precision, rate in other.train_flops_per_s.items()
             },
+            "fixed_s": {name: min(seconds, one.fixed_s[name]) for name, seconds in other.fixed_s.items()},
             "bytes_per_s": max(one.bytes_per_s, other.bytes_per_s),
         }
     )
@@ -169,6 +177,7 @@ def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, .
         for precision, dtype in PRECISIONS.items()
     }
     train = {name: _train_rate(parts, device, clock) for name, parts in TRAIN_KINDS.items()}
+    fixed = {name: _fixed_s(parts, device, clock) for name, parts in TRAIN_KINDS.items()}
     bytes_per_s = _bandwidth(device, clock)
     elapsed_s = max(clock() - begin, 1) / NS_PER_S
     taken = (_others_s() - others_s) / (elapsed_s * len(os.sched_getaffinity(0)))
@@ -178,6 +187,7 @@ def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, .
         threads=torch.get_num_threads(),
         matmul_flops_per_s=rates,
         train_flops_per_s=train,
+        fixed_s=fixed,
         bytes_per_s=bytes_per_s,
         busy=busy or taken > BUSY_SHARE,
     )
@@ -205,24 +215,35 @@ def _matmul_rate(dtype: torch.dtype, width: int, device: str, clock: Clock) -> f
 
 def _train_rate(parts: Mapping[str, object], device: str, clock: Clock) -> float:
     """Executed FLOP/s of the training step of a small decoder on random tokens."""
+    from lmopt import cost
+
+    recipe = _small(parts, TRAIN_SHAPE, TRAIN_SEQUENCES, TRAIN_LENGTH)
+    step_s = _step_s(recipe, TRAIN_S, device, clock)
+    return cost.train_flops_per_token(recipe).executed * recipe.batching.tokens / step_s
+
+
+def _fixed_s(parts: Mapping[str, object], device: str, clock: Clock) -> float:
+    """Seconds of a layer's share in the step of a decoder with next to nothing to compute; its ends count as one."""
+    recipe = _small(parts, FIXED_SHAPE, 1, FIXED_LENGTH)
+    return _step_s(recipe, SLICE_S, device, clock) / (recipe.model.layers + 1)
+
+
+def _small(parts: Mapping[str, object], shape: Mapping[str, int], sequences: int, length: int) -> Recipe:
+    from lmopt.recipe import Recipe
+
+    batching = {"sequences": sequences, "length": length}
+    return Recipe.model_validate({"model": shape, **parts, "batching": batching, "tokens": 10**4 * sequences * length})
+
+
+def _step_s(recipe: Recipe, within_s: float, device: str, clock: Clock) -> float:
     import torch
 
-    from lmopt import cost
-    from lmopt.recipe import Recipe
     from lmopt.train import loop
 
-    tokens = TRAIN_SEQUENCES * TRAIN_LENGTH
-    recipe = Recipe.model_validate(
-        {
-            "model": TRAIN_SHAPE,
-            **parts,
-            "batching": {"sequences": TRAIN_SEQUENCES, "length": TRAIN_LENGTH},
-            "tokens": 1000 * tokens,
-        }
-    )
-    batch = torch.randint(TRAIN_SHAPE["vocab"], (TRAIN_SEQUENCES, TRAIN_LENGTH + 1), device=device)
+    batching, vocab = recipe.batching, recipe.model.vocab or 1
+    batch = torch.randint(vocab, (batching.sequences, batching.length + 1), device=device)
     steps = loop.train(loop.start(recipe, seed=0, horizon=1.0, device=device), _forever(batch))
-    return cost.train_flops_per_token(recipe).executed * tokens / _best_s(lambda: next(steps), TRAIN_S, device, clock)
+    return _best_s(lambda: next(steps), within_s, device, clock)
 
 
 def _forever(batch: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -5,7 +5,7 @@ No torch: costs come from `lmopt.cost` and, where one was made, from a short cal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
@@ -36,6 +36,8 @@ class Machine(Frozen):
     before a calibration."""
     bytes_per_s: float | None = None
     """Memory bandwidth of the device that trains."""
+    fixed_s: dict[str, float] = Field(default_factory=dict[str, float])
+    """By the same names, seconds of one layer's forward and backward pass however small it is; empty: not known."""
     peak_flops_per_s: dict[str, float] = Field(default_factory=dict[str, float])
     """Best measured rate of a matrix product by precision; empty where it was not measured undisturbed."""
     numa: tuple[Node, ...] = ()
@@ -45,8 +47,16 @@ class Machine(Frozen):
 
     def speed_of(self, recipe: Recipe) -> float | None:
         """Training FLOP/s to expect of a recipe; None before a calibration."""
-        precision = recipe.precision.arithmetic
-        return self.flops_per_s.get(f"{precision}+{recipe.ffn.kind}") or self.flops_per_s.get(precision)
+        return _of_kind(self.flops_per_s, recipe)
+
+    def step_overhead_s(self, recipe: Recipe) -> float:
+        """Seconds of a step beside its arithmetic: calls a layer and pass, which rule tiny models, and the parameters'
+        way through memory, which rules large ones.
+        """
+        batching = recipe.batching
+        passes = batching.sequences // (getattr(batching, "micro_sequences", None) or batching.sequences)
+        calls_s = passes * (recipe.model.layers + 1) * (_of_kind(self.fixed_s, recipe) or 0.0)
+        return calls_s + (cost.update_bytes(recipe) / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 
 def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
@@ -90,7 +100,7 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
     if case.kind == "train":
         assert case.horizon is not None
         flops = cost.training_flops(case.recipe, case.horizon)
-        steps, step_s = case.recipe.steps(case.horizon), _passes_s(case.recipe, machine)
+        steps, step_s = case.recipe.steps(case.horizon), machine.step_overhead_s(case.recipe)
         speed = machine.speed_of(case.recipe)
         time_s = flops / speed + steps * step_s if speed else None
         if case.purpose == "sample":
@@ -99,7 +109,7 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
     if case.kind == "finetune":
         flops, trials = finetuning.flops(case), len(case.spec["rates"])
-        steps, step_s = trials * case.recipe.steps(1.0), _passes_s(case.recipe, machine)
+        steps, step_s = trials * case.recipe.steps(1.0), machine.step_overhead_s(case.recipe)
         speed = machine.speed_of(case.recipe)
         time_s = flops / speed + steps * step_s if speed else None
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
@@ -118,10 +128,11 @@ def _timing_time_s(steps: int, recipes: Iterable[Recipe], machine: Machine) -> f
         speed = machine.speed_of(recipe)
         if not speed:
             return None
-        total_s += steps * (flops_per_step(recipe) / speed + _passes_s(recipe, machine))
+        total_s += steps * (flops_per_step(recipe) / speed + machine.step_overhead_s(recipe))
     return total_s
 
 
-def _passes_s(recipe: Recipe, machine: Machine) -> float:
-    """Seconds of a step that the parameters spend on their way through memory, which rule large models."""
-    return cost.update_bytes(recipe) / machine.bytes_per_s if machine.bytes_per_s else 0.0
+def _of_kind(figures: Mapping[str, float], recipe: Recipe) -> float | None:
+    """What was measured of a precision with a feed-forward, else of the precision."""
+    precision = recipe.precision.arithmetic
+    return figures.get(f"{precision}+{recipe.ffn.kind}") or figures.get(precision)

@@ -22,6 +22,7 @@ def example(env: str, *, busy: bool = False) -> Calibration:
         threads=2,
         matmul_flops_per_s={"fp32": {128: 1e9, 256: 3e9, 512: 9e9}, "bf16": {128: 2e9, 256: 8e9, 512: 4e9}},
         train_flops_per_s={"fp32": 2e9, "bf16": 3e9},
+        fixed_s={"fp32": 2e-3, "bf16": 3e-3},
         bytes_per_s=1e10,
         busy=busy,
     )
@@ -42,6 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "_train_rate", lambda _parts, _device, _clock: 7.0)
+    monkeypatch.setattr(calibrate, "_fixed_s", lambda _parts, _device, _clock: 0.5)
     monkeypatch.setattr(calibrate, "SLICE_S", 1e-5)
     monkeypatch.setattr(calibrate, "COPY_BYTES", 4096)
     ticks = iter(range(0, 10**9, 1000))
@@ -51,11 +53,13 @@ def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch)
     assert found.matmul_flops_per_s["bf16"][8] == pytest.approx(flops / 1e-6)
     assert found.bytes_per_s == pytest.approx(2 * calibrate.COPY_BYTES / 1e-6)
     assert found.train_flops_per_s == {"fp32": 7.0, "bf16": 7.0, "bf16+moe": 7.0}
+    assert found.fixed_s == {"fp32": 0.5, "bf16": 0.5, "bf16+moe": 0.5}
 
 
 @pytest.mark.parametrize(("others_s", "busy"), [(0.0, False), (1e6, True)])
 def test_other_work_meanwhile_is_noticed(monkeypatch: pytest.MonkeyPatch, others_s: float, busy: bool) -> None:
     monkeypatch.setattr(calibrate, "_train_rate", lambda _parts, _device, _clock: 7.0)
+    monkeypatch.setattr(calibrate, "_fixed_s", lambda _parts, _device, _clock: 0.5)
     monkeypatch.setattr(calibrate, "SLICE_S", 1e-5)
     monkeypatch.setattr(calibrate, "COPY_BYTES", 4096)
     readings = iter([100.0, 100.0 + others_s])
@@ -100,6 +104,9 @@ def test_a_training_step_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     recipe = Recipe.model_validate({"model": model, "batching": {"sequences": 4, "length": 8}, "tokens": 32})
     rate = calibrate._train_rate({"precision": {"kind": "fp32"}}, "cpu", lambda: next(ticks))
     assert rate == pytest.approx(cost.train_flops_per_token(recipe).executed * 4 * 8)
+    monkeypatch.setattr(calibrate, "FIXED_SHAPE", {"layers": 3, "width": 16, "heads": 2, "vocab": 64})
+    fixed_s = calibrate._fixed_s({"precision": {"kind": "fp32"}}, "cpu", lambda: next(ticks))
+    assert fixed_s == pytest.approx(1 / 4), "a step of a second, over three layers and the ends"
 
 
 def test_the_peak_is_the_best_width() -> None:
@@ -118,6 +125,7 @@ def test_a_busy_machine_is_measured_again_and_the_better_kept(tmp_path: Path, me
     both = better(slow, example("0123456789"))
     assert both.bytes_per_s == 1e10
     assert both.train_flops_per_s == {"fp32": 9e9, "bf16": 3e9}
+    assert both.fixed_s == {"fp32": 2e-3, "bf16": 3e-3}
     assert both.matmul_flops_per_s == slow.matmul_flops_per_s
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,22 @@ over:
 """
 
 
+DEADLINE_S = 900.0
+"""A run of seconds may take minutes where other work has the machine; one that hangs is ended and says so."""
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    """A test that fails half-way leaves its run behind, which would slow down whatever comes after it."""
+    yield
+    for process in _started:
+        if process.poll() is None:
+            process.kill()  # its server ends with it, and the case with the server
+            process.communicate()
+    _started.clear()
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     words = ("the", "a", "cat", "dog", "sees", "hears", "walks", "under", "near", "house", "tree", "river", "slowly")
@@ -47,20 +63,26 @@ def start(place: Path, out: str, tokens: int, *, every_s: float = 20.0, suite: s
     (place / "tiny.yaml").write_text(suite.replace("TOKENS", str(tokens)))
     program = "import sys; from bench.cli import main\nsys.exit(main(['run', 'tiny.yaml', '--out', sys.argv[1]]))"
     environment = os.environ | {"LMBENCH_CHECKPOINT_EVERY_S": str(every_s), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", program, out], cwd=place, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+    _started.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, errors = process.communicate(timeout=300)
+    try:
+        out, errors = process.communicate(timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"not finished in {DEADLINE_S:g} s: {process.communicate()[1]}")
     assert process.returncode == code, errors
     return out
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str], what: str) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert process.poll() is None, f"ended before {what}: {process.communicate()[1]}"
         assert time.monotonic() < deadline, what
@@ -94,7 +116,7 @@ def test_a_run_leaves_everything_the_architecture_names(place: Path) -> None:
 
 
 def test_a_tuned_run_trains_each_arm_at_the_best_of_its_trials_and_reports_the_grid(place: Path) -> None:
-    suite = SUITE + "tune: {lr: [1e-4, 1e-2], share: 0.5}\n"
+    suite = SUITE.replace("{name: moe,", "{name: moe, timed: false,") + "tune: {lr: [1e-4, 1e-2], share: 0.5}\n"
     out = finish(start(place, "run", 6000, suite=suite))
     assert out.strip().splitlines()[-1] == "run"
     records = read(place / "run" / "records.jsonl")
@@ -180,7 +202,7 @@ def test_a_second_run_into_the_same_folder_is_refused_with_5(place: Path) -> Non
     first = start(place, "run", 2_000_000)
     until((place / "run" / "plan.json").exists, first, "the folder")
     second = start(place, "run", 2_000_000)
-    _, errors = second.communicate(timeout=100)
+    _, errors = second.communicate(timeout=DEADLINE_S)
     first.kill()
     first.communicate()
     assert second.returncode == 5

@@ -365,3 +365,16 @@ def test_what_descriptions_say_only_since_later_leaves_earlier_hashes_alone() ->
     other = {"recipe": {"tokens": 5, "objective": {"kind": "layer_skip"}}, "arms": [{"name": "a"}]}
     assert canonical_hash(default, 16) == canonical_hash(before, 16)
     assert canonical_hash(other, 16) != canonical_hash(before, 16)
+
+
+def test_a_tiny_model_takes_the_time_of_its_calls(tmp_path: Path) -> None:
+    """A step of next to no arithmetic still takes what a layer takes however small it is, once a pass."""
+    suite = loaded(tmp_path)
+    speeds = {"fp32": 1e15, "bf16": 1e15, "bf16+moe": 1e15}
+    fixed = {"fp32": 1e-3, "bf16": 1e-3, "bf16+moe": 4e-3}
+    plan = make_plan(suite, Machine(machine_class="test", flops_per_s=speeds, fixed_s=fixed))
+    for case in plan.cases:
+        if case.kind == "train" and case.recipe and case.horizon:
+            a_layer = 4e-3 if case.arm != "dense" else 1e-3
+            expected = case.recipe.steps(case.horizon) * (case.recipe.model.layers + 1) * a_layer
+            assert case.estimate.time_s == pytest.approx(expected, rel=0.01)

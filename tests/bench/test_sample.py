@@ -140,6 +140,7 @@ def test_the_report_shows_what_steps_cost_and_claims_nothing(tmp_path: Path) -> 
     for case in plan.cases:
         slower = 2.0 if case.arm == "fp32" else 1.0
         metrics = {
+            "train_flops": reading(5e8, "FLOP", "counted"),
             "train_flops_per_token": reading(1e6, "FLOP/token", "counted"),
             "peak_memory_bytes": reading(2**30, "B", "counted", "host"),
             "val_loss": missing("nat/token", "not measurable at this budget: 4 steps are no training"),
