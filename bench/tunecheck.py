@@ -33,7 +33,7 @@ def findings(draft: Draft) -> Iterator[Finding]:
 
 def _seeds(draft: Draft, tune: Tune) -> Iterator[Finding]:
     study = value_of(draft.data, "over", "seed")
-    used = set(study) if isinstance(study, list | tuple) else {0, 1, 2}
+    used = study if isinstance(study, list | tuple) else (0, 1, 2)  # as written: it may hold anything
     given = has(draft.data, ("tune", "seed"))
     for index, seed in enumerate(tune.seed):
         path: DataPath = ("tune", "seed", index) if given else ("tune",)
@@ -89,7 +89,8 @@ def _overridden(draft: Draft, tune: Tune) -> Iterator[Finding]:
 
 
 def _is_only_rate(change: Mapping[str, Any]) -> bool:
-    return set(change) == {"optimizer"} and set(change["optimizer"]) == {"lr"}
+    optimizer = change.get("optimizer")
+    return set(change) == {"optimizer"} and isinstance(optimizer, Mapping) and set(optimizer) == {"lr"}
 
 
 def _arms(draft: Draft, tune: Tune) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.suite import check
 from benchmarks.faulty import fuzz
 
 SEEDS = (1, 2)
@@ -26,6 +27,21 @@ def test_no_changed_record_is_taken_for_a_whole_one_unless_it_was_hashed_anew(se
     assert tally.tracebacks == []
     assert tally.elsewhere == []
     assert tally.codes["read refused"] >= 25
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("seed: [0, 1, 2]", "seed: [{}, 1]"),
+        ("      ffn: {kind: moe, experts: 8, top_k: 2}\n", "      optimizer: 5\n"),
+        ("tokens: 176k", "tokens: 1e999"),
+    ],
+)
+def test_what_once_ended_in_a_traceback_is_said(before: str, after: str, tmp_path: Path) -> None:
+    text = (fuzz.ROOT / "suites" / "ladder.yaml").read_text()
+    assert before in text
+    (tmp_path / "suite.yaml").write_text(text.replace(before, after))
+    assert check(tmp_path / "suite.yaml")
 
 
 def test_a_traceback_would_be_noticed(tmp_path: Path) -> None:
