@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmopt.recipe import Moe, Recipe, Recompute, Relu2, SwiGlu, Wasteful
+from lmopt.recipe import Int8, Moe, Recipe, Recompute, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.routing import NoisyTopK, Switch
 
 ATTENTION_BACKWARD_EXECUTED = 2.5
@@ -217,7 +217,9 @@ def recomputed_flops(recipe: Recipe, length: int) -> float:
     if not isinstance(recipe.activations, Recompute):
         return 0
     forward, layers = forward_flops(recipe, length), recipe.model.layers
-    skipped = layers * length * ffn_cost(recipe.ffn, recipe.model.width).last_product_flops_per_token
+    # an 8-bit product is one function with its quantising: it has to end before what backward needs of it is there
+    stops_before = 0 if isinstance(recipe.precision, Int8) else 1
+    skipped = layers * length * ffn_cost(recipe.ffn, recipe.model.width).last_product_flops_per_token * stops_before
     again = forward.total - forward.head - skipped
     every = recipe.activations.every
     return again * sum(1 - left_out for left_out in recipe.objective.layer_dropout(layers)[::every]) / layers

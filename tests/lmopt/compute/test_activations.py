@@ -8,7 +8,7 @@ import torch
 from bench.instruments import flops
 from lmopt import cost
 from lmopt.arch.transformer import build
-from lmopt.recipe import LayerSkip, Recipe
+from lmopt.recipe import LayerSkip, Recipe, builder
 from lmopt.train import loop
 
 TABLE = 16 * 16
@@ -19,7 +19,7 @@ FFNS = [{"kind": "swiglu"}, {"kind": "relu2"}, {"kind": "moe", "experts": 4}]
 def recipe(activations, ffn=None, precision="bf16", layers=3) -> Recipe:
     return Recipe.model_validate(
         {
-            "model": {"layers": layers, "width": 32, "heads": 2, "vocab": 64, "context": 16},
+            "model": {"layers": layers, "width": 32, "heads": 2, "vocab": 64, "context": 32},
             "ffn": ffn or {"kind": "swiglu"},
             "precision": {"kind": precision},
             "activations": activations,
@@ -64,6 +64,14 @@ def test_executed_flops_hold_what_is_done_again_and_the_counts_agree(ffn, every)
     again = counts.train.closed - cost.train_flops(recipe({"kind": "keep"}, ffn), 16).executed
     assert 0 < again < forward.total - forward.head + 1
     assert counts.train_model == 3 * forward.total
+
+
+@pytest.mark.parametrize("ffn", FFNS, ids=lambda ffn: ffn["kind"])
+def test_counts_agree_on_8_bit_products_that_are_done_again(ffn):
+    described = recipe({"kind": "recompute"}, ffn, "int8")
+    model = build(described, seed=0)
+    builder(described.precision)(described.precision).prepare(model)
+    assert flops.count(model, described, 32).disagreement is None, "more rows than an 8-bit product needs at least"
 
 
 def test_a_layer_left_out_by_chance_is_not_computed_again():
