@@ -30,9 +30,10 @@ from typing import Any
 import torch
 from scipy.stats import binom
 
+from bench.casefolder import Progress
 from bench.instruments.clock import Stall
 from bench.instruments.table import Window, open_sensors
-from bench.measure import _pull
+from bench.measure import pull
 from bench.trainlog import TrainLog
 from lmopt.step import Step
 
@@ -107,7 +108,8 @@ class Loops:
         log.begin(total_tokens=self._count * TOKENS, flops_per_token={TOKENS: 1.0}, full_length=TOKENS)
         state: Any = SimpleNamespace(total_steps=self._count)
         batches = Stall(range(self._count))
-        _pull(self._steps(batches), state, log, self._window, self._folder)
+        progress = Progress(self._folder, total=self._count)
+        pull(self._steps(batches), state, log, self._window, None, progress)
 
     def _steps(self, batches: Iterator[int]) -> Iterator[Step]:
         """Steps as a training yields them: a batch is fetched, work is done, a small value comes back."""

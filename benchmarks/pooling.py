@@ -8,6 +8,7 @@ quiet as the rest, and the median half width among equals, for each candidate of
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -49,6 +50,7 @@ def coverage(sds: Sequence[float], reference: float, seeds: int, draw: int) -> d
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for seeds in (2, 3, 4, 5):
         found = [(sds, coverage(sds, reference, seeds, number), reference)
                  for number, (sds, reference) in enumerate(patterns())]  # fmt: skip
