@@ -14,7 +14,7 @@ from bench.case import Case, Estimate
 from bench.design import Frozen
 from bench.expansion import flops_per_step
 from bench.suite import Suite
-from lmopt import cost
+from lmopt import cost, cost_memory
 from lmopt.compute.topology import Node, not_applicable
 from lmopt.recipe import Recipe
 
@@ -56,7 +56,7 @@ class Machine(Frozen):
         batching = recipe.batching
         passes = batching.sequences // (getattr(batching, "micro_sequences", None) or batching.sequences)
         calls_s = passes * (recipe.model.layers + 1) * (_of_kind(self.fixed_s, recipe) or 0.0)
-        return calls_s + (cost.update_bytes(recipe) / self.bytes_per_s if self.bytes_per_s else 0.0)
+        return calls_s + (cost_memory.update_bytes(recipe) / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 
 def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
@@ -95,7 +95,7 @@ def _not_applicable(case: Case, machine: Machine) -> str | None:
 def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
     if case.recipe is None:
         return Estimate()
-    memory_bytes = cost.peak_memory_bytes(case.recipe)
+    memory_bytes = cost_memory.peak_memory_bytes(case.recipe)
     disk_bytes = 4 * CHECKPOINT_COPIES * cost.parameters(case.recipe).total
     if case.kind == "train":
         assert case.horizon is not None
@@ -117,7 +117,7 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
         reference = Recipe.model_validate(case.spec["reference"])
         steps = suite.timing.blocks * suite.timing.steps
         time_s = _timing_time_s(steps, (case.recipe, reference), machine)
-        memory_bytes += cost.peak_memory_bytes(reference)
+        memory_bytes += cost_memory.peak_memory_bytes(reference)
         return Estimate(peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=0)
     return Estimate(peak_memory_bytes=memory_bytes, disk_bytes=0)
 

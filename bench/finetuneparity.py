@@ -11,8 +11,9 @@ from typing import Any
 
 from bench import ledger
 from bench.parity import trained
+from bench.planned import PlannedCase
 from bench.record import Record
-from bench.study import PlannedCase, Study
+from bench.study import Study
 
 
 def describe(study: Study, scale: str) -> dict[str, Any] | None:

@@ -10,64 +10,28 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import writers
+from bench import interruption, writers
 from bench.casefolder import Job, Outcome, Progress
-from bench.instruments.flops import FORMULAS, TOLERANCE, known_operators
+from bench.instruments.flops import TOLERANCE
+from bench.instruments.formulas import FORMULAS, known_operators
 from bench.instruments.table import Window
-from bench.measure import Interrupted, stop_requested
-from bench.record import Reading, missing, reading
+from bench.record import Reading
 from bench.workloads import device
 from bench.writers import Models, Texts, Writer
+from bench.written import Prompt, Run, metrics, row
 from lmopt.cost_decoding import early_exit_flops_per_token, token_flops, written_flops
-from lmopt.infer.sequence import Decoded
-from lmopt.recipe import EarlyExit, Recipe, Speculative
+from lmopt.recipe import EarlyExit, Recipe
 from lmopt.techniques.decoding import Sampling
 
 SIDES = ("reference", "arm", "arm", "reference")
 SAMPLED_TOLERANCE = 1e-4
 """Largest distance of the enumerated distribution that is rounding: probabilities are float32."""
-
-
-@dataclass(slots=True)
-class Run:
-    """One prompt continued once by one side."""
-
-    first_s: float
-    """Seconds to the first token."""
-    rest_s: float
-    """Seconds of all that follow."""
-    steps: list[Decoded]
-
-    @property
-    def text(self) -> list[int]:
-        """The new tokens."""
-        return [token for step in self.steps for token in step.added[0]]
-
-
-@dataclass(slots=True)
-class Prompt:
-    """One held-out prompt and how each side continued it."""
-
-    tokens: list[int]
-    document: int
-    block: int
-    runs: dict[str, list[Run]] = field(default_factory=lambda: {"reference": [], "arm": []})
-
-    def rest_s(self, side: str) -> float:
-        """Mean seconds a token behind the first."""
-        runs = self.runs[side]
-        return math.fsum(run.rest_s / (len(run.text) - 1) for run in runs) / len(runs)
-
-    def first_s(self, side: str) -> float:
-        """Mean seconds to the first token."""
-        return math.fsum(run.first_s for run in self.runs[side]) / len(self.runs[side])
 
 
 def generate(job: Job, folder: Path) -> Outcome:
@@ -95,23 +59,18 @@ def generate(job: Job, folder: Path) -> Outcome:
     flops = _flops(sides, prompts, recipe, draft)
     found["counts"] = _counts(sides, models, prompts[0], new, recipe, draft)
     progress.show(2, phase="checking")
-    _stop_if_asked()
+    interruption.stop_if_asked()
     if spec["lossless"]:
         found["exact"] = _exactness(sides, models, prompts, spec)
     else:
         found["quality"] = _quality(sides, texts, prompt)
     found |= {
         "against": spec["against"], "lossless": spec["lossless"], "new_tokens": new, "blocks": blocks,
-        "prompts": [_row(one, flops[number]) for number, one in enumerate(prompts)],
+        "prompts": [row(one, flops[number]) for number, one in enumerate(prompts)],
         "weights_bytes": {name: side.decoder.nbytes for name, side in sides.items()},
         "repeated_share": statistics.fmean(_repeated(one.runs["arm"][0].text) for one in prompts),
     }  # fmt: skip
-    return Outcome(status="ok", metrics=_metrics(prompts, flops, blocks, found, sides["arm"].config), detail=found)
-
-
-def _stop_if_asked() -> None:
-    if stop_requested.is_set():
-        raise Interrupted
+    return Outcome(status="ok", metrics=metrics(prompts, flops, blocks, found, sides["arm"].config), detail=found)
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -146,7 +105,7 @@ def _timed(
             (why for found in joules.values() for one in found if (why := _no_joules(one))), None
         )
         blocks[-1] |= {"scope": joules["arm"][0].scope, "grade": joules["arm"][0].grade}
-        _stop_if_asked()
+        interruption.stop_if_asked()
     return blocks
 
 
@@ -289,74 +248,3 @@ def _repeated(text: Sequence[int], n: int = 4) -> float:
     """Share of n-grams that occurred earlier in the text: small models repeat themselves, which flatters lookup."""
     grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-# --- readings ------------------------------------------------------------------------------------
-
-
-def _row(one: Prompt, flops: Mapping[str, float]) -> dict[str, Any]:
-    """What judging needs of a prompt."""
-    row: dict[str, Any] = {"document": one.document, "block": one.block}
-    for name in ("reference", "arm"):
-        row |= {f"{name}_s": one.rest_s(name), f"{name}_first_s": one.first_s(name), f"{name}_flops": flops[name]}
-    return row
-
-
-def _metrics(
-    prompts: Sequence[Prompt],
-    flops: Sequence[Mapping[str, float]],
-    blocks: Sequence[Mapping[str, Any]],
-    found: Mapping[str, Any],
-    config: Any,
-) -> dict[str, Reading]:
-    """The arm's own readings; its ratios to the reference are judged from the prompts."""
-    token_s = [one.rest_s("arm") for one in prompts]
-    ratios = [one.rest_s("arm") / one.rest_s("reference") for one in prompts]
-    first_s = statistics.median(one.first_s("arm") for one in prompts)
-    metrics = {
-        "decode_tokens_per_s": reading(1 / statistics.fmean(token_s), "token/s", "timed", "host"),
-        "time_to_first_token_s": reading(first_s, "s", "timed", "host"),
-        "decode_time_ratio": reading(statistics.geometric_mean(ratios), "1", "timed", "host"),
-        "decode_flops_per_token": reading(statistics.fmean(one["arm"] for one in flops), "FLOP/token", "counted"),
-        "decode_j_per_token": _energy(blocks),
-    }
-    runs = [one.runs["arm"][0] for one in prompts]
-    if isinstance(config, Speculative):
-        metrics |= _speculation(runs)
-    if isinstance(config, EarlyExit):
-        metrics |= _depth(runs)
-        metrics["exit_threshold"] = reading(config.threshold, "1", "counted")
-    if "quality" in found:
-        quality = found["quality"]
-        total = quality["tokens"] * len(quality["document"])
-        metrics["token_accuracy"] = reading(sum(quality["arm_right"]) / total, "1", "counted")
-        metrics["token_agreement"] = reading(sum(quality["same"]) / total, "1", "counted")
-        metrics["decode_loss"] = reading(math.fsum(quality["arm_nats"]) / total, "nat/token", "counted")
-    return metrics
-
-
-def _energy(blocks: Sequence[Mapping[str, Any]]) -> Reading:
-    values = [block["arm_j"] for block in blocks]
-    if any(value is None for value in values):
-        reason = next((str(block["reason"]) for block in blocks if block["reason"]), "no counter covers the blocks")
-        return missing("J/token", reason, blocks[0]["scope"])
-    return reading(statistics.fmean(values), "J/token", blocks[0]["grade"], blocks[0]["scope"])
-
-
-def _speculation(runs: Sequence[Run]) -> dict[str, Reading]:
-    steps = [step for run in runs for step in run.steps[1:]]
-    drafted, kept = (sum(step.notes[name] for step in steps) for name in ("drafted", "kept"))
-    tokens = sum(step.tokens for step in steps)
-    rate = reading(kept / drafted, "1", "counted") if drafted else missing("1", "nothing was drafted")
-    return {"acceptance_rate": rate, "tokens_per_call": reading(tokens / len(steps), "token", "counted")}
-
-
-def _depth(runs: Sequence[Run]) -> dict[str, Reading]:
-    counts: dict[int, float] = {}
-    for run in runs:
-        for step in run.steps[1:]:
-            for name, value in step.notes.items():
-                layer = int(name.removeprefix("left/"))
-                counts[layer] = counts.get(layer, 0.0) + value
-    mean = sum(layer * value for layer, value in counts.items()) / sum(counts.values())
-    return {"mean_exit_layer": reading(mean, "1", "counted")}

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.design import ArmDesign, Endpoint
+from bench.planned import PlannedCase
 from bench.record import Grade, Reading, Record
-from bench.study import PlannedCase, Study
+from bench.study import Study
 
 EVIDENCE: frozenset[Grade] = frozenset({"counter", "integrated"})
 """Grades of energy that count; a modelled joule is time in disguise."""

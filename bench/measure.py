@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import statistics
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import workloads
-from bench.apart import StepsApart
+from bench import interruption, workloads
 from bench.casefolder import Job, Outcome, Progress
 from bench.evaluate import items
 from bench.instruments import flops
@@ -38,22 +36,10 @@ QUALITY = {"val_loss": "nat/token", "perplexity": "1", "bits_per_byte": "bit/byt
 Found = TypeVar("Found")
 """What a generator of steps returns."""
 
-stop_requested = threading.Event()
-"""Set by the signal handler of the worker; looked at between two steps."""
-
-
-class Interrupted(Exception):
-    """The case was asked to stop and has saved what it needs to continue."""
-
 
 def parents_of(job: Job) -> dict[str, Path]:
     """Case folders of what the case builds on, by id."""
     return {case: Path(folder) for case, folder in job.parents.items()}
-
-
-def _stop_if_asked() -> None:
-    if stop_requested.is_set():
-        raise Interrupted
 
 
 # --- prepare -------------------------------------------------------------------------------------
@@ -71,7 +57,7 @@ def prepare(job: Job, folder: Path) -> Outcome:
     window.start()
     for step in workloads.prepare(job.case.spec, parents_of(job), out):
         progress.show(step.index, phase=stage)
-        _stop_if_asked()
+        interruption.stop_if_asked()
     metrics = window.stop()
     facts = workloads.prepared(out)
     earlier_s = float(facts.get("earlier_s", 0.0))
@@ -100,7 +86,7 @@ def _train(job: Job, folder: Path) -> Outcome:
     if job.case.purpose == "sample":
         return _sample(job, folder)
     recipe, seed, horizon = _training_of(job)
-    data = _shards_folder(job)
+    data = shards_folder(job)
     window = Window(device=str(workloads.device()), idle_power_w=job.idle_power_w)
     window.before_model()
     compile_s = _warm_up(recipe, seed, data)  # gone before the model is built: two would not fit where one just does
@@ -149,12 +135,12 @@ def _sample(job: Job, folder: Path) -> Outcome:
     state, log = workloads.start(recipe, seed=seed, horizon=horizon), TrainLog(folder / "checkpoint")
     progress.show(0, phase="counting FLOPs")
     counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
-    batches = Stall(workloads.batches(recipe, _shards_folder(job), seed=seed))
+    batches = Stall(workloads.batches(recipe, shards_folder(job), seed=seed))
     steps = workloads.train(state, batches)
     compile_s = 0.0
     for number in range(job.case.spec["warmup"]):
         progress.show(number, phase="warming up")
-        compile_s += _drop(steps, 1)
+        compile_s += drop(steps, 1)
     progress.show(job.case.spec["warmup"], phase="measuring")
     log.begin(
         total_tokens=state.pace.total_tokens,
@@ -188,7 +174,7 @@ def _training_of(job: Job) -> tuple[Recipe, int, float]:
     return case.recipe, case.seed, case.horizon
 
 
-def _shards_folder(job: Job) -> Path:
+def shards_folder(job: Job) -> Path:
     return parents_of(job)[job.case.parents[0]] / "data"
 
 
@@ -251,13 +237,18 @@ def pull(
             energy_grade=energy.grade,
         )
         if checkpoint is None:
-            _stop_if_asked()
-        elif stop_requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
+            interruption.stop_if_asked()
+        elif interruption.requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
             workloads.save(state, checkpoint)
             log.save()
             saved_s = time.perf_counter()
-            _stop_if_asked()
+            interruption.stop_if_asked()
         before_s = time.perf_counter()
+
+
+def drop(steps: Iterator[Step], count: int) -> float:
+    """Pull steps that are not timed; returns the seconds of compiling among them."""
+    return sum(next(steps).notes.get("compile_time_s", 0.0) for _ in range(count))
 
 
 def _training_metrics(
@@ -328,74 +319,4 @@ def yield_progress(steps: Generator[Step, None, Found], progress: Progress) -> F
         except StopIteration as end:
             return end.value
         progress.show(step.index, phase="evaluating")
-        _stop_if_asked()
-
-
-# --- timing --------------------------------------------------------------------------------------
-
-
-def timing(job: Job, folder: Path) -> Outcome:
-    """Steps of an arm and of its reference in turn, A B B A, in this one process: what drifts hits both alike."""
-    spec = job.case.spec
-    assert job.case.recipe is not None
-    recipes = {"reference": Recipe.model_validate(spec["reference"]), "arm": job.case.recipe}
-    data = _shards_folder(job)
-    half = max(1, spec["steps"] // 2)
-    total = spec["warmup"] + 2 * half * spec["blocks"]
-    pulled = {side: _timed(recipe, recipes, data, job.case.seed or 0, total) for side, recipe in recipes.items()}
-    progress = Progress(folder, total=spec["blocks"], unit="blocks")
-    compile_s = sum(_drop(steps, spec["warmup"]) for steps in pulled.values())
-    blocks: list[dict[str, Any]] = []
-    for number in range(spec["blocks"]):
-        blocks.append(_block(pulled, half))
-        progress.show(number + 1, phase="timing")
-        _stop_if_asked()
-    for steps in pulled.values():
-        if isinstance(steps, StepsApart):
-            steps.close()
-    ratios = [block["arm_s"] / block["reference_s"] for block in blocks]
-    tokens = recipes["arm"].batching.tokens
-    step_s = statistics.median(block["arm_s"] for block in blocks)
-    metrics = {
-        "step_time_s": reading(step_s, "s", "timed", "host"),
-        "step_time_ratio": reading(statistics.geometric_mean(ratios), "1", "timed", "host"),
-        "tokens_per_s": reading(tokens / step_s, "token/s", "timed", "host"),
-        "compile_time_s": reading(compile_s, "s", "timed", "host"),
-    }
-    detail = {
-        "against": spec["against"],
-        "blocks": blocks,
-        "tokens_per_step": tokens,
-        "reference_tokens_per_step": recipes["reference"].batching.tokens,
-    }
-    return Outcome(status="ok", metrics=metrics, detail=detail)
-
-
-def _timed(recipe: Recipe, recipes: Mapping[str, Recipe], data: Path, seed: int, steps: int) -> Iterator[Step]:
-    """Steps of one side; in a process of its own where a side has a placement."""
-    if all(one.placement.kind == "anywhere" for one in recipes.values()):
-        return workloads.timed(recipe, data, seed=seed, steps=steps)
-    return StepsApart(lambda: workloads.timed_in_place(recipe, data, seed=seed, steps=steps))
-
-
-def _drop(steps: Iterator[Step], count: int) -> float:
-    """Pull steps that are not timed; returns the seconds of compiling among them."""
-    return sum(next(steps).notes.get("compile_time_s", 0.0) for _ in range(count))
-
-
-def _block(pulled: Mapping[str, Iterator[Step]], half: int) -> dict[str, Any]:
-    """Mean seconds (and joules, where a counter can tell) a step of each side in the order A B B A."""
-    found: dict[str, Any] = {}
-    sums: dict[str, list[tuple[float, float | None]]] = {"reference": [], "arm": []}
-    for side in ("reference", "arm", "arm", "reference"):
-        window = Window(device=str(workloads.device()))
-        window.start()
-        for _ in range(half):
-            next(pulled[side])
-        energy = window.stop()["energy_j"]
-        sums[side].append((window.duration_s, energy.value if energy.grade in ("counter", "integrated") else None))
-    for side, parts in sums.items():
-        joules = [joule for _, joule in parts if joule is not None]
-        found[f"{side}_s"] = sum(seconds for seconds, _ in parts) / (2 * half)
-        found[f"{side}_j"] = sum(joules) / (2 * half) if len(joules) == len(parts) else None
-    return found
+        interruption.stop_if_asked()

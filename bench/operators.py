@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.instruments import flops
+from bench.instruments.formulas import FORMULAS, known_operators
 
 US_PER_S = 1e6
 
@@ -54,7 +54,7 @@ class Operator:
 def work_of(step: Callable[[], object]) -> dict[str, Work]:
     """FLOPs and bytes by operator of one real step."""
     traffic = _Traffic()
-    counter = FlopCounterMode(display=False, custom_mapping=flops.known_operators(flops.FORMULAS))
+    counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
     with counter, traffic:
         step()
     counted = {_name(packet): float(count) for packet, count in counter.get_flop_counts()["Global"].items()}

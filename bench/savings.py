@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from bench import ledger
 from bench.design import ArmDesign, Endpoint
 from bench.ledger import AllIn, Cost, Preparation
+from bench.planned import PlannedCase
 from bench.record import Record
 from bench.stats.additive import Value, effects, exactly
 from bench.stats.curve import Point, log_cost_at
 from bench.stats.effect import Effect, mean_of
-from bench.study import PlannedCase, Study
+from bench.study import Study
 
 CURVE_PURPOSES = ("reference", "variant")
 """Trainings without which a seed has no reading; claim points and controls join the curve where they are there."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from bench import registered
+from bench import looks, registered
 from bench.design import ArmDesign, Design
+from bench.planned import PlannedCase
 from bench.plausible import implausible
 from bench.record import CaseKind, Record, read
 
@@ -27,49 +28,6 @@ PLAN_SCHEMA = 1
 
 class StudyError(ValueError):
     """A run folder that cannot be judged: says the file, what is wrong and what to do."""
-
-
-class PlannedCase(BaseModel):
-    """One node of the plan, without what only running it needs."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str
-    kind: CaseKind
-    arm: str
-    scale: str | None = None
-    seed: int | None = None
-    horizon: float | None = None
-    parents: tuple[str, ...] = ()
-    purpose: str = ""
-    spec: Mapping[str, Any] = Field(default_factory=dict[str, Any])
-    estimate: Mapping[str, Any] = Field(default_factory=dict[str, Any])
-    fits: bool = True
-    reason: str | None = None
-
-    @property
-    def is_trial(self) -> bool:
-        """Whether it is a tuning trial."""
-        return self.purpose == "tune"
-
-    @property
-    def place(self) -> str:
-        """Its kind; tuning trials are kept apart from the trainings that arms are judged by."""
-        return "trial" if self.is_trial else self.kind
-
-    @property
-    def tuning(self) -> Mapping[str, Any]:
-        """How a training chooses among its trials; empty where it had none."""
-        return self.spec.get("tune") or {}
-
-    @property
-    def label(self) -> str:
-        """Short name for people: `train moe/s seed 0 x1`."""
-        parts = [self.place, self.arm + (f"/{self.scale}" if self.scale else "")]
-        parts += [f"seed {self.seed}"] if self.seed is not None else []
-        parts += [f"x{self.horizon:g}"] if self.horizon is not None else []
-        parts += [str(self.spec.get("task"))] if self.kind == "finetune" else []
-        return " ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +200,13 @@ def load(run: Path) -> Study:
     records = read(run / "records.jsonl")
     if not records:
         raise StudyError(f"{run / 'records.jsonl'}: holds no record; hint: `lmbench run` writes one as each case ends")
-    looks = run / "looks.jsonl"
-    study = assemble(plan, records, _item_reader(run), where=run / "plan.json", looks=_looks(looks))
     try:
+        looked = looks.read(run / "looks.jsonl")
+        study = assemble(plan, records, _item_reader(run), where=run / "plan.json", looks=looked)
         held = registered.read(run)
-        found = tuple(registered.deviations(held, study.run, study.design, _first_look(looks)))
+        found = tuple(registered.deviations(held, study.run, study.design, looks.first(run / "looks.jsonl")))
+    except StudyError:
+        raise
     except (TypeError, ValueError) as error:
         raise StudyError(str(error)) from error
     return replace(study, deviations=found, is_registered=held is not None)
@@ -327,29 +287,6 @@ def _plan(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise StudyError(f"{path}: holds a JSON {type(found).__name__}, expected an object")
     return cast("Mapping[str, Any]", found)
-
-
-def _looks(path: Path) -> tuple[frozenset[str], ...]:
-    return tuple(_look_lines(path)) if path.exists() else ()
-
-
-def _first_look(path: Path) -> str | None:
-    """When the records were first judged; None where they never were, or the line does not say."""
-    if not path.exists():
-        return None
-    first, ended, _ = path.read_text(encoding="utf-8").partition("\n")
-    when = json.loads(first).get("time") if ended else None
-    return when if isinstance(when, str) else None
-
-
-def _look_lines(path: Path) -> Iterator[frozenset[str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-        try:
-            yield frozenset(str(digest) for digest in json.loads(line)["records"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StudyError(
-                f"{path}:{number}: not a look ({error}); hint: the file is only ever appended to"
-            ) from error
 
 
 def _item_reader(run: Path) -> ItemReader:

@@ -28,9 +28,10 @@ from bench.design import ArmDesign, Endpoint
 from bench.endpoints import Adjustment
 from bench.ledger import ENDPOINTS
 from bench.nextstep import next_steps
+from bench.planned import PlannedCase
 from bench.savings import Found, Readings, Saving
 from bench.stats.additive import effects
-from bench.study import PlannedCase, Study, load
+from bench.study import Study, load
 from bench.words import Outcome, finite, listed, several
 
 SCHEMA = 1

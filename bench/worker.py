@@ -15,11 +15,11 @@ from types import FrameType
 
 import torch
 
-from bench import finetune, generation, machine, measure
+from bench import finetune, generation, interruption, machine, measure, timing
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.company import Company
 from bench.instruments.table import open_sensors
-from bench.measure import Interrupted
+from bench.interruption import Interrupted
 from lmopt.compute.numa import NotApplicable
 from lmopt.train.loop import Diverged
 
@@ -31,7 +31,7 @@ CASES = {
     "train": measure.train,
     "finetune": finetune.finetune,
     "evaluate": measure.evaluate,
-    "timing": measure.timing,
+    "timing": timing.timing,
     "generate": generation.generate,
 }
 
@@ -77,7 +77,7 @@ def _noted_machine(folder: Path) -> str:
 
 
 def _ask_to_stop(_number: int, _frame: FrameType | None) -> None:
-    measure.stop_requested.set()
+    interruption.requested.set()
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def main() -> None:
     if arguments.child:
         print(measure(json.loads(arguments.child)))
         return
-    from lmopt import cost
+    from lmopt import cost, cost_memory
     from lmopt.recipe import Recipe
 
     print("| case | parameters | predicted GiB | measured GiB | predicted / measured |\n|---|---|---|---|---|")
@@ -104,7 +104,7 @@ def main() -> None:
         child = subprocess.run(
             [sys.executable, __file__, "--child", json.dumps(plain)], capture_output=True, text=True, check=True
         )
-        measured, predicted = int(child.stdout), cost.peak_memory_bytes(recipe)
+        measured, predicted = int(child.stdout), cost_memory.peak_memory_bytes(recipe)
         held = cost.parameters(recipe).total
         row = (label, f"{held / 1e6:.1f}M", f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}")
         print("| " + " | ".join((*row, f"{predicted / measured:.2f}")) + " |", flush=True)

@@ -1,5 +1,7 @@
-"""Panels painted on matplotlib axes: loss against cost, estimates with intervals, accuracy by task; what a profile
-shows is painted in bench.report.rooflines, laws and savings against size in bench.report.lawpainter.
+"""Panels painted on matplotlib axes: loss against cost, estimates with intervals.
+
+The others build on this module: accuracy by task in bench.report.dotpainter, what a profile shows in rooflines,
+laws and savings against size in lawpainter, quality against depth in depthpainter.
 
 An arm is told apart by marker, line style and a label beside it; colour comes last.
 """
@@ -58,7 +60,7 @@ def panel_height(panel: Panel) -> int:
 
 def paint(figure: Any, panel: Panel) -> None:
     """Paint the panel on an empty matplotlib figure of the design size."""
-    from bench.report import depthpainter, lawpainter, rooflines  # all build on this module
+    from bench.report import depthpainter, dotpainter, lawpainter, rooflines  # all build on this module
 
     height = panel_height(panel)
     match panel:
@@ -67,7 +69,7 @@ def paint(figure: Any, panel: Panel) -> None:
         case Forest():
             _forest(figure, panel, height)
         case Dots():
-            _dots(figure, panel, height)
+            dotpainter.dots(figure, panel, height)
         case Roofline():
             rooflines.roofline(figure, panel, height)
         case Timeline():
@@ -321,34 +323,3 @@ def percent_ticks(axes: Axes, *, vertical: bool = False) -> None:
     axis = axes.yaxis if vertical else axes.xaxis
     axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(_plain_tick))
-
-
-# --- accuracy task by task -----------------------------------------------------------------------
-
-
-def _dots(figure: Any, panel: Dots, height: int) -> None:
-    axes = frame(figure, height, left=112, right=14, top=10, bottom=48)
-    values = [value for _, chance, dots in panel.rows for value in [*(v for *_, v in dots), *_known(chance)]]
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 1.0
-    axes.set_xlim(low - room, high + room)
-    axes.set_ylim(len(panel.rows) - 0.5, -0.5)
-    axes.set_yticks([])
-    for number, (task, chance, dots) in enumerate(panel.rows):
-        axes.axhline(number, color=GRID, linewidth=0.8, zorder=1)
-        axes.text(-0.03, number, shorten(task, 17), transform=axes.get_yaxis_transform(), fontsize=10, color=INK,
-                  ha="right", va="center")  # fmt: skip
-        for known in _known(chance):
-            axes.plot(
-                [known], [number], linestyle="", marker="|", markersize=16, markeredgewidth=1.6, color=MUTED, zorder=2
-            )
-        for place, (_, style, value) in enumerate(dots):
-            middle = number + (0.5 * ((place + 0.5) / len(dots) - 0.5) if len(dots) > 1 else 0.0)
-            axes.plot([value], [middle], marker=marker(style), markersize=8, markerfacecolor=PAPER,
-                      markeredgecolor=colour(style), markeredgewidth=1.9, linestyle="", zorder=3 + style)  # fmt: skip
-    percent_ticks(axes)
-    axes.set_xlabel(panel.x_label, fontsize=9.5, loc="left", labelpad=6)
-
-
-def _known(value: float | None) -> list[float]:
-    return [] if value is None else [value]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lmopt import cost
+from lmopt import cost_memory
 from lmopt.compute import memory
 from lmopt.compute.decisions import Decision, ReplayError, read_decisions
 from lmopt.recipe import AdaptiveMicro, FixedBatch, NoiseRamp, Recipe
@@ -203,7 +203,7 @@ class Adapting(Scheduled):
     ) -> None:
         super().__init__(recipe, horizon)
         self.config, self._free_bytes, self._clock = config, free_bytes, clock
-        self._held_bytes, self._bytes_a_sequence = cost.memory_parts(recipe)
+        self._held_bytes, self._bytes_a_sequence = cost_memory.memory_parts(recipe)
         self._used_bytes = 0
         """Bytes of activations that the present size is taken to hold already."""
         self._failed = config.sizes[-1] + 1

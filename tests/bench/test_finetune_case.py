@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import finetune, measure, workloads
+from bench import finetune, interruption, workloads
 from bench.case import Case, identify
 from bench.casefolder import Job, Outcome
 from bench.evaluate import items as item_tables
 from bench.evaluate import loading, practice, splits
 from bench.evaluate.sets import Item
-from bench.measure import Interrupted
+from bench.interruption import Interrupted
 from lmopt.data import tokenizer as bpe
 from lmopt.data.spec import Bpe
 from lmopt.recipe import Recipe
@@ -47,7 +47,7 @@ def _small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(practice, "items", items)
     monkeypatch.setattr(loading, "items", items)
-    monkeypatch.setattr(measure.stop_requested, "is_set", lambda: False)
+    monkeypatch.setattr(interruption.requested, "is_set", lambda: False)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_stopped_at_any_moment_it_continues_to_the_same_bits(
 ) -> None:
     whole = run(job, tmp_path / "whole")
     asked = iter(n in (20, 21, 100, 101) for n in range(10**6))  # in the first trial, then in the second
-    monkeypatch.setattr(measure.stop_requested, "is_set", lambda: next(asked))
+    monkeypatch.setattr(interruption.requested, "is_set", lambda: next(asked))
     for _ in range(2):
         with pytest.raises(Interrupted):
             run(job, tmp_path / "broken")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lmopt import cost
+from lmopt import cost, cost_memory
 from lmopt.recipe import Model, Moe, Recipe, Relu2, SwiGlu
 
 
@@ -116,15 +116,15 @@ def test_a_mixture_by_hand():
 
 
 def test_memory_grows_with_what_fills_it():
-    small = cost.peak_memory_bytes(recipe(SwiGlu(), width=64))
-    assert small < cost.peak_memory_bytes(recipe(SwiGlu(), width=128))
-    assert small < cost.peak_memory_bytes(recipe(SwiGlu(), width=64, length=512))
-    assert small < cost.peak_memory_bytes(recipe(Moe(), width=64))
+    small = cost_memory.peak_memory_bytes(recipe(SwiGlu(), width=64))
+    assert small < cost_memory.peak_memory_bytes(recipe(SwiGlu(), width=128))
+    assert small < cost_memory.peak_memory_bytes(recipe(SwiGlu(), width=64, length=512))
+    assert small < cost_memory.peak_memory_bytes(recipe(Moe(), width=64))
     micro = Recipe.model_validate(
         recipe(SwiGlu(), width=64).model_dump() | {"batching": {"sequences": 64, "length": 256}}
     )
     split = micro.model_copy(update={"batching": micro.batching.model_copy(update={"micro_sequences": 8})})
-    assert cost.peak_memory_bytes(split) < cost.peak_memory_bytes(micro)
+    assert cost_memory.peak_memory_bytes(split) < cost_memory.peak_memory_bytes(micro)
 
 
 def test_a_foreign_feed_forward_says_what_it_costs():

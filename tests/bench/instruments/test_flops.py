@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.instruments import flops
+from bench.instruments import flops, formulas
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.transformer import build
@@ -153,8 +153,8 @@ def test_a_difference_within_half_a_percent_is_agreement():
 # --- each formula is needed ----------------------------------------------------------------------
 
 
-def counted(call, formulas=flops.FORMULAS) -> int:
-    with FlopCounterMode(display=False, custom_mapping=flops.known_operators(formulas)) as counter:
+def counted(call, known=formulas.FORMULAS) -> int:
+    with FlopCounterMode(display=False, custom_mapping=formulas.known_operators(known)) as counter:
         call()
     return counter.get_total_flops()
 
@@ -219,34 +219,34 @@ NEEDED = {
 def test_deleting_a_formula_loses_its_flops(name):
     call, expected, lost = NEEDED[name]
     assert counted(call) == expected
-    without = {other: formula for other, formula in flops.FORMULAS.items() if other != name}
+    without = {other: formula for other, formula in formulas.FORMULAS.items() if other != name}
     assert counted(call, without) == expected - lost
 
 
 def test_every_formula_for_a_cpu_is_needed():
-    elsewhere = {name for name in flops.FORMULAS if "cpu" not in name and "scaled" in name}
-    assert set(flops.FORMULAS) - elsewhere == set(NEEDED)
+    elsewhere = {name for name in formulas.FORMULAS if "cpu" not in name and "scaled" in name}
+    assert set(formulas.FORMULAS) - elsewhere == set(NEEDED)
 
 
 @pytest.mark.parametrize("kind", ["flash", "efficient", "cudnn"])
 def test_attention_kernels_of_cuda_count_grouped_heads(kind):
     q, k = (2, 4, 8, 16), (2, 2, 8, 16)
-    forward = flops.FORMULAS[f"aten::_scaled_dot_product_{kind}_attention"]
-    backward = flops.FORMULAS[f"aten::_scaled_dot_product_{kind}_attention_backward"]
+    forward = formulas.FORMULAS[f"aten::_scaled_dot_product_{kind}_attention"]
+    backward = formulas.FORMULAS[f"aten::_scaled_dot_product_{kind}_attention_backward"]
     assert forward(q, k, k) == 2 * PAIR
     assert backward(q, q, k, k, q) == 5 * PAIR
-    assert f"_scaled_dot_product_{kind}_attention" in str(flops.known_operators(flops.FORMULAS))
+    assert f"_scaled_dot_product_{kind}_attention" in str(formulas.known_operators(formulas.FORMULAS))
 
 
 def test_grouped_products_in_all_four_forms():
-    assert flops.grouped_product_flops((12, 16), (3, 16, 8)) == 2 * 12 * 16 * 8  # groups of rows
-    assert flops.grouped_product_flops((16, 12), (12, 8)) == 2 * 16 * 12 * 8  # groups of the inner dimension
-    assert flops.grouped_product_flops((3, 5, 16), (16, 12)) == 2 * 5 * 16 * 12  # groups of columns
-    assert flops.grouped_product_flops((3, 5, 16), (3, 16, 8)) == 3 * 2 * 5 * 16 * 8  # a plain batch
+    assert formulas.grouped_product_flops((12, 16), (3, 16, 8)) == 2 * 12 * 16 * 8  # groups of rows
+    assert formulas.grouped_product_flops((16, 12), (12, 8)) == 2 * 16 * 12 * 8  # groups of the inner dimension
+    assert formulas.grouped_product_flops((3, 5, 16), (16, 12)) == 2 * 5 * 16 * 12  # groups of columns
+    assert formulas.grouped_product_flops((3, 5, 16), (3, 16, 8)) == 3 * 2 * 5 * 16 * 8  # a plain batch
 
 
 def test_an_operator_that_this_torch_lacks_is_passed_over():
-    assert flops.known_operators({"aten::_not_in_any_version": flops.product_flops}) == {}
+    assert formulas.known_operators({"aten::_not_in_any_version": formulas.product_flops}) == {}
 
 
 @pytest.mark.parametrize("name", flops.HANDLES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from lmopt import cost
+from lmopt import cost, cost_memory
 from lmopt.compute import pace
 from lmopt.compute.decisions import ReplayError, write_decisions
 from lmopt.compute.pace import Adapting, noise_scale
@@ -216,7 +216,7 @@ class Machine:
 
     def __init__(self, sequences: float):
         self.described = recipe(ADAPTIVE, steps=1000)
-        self.held, self.each = cost.memory_parts(self.described)
+        self.held, self.each = cost_memory.memory_parts(self.described)
         self.now_s = 0.0
         self.free(sequences, first=True)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.instruments.flops import FORMULAS, known_operators
+from bench.instruments.formulas import FORMULAS, known_operators
 from lmopt.cost_decoding import written_flops
 from lmopt.infer import exactness, speculative
 from lmopt.infer.decoder import Decoder

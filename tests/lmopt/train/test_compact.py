@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmopt import cost
+from lmopt import cost_memory
+from lmopt.arch import loss
 from lmopt.compute import precision
 from lmopt.recipe import AdamW, AdamW8bit, Bf16Stochastic
 from lmopt.train import compact, optimizer
@@ -74,8 +75,9 @@ def test_a_slice_after_the_other_is_the_same_to_the_bit(config, monkeypatch):
     assert all(torch.equal(whole[name], sliced[name]) for name in whole)
 
 
-def test_the_plan_knows_the_slice():
-    assert cost.EIGHT_BIT_SLICE == compact.SLICE
+def test_the_plan_knows_the_slice_and_the_heads_chunk():
+    assert cost_memory.EIGHT_BIT_SLICE == compact.SLICE
+    assert cost_memory.LOGIT_CHUNK_BYTES == loss.CHUNK_BYTES
 
 
 def test_moments_stay_where_they_are_from_the_first_step_on():

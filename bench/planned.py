@@ -1,0 +1,53 @@
+"""A case of the plan as judging reads it from `plan.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.record import CaseKind
+
+
+class PlannedCase(BaseModel):
+    """One node of the plan, without what only running it needs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    kind: CaseKind
+    arm: str
+    scale: str | None = None
+    seed: int | None = None
+    horizon: float | None = None
+    parents: tuple[str, ...] = ()
+    purpose: str = ""
+    spec: Mapping[str, Any] = Field(default_factory=dict[str, Any])
+    estimate: Mapping[str, Any] = Field(default_factory=dict[str, Any])
+    fits: bool = True
+    reason: str | None = None
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a tuning trial."""
+        return self.purpose == "tune"
+
+    @property
+    def place(self) -> str:
+        """Its kind; tuning trials are kept apart from the trainings that arms are judged by."""
+        return "trial" if self.is_trial else self.kind
+
+    @property
+    def tuning(self) -> Mapping[str, Any]:
+        """How a training chooses among its trials; empty where it had none."""
+        return self.spec.get("tune") or {}
+
+    @property
+    def label(self) -> str:
+        """Short name for people: `train moe/s seed 0 x1`."""
+        parts = [self.place, self.arm + (f"/{self.scale}" if self.scale else "")]
+        parts += [f"seed {self.seed}"] if self.seed is not None else []
+        parts += [f"x{self.horizon:g}"] if self.horizon is not None else []
+        parts += [str(self.spec.get("task"))] if self.kind == "finetune" else []
+        return " ".join(parts)

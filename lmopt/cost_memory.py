@@ -1,0 +1,86 @@
+"""What a training step holds and moves in memory, estimated from the recipe alone (no torch here either)."""
+
+from __future__ import annotations
+
+from lmopt.cost import ffn_cost, keeps_probabilities, parameters
+from lmopt.recipe import Moe, Recipe, Recompute
+
+LOGIT_CHUNK_BYTES = 64 * 2**20
+"""Logits that the fused loss holds at once, counted as float32 (lmopt.arch.loss.CHUNK_BYTES)."""
+HEAD_BYTES = 16 * 2**20
+"""What stands beside them: the block in which softmax runs, and the head's gradient of a chunk."""
+TRANSIENT_SHARE = 0.2
+"""Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
+and those below were read off trainings of 1 to 290 M parameters on a CPU (benchmarks/memory.py), dense and
+sparse, activations kept and computed again: docs/training.md has the table."""
+CAST_SHARE = 0.5
+"""Part of a dense model's bfloat16 casts that adds to the peak: they are let go of while the gradients grow."""
+RUNTIME_BYTES = 85 * 2**20
+"""What a process takes for its first step beside tensors: compiled products, thread pools, the optimizer's code."""
+EXPERT_RUNTIME_BYTES = 100 * 2**20
+"""The same for a sparse layer's products, compiled for many numbers of rows."""
+EIGHT_BIT_UPDATE_BYTES = 40
+"""What the 8-bit optimizer unpacks to update a slice of a parameter, a number of it: moments, quotients and codes."""
+EIGHT_BIT_SLICE = 1 << 18
+"""Numbers of a slice (lmopt.train.compact.SLICE)."""
+
+
+def peak_memory_bytes(recipe: Recipe) -> int:
+    """Estimated peak of a training step over the empty process."""
+    held, a_sequence = memory_parts(recipe)
+    return held + recipe.batching.held_sequences * a_sequence
+
+
+def memory_parts(recipe: Recipe) -> tuple[int, int]:
+    """Bytes that are held whatever the batch, and bytes that each sequence of a forward pass adds.
+
+    Held: weights, gradients and moments as precision and optimizer keep them, a copy of the weights in the products'
+    type, the head's chunk. A sequence: the activations kept for backward, with what exists for a moment beside them. A
+    dense block that is computed again keeps its input; its copy and activations exist one block at a time. A sparse one
+    does too, but its many odd sizes leave holes in the heap: the peak measured is that of kept activations.
+    """
+    held, model, layers, sparse = parameters(recipe), recipe.model, recipe.model.layers, isinstance(recipe.ffn, Moe)
+    again = recipe.activations.layers_of(layers) if isinstance(recipe.activations, Recompute) else 0
+    block, inputs = _kept_per_token(recipe), model.width * (again + 4)  # and of the embedding, last norm and head
+    numbers = (layers - (0 if sparse else again)) * block + inputs
+    numbers += block * (1 + TRANSIENT_SHARE) if again and not sparse else (layers * block + inputs) * TRANSIENT_SHARE
+    copies = (held.total - held.embedding) * max(1, layers - again) / layers + held.embedding
+    copies *= recipe.precision.copy_bytes * (1.0 if again or sparse else CAST_SHARE)
+    kept_and_gradient = 2 * recipe.precision.weight_bytes
+    state = held.total * (kept_and_gradient + recipe.optimizer.state_bytes)
+    runtime = RUNTIME_BYTES + (EXPERT_RUNTIME_BYTES if sparse else 0)
+    in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
+    head = HEAD_BYTES + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
+    whole = round(state + copies) + in_full + head + 8 * held.embedding + runtime
+    if recipe.optimizer.kind == "adamw_8bit":
+        whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
+    return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
+
+
+def _product_bytes(recipe: Recipe) -> int:
+    """Bytes of a number in the forward pass."""
+    return 2 if recipe.precision.arithmetic == "bf16" else 4
+
+
+def _kept_per_token(recipe: Recipe) -> int:
+    """Numbers that one block keeps for backward, a token."""
+    model, length = recipe.model, recipe.batching.length
+    return (
+        2 * model.width  # residual stream before each half of a block
+        + 2 * model.width  # normalised inputs of the two halves
+        + (2 * model.heads + 3 * model.key_heads) * model.head_width  # projections, turned queries and keys
+        + model.width  # attention's output
+        + ffn_cost(recipe.ffn, model.width).activations_per_token
+        + (model.heads * length * 5 // 8 if keeps_probabilities("cpu", length) else 0)  # causal half, by blocks
+    )
+
+
+def update_bytes(recipe: Recipe) -> float:
+    """Bytes that a step moves for its parameters beside the products: copies, gradients, the optimizer's update.
+
+    Read: weight, gradient twice (norm, update), the state, weight again for its copy. Written: gradient, weight, state,
+    copy.
+    """
+    weight, copy = recipe.precision.weight_bytes, recipe.precision.copy_bytes
+    a_parameter = 5 * weight + 2 * recipe.optimizer.state_bytes + (weight + copy if copy else 0)
+    return parameters(recipe).total * a_parameter
