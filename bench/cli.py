@@ -297,6 +297,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _size(text: str) -> int:
+    """Bytes of `256MB` or `1GiB`."""
+    from lmopt.quantities import parse_bytes
+
+    try:
+        return int(parse_bytes(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _add_data(commands: Any) -> None:
     data = _command(commands, "data", _data, "fetch, build and describe corpora and evaluation sets")
     actions = data.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
@@ -308,6 +318,13 @@ def _add_data(commands: Any) -> None:
     build.add_argument("suite", type=Path, metavar="SUITE")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
     build.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1); the output is the same")
+    build.add_argument(
+        "--memory",
+        type=_size,
+        default="1GiB",
+        metavar="SIZE",
+        help="for the tables of an arm's data steps together (1GiB); the rest of them lies on disk",
+    )
     describe = actions.add_parser("describe", help="documents, bytes and tokens a domain; what was dropped and why")
     describe.add_argument("folder", type=Path, metavar="DIR")
     inspect = actions.add_parser("inspect", help="show some documents of a built corpus")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.forecast import columns
-from lmopt.quantities import human_bytes, human_count
+from lmopt.quantities import human_bytes, human_count, human_seconds
 from lmopt.step import Step
 
 TOLD_EVERY_S = 10.0
@@ -27,7 +27,8 @@ def fetch(arguments: argparse.Namespace) -> int:
     for text in sources_of(arguments.source):
         found = fetch_source(text, progress=_teller())
         print(
-            f"{found.source}  {found.version}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}  {found.licence}"
+            f"{found.source}  {found.version}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}"
+            f"  {found.licence or 'licence not stated'}"
         )
     return 0
 
@@ -61,11 +62,13 @@ def build(arguments: argparse.Namespace) -> int:
     from bench.evaluate import protected
     from bench.suite import load_suite
     from lmopt.data import corpus, shards, workers
+    from lmopt.data.scratch import Scratch
 
     suite = load_suite(arguments.suite)
     out: Path = arguments.out
     texts, missing = protected.texts(suite.evaluate.tasks if suite.data.decontaminate else ())
-    _watch("corpus", corpus.build(suite.data, out / "corpus", protected=texts, unprotected=missing))
+    brought = corpus.build(suite.data, out / "corpus", protected=texts, unprotected=missing, progress=_teller())
+    _watch("corpus", brought)
     print(out / "corpus")
     done: dict[str, str] = {}
     with nullcontext() if arguments.workers < 2 else workers.processes(arguments.workers) as mapper:
@@ -73,19 +76,38 @@ def build(arguments: argparse.Namespace) -> int:
             steps = suite.resolve(arm.name, suite.over.scale[0].name).data
             key = repr(steps)
             if key not in done:
-                _watch(f"shards of {arm.name}", shards.build(out / "corpus", steps, out / arm.name, mapper=mapper))
+                scratch = Scratch(arguments.memory // max(len(steps), 1))
+                built = shards.build(out / "corpus", steps, out / arm.name, mapper=mapper, scratch=scratch)
+                _watch(f"shards of {arm.name}", built)
                 done[key] = arm.name
                 print(out / arm.name)
     return 0
 
 
 def _watch(what: str, steps: Iterator[Step]) -> None:
-    last = 0
+    """Tell how many documents went in and came out, while it happens and in the end."""
+    tell, start_s, notes = _teller(), time.monotonic(), dict[str, float]()
     for step in steps:
-        last = step.index
-        if sys.stderr.isatty():
-            print(f"\r{what}: {last}", end="", file=sys.stderr)
-    print(f"\r{what}: {last} units done", file=sys.stderr)
+        if "documents" in step.notes:
+            notes = dict(step.notes)
+            tell(f"{what}: {_so_far(notes, time.monotonic() - start_s)}")
+        elif "held_out_documents" in step.notes:
+            tell(f"{what}: {human_count(step.notes['held_out_documents'])} documents held out")
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    said = _so_far(notes, time.monotonic() - start_s) if notes else "finished before, left as it is"
+    print(f"{what}: {said}", file=sys.stderr)
+
+
+def _so_far(notes: Mapping[str, float], seconds: float) -> str:
+    parts = [
+        f"{human_count(notes['documents'])} documents, {human_bytes(notes['bytes'])} read",
+        f"{human_count(notes['kept_documents'])} kept",
+        f"{human_count(notes['dropped'])} dropped",
+    ]
+    if made := notes["synthetic_documents"]:
+        parts.append(f"{human_count(made)} made by a model")
+    return ", ".join([*parts, human_seconds(seconds)])
 
 
 def describe(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Readers of three formats that text stands in inside Debian packages: SWORD modules, R data, WordNet's files."""
+"""Readers of formats that text stands in inside Debian packages: SWORD modules, R data, WordNet's files, Perl's POD."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from lmopt.data.archives import deb_members
 from lmopt.data.cache import SourceError
 from lmopt.data.formats import Passage, text_of
+from lmopt.data.html import PARAGRAPH_CHARACTERS
 
 SWORD_ENTRY = struct.Struct("<III")
 """Where a block begins in the text file, its compressed size, its size (zVerse driver, `.bzs` and the like)."""
@@ -20,6 +21,12 @@ LEAST_LINES = 100
 """A shorter character vector of a data set is a title or a column's name."""
 GLOSSES = 25
 """Synsets a document: one alone is a line."""
+_POD_ESCAPE = re.compile(r"E<(lt|gt|verbar|sol)>")
+_POD_ESCAPES = {"lt": "\ue000", "gt": "\ue001", "verbar": "|", "sol": "/"}
+"""Brackets that are text are out of the way while codes are looked for."""
+_POD_WIDE = re.compile(r"([A-Z])<<+\s+(.*?)\s+>>+", re.DOTALL)
+_POD_CODE = re.compile(r"([A-Z])<([^<>]*)>")
+_SHIELD, _SHIELDED = str.maketrans("<>", "\ue000\ue001"), str.maketrans("\ue000\ue001", "<>")
 
 
 def sword(path: Path) -> Iterator[Passage]:
@@ -94,3 +101,31 @@ def wordnet(path: Path) -> Iterator[Passage]:
                 glosses.append(f"{', '.join(words).replace('_', ' ')}: {gloss.strip()}")
         for start in range(0, len(glosses), GLOSSES):
             yield Passage(f"{name}:{start}", "\n".join(glosses[start : start + GLOSSES]), "dictionary")
+
+
+def pod(path: Path) -> Iterator[Passage]:
+    """Perl's documentation: its ordinary paragraphs of 80 characters and more, without formatting codes (perlpod)."""
+    for name, content in deb_members(path, "usr/share/perl/", ".pod"):
+        blocks = re.split(r"\n\s*?\n", text_of(content))
+        paragraphs = (_plain_pod(block) for block in blocks if not block.startswith((" ", "\t", "=", "\n")))
+        text = "\n\n".join(found for found in paragraphs if len(found) >= PARAGRAPH_CHARACTERS)
+        yield Passage(name, text, "technical")
+
+
+def _plain_pod(block: str) -> str:
+    """A paragraph without its formatting codes: B<bold>, L<text|page>, E<lt>; the innermost are taken away first."""
+    block = _POD_ESCAPE.sub(lambda code: _POD_ESCAPES[code[1]], block)
+    found = 1
+    while found:
+        block, wide = _POD_WIDE.subn(_meant, block)
+        block, narrow = _POD_CODE.subn(_meant, block)
+        found = wide + narrow
+    return " ".join(block.translate(_SHIELDED).split())
+
+
+def _meant(code: re.Match[str]) -> str:
+    """What a formatting code stands for; index entries and null codes stand for nothing."""
+    kind, inside = code.groups()
+    if kind in "XZ":
+        return ""
+    return (inside.partition("|")[0] if kind == "L" else inside).translate(_SHIELD)

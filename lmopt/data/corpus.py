@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +48,49 @@ def build(
     cache: Path | None = None,
     protected: Mapping[str, Sequence[str]] | None = None,
     unprotected: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Iterator[Step]:
     """Build the corpus in `out`; a finished one of the same description and sources is left as it is.
 
     Args:
         protected: name -> texts of evaluation sets, which training text must not repeat (`data.decontaminate`).
         unprotected: name -> why the texts of a set are not there; recorded.
+        progress: is told in one line which source is being fetched or read.
 
     Raises:
         SourceError: a source cannot be had or read.
         DataError: nothing is left to train or to validate on, or the disk is full.
     """
     with full_disk_said(out):
-        yield from _build(data, out, cache, dict(protected or {}), dict(unprotected or {}))
+        fetched: dict[str, Fetched] = {}
+        for count, options in enumerate(_all_sources(data), start=1):
+            fetched[options.source] = _fetch(options, cache, progress)
+            yield Step(count, 0, notes={"source_bytes": float(fetched[options.source].size_bytes)})
+        origin = _Origin(data, fetched, progress)
+        yield from _build(origin, out, dict(protected or {}), dict(unprotected or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a corpus is made from."""
+
+    data: Data
+    fetched: Mapping[str, Fetched]
+    progress: Callable[[str], None] | None
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, source by source."""
+        for place, options in enumerate(self.data.corpus, start=1):
+            if self.progress:
+                self.progress(f"reading {options.source} ({place} of {len(self.data.corpus)})")
+            yield from reading.read(self.fetched[options.source], options)
 
 
 def _build(
-    data: Data, out: Path, cache: Path | None, protected: dict[str, Sequence[str]], unprotected: dict[str, str]
+    origin: _Origin, out: Path, protected: dict[str, Sequence[str]], unprotected: dict[str, str]
 ) -> Iterator[Step]:
-    count = 0
-    fetched: dict[str, Fetched] = {}
-    for options in (*data.corpus, *(v for v in data.validation if not isinstance(v, Holdout))):
-        count += 1
-        fetched[options.source] = _fetch(options, cache)
-        yield Step(count, 0, notes={"source_bytes": float(fetched[options.source].size_bytes)})
+    data, fetched = origin.data, origin.fetched
+    count = len(_all_sources(data))
     identity = _identity(data, fetched, protected)
     if _finished(out, identity):
         return
@@ -79,12 +99,12 @@ def _build(
     with DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped:
         tally, held, sets = Tally(), HeldOut(), {}
         for entry in data.validation:
-            sets[entry.name] = _hold_out(entry, data, fetched, held, dropped, tally, out)
+            sets[entry.name] = _hold_out(entry, origin, held, dropped, tally, out)
             count += 1
             yield Step(count, 0, notes={"held_out_documents": float(sets[entry.name]["documents"])})
         unseen = _unseen(data, held, sets, protected)
         with DocumentWriter(out / DOCUMENTS) as kept:
-            distinct = _kept(held.without_duplicates(_training(data, fetched, tally)), dropped, tally)
+            distinct = _kept(held.without_duplicates(_training(origin, tally)), dropped, tally)
             for place, item in enumerate(unseen.clean(distinct) if unseen else distinct, start=1):
                 _settle(item, kept, dropped, tally)
                 if place % STEP_DOCUMENTS == 0:
@@ -103,12 +123,17 @@ def _build(
     yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(trained.get_vocab_size())})
 
 
-def _fetch(options: SourceOptions, cache: Path | None) -> Fetched:
+def _all_sources(data: Data) -> tuple[SourceOptions, ...]:
+    """Of the training text, then of the validation sets that have one of their own."""
+    return (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout)))
+
+
+def _fetch(options: SourceOptions, cache: Path | None, progress: Callable[[str], None] | None) -> Fetched:
     limit = None if options.limit is None else int(options.limit)
-    return sources.fetch(options.source, cache, field=options.field, limit_bytes=limit)
+    return sources.fetch(options.source, cache, progress=progress, field=options.field, limit_bytes=limit)
 
 
-def _identity(data: Data, fetched: dict[str, Fetched], protected: Mapping[str, Sequence[str]]) -> str:
+def _identity(data: Data, fetched: Mapping[str, Fetched], protected: Mapping[str, Sequence[str]]) -> str:
     """Hash of the description, of every source's content and of the texts that are protected."""
     described = {
         "data": data.model_dump(mode="json"),
@@ -133,14 +158,14 @@ def _finished(out: Path, identity: str) -> bool:
 
 
 def _hold_out(
-    entry: Any, data: Data, fetched: dict[str, Fetched], held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
+    entry: Any, origin: _Origin, held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
 ) -> dict[str, Any]:
     """Fill one validation set; its facts."""
     seen: set[str] = set()
     if isinstance(entry, Holdout):
-        found = _held_out(entry, _corpus(data, fetched), seen)
+        found = _held_out(entry, origin.documents(), seen)
     else:
-        found = reading.read(fetched[entry.source], entry)
+        found = reading.read(origin.fetched[entry.source], entry)
     first = len(held.documents)
     for item in held.add_distinct(found):
         dropped.add(item)
@@ -163,11 +188,6 @@ def _hold_out(
     }
 
 
-def _corpus(data: Data, fetched: dict[str, Fetched]) -> Iterator[Document]:
-    for options in data.corpus:
-        yield from reading.read(fetched[options.source], options)
-
-
 def _held_out(entry: Holdout, documents: Iterable[Document], seen: set[str]) -> Iterator[Document]:
     """Documents whose hash falls into the share of their domain; notes which domains there are."""
     for document in documents:
@@ -176,10 +196,10 @@ def _held_out(entry: Holdout, documents: Iterable[Document], seen: set[str]) -> 
             yield document
 
 
-def _training(data: Data, fetched: dict[str, Fetched], tally: Tally) -> Iterator[Document]:
+def _training(origin: _Origin, tally: Tally) -> Iterator[Document]:
     """Documents that are not held out."""
-    entry = next((entry for entry in data.validation if isinstance(entry, Holdout)), None)
-    for document in _corpus(data, fetched):
+    entry = next((entry for entry in origin.data.validation if isinstance(entry, Holdout)), None)
+    for document in origin.documents():
         if entry is None or not is_held_out(document, entry.share_of(document.domain)):
             yield tally.read(document)
 
@@ -231,7 +251,7 @@ def _set_path(out: Path, name: str) -> Path:
 
 def _facts(
     identity: str,
-    fetched: dict[str, Fetched],
+    fetched: Mapping[str, Fetched],
     tally: Tally,
     sets: dict[str, Any],
     kept: DocumentWriter,

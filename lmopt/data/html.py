@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
+from html import unescape
 
 PARAGRAPH_CHARACTERS = 80
 """Shorter paragraphs are menus, headings and captions: left out."""
@@ -13,44 +13,45 @@ BLOCKS = frozenset({
 })  # fmt: skip
 SKIPPED = frozenset({"head", "math", "nav", "pre", "script", "style", "svg"})
 """Elements whose text is no prose; `pre` is code."""
+_ATTRIBUTES = r"(?:[^<>=]+|=\s*(?:\"[^\"]*\"|'[^']*')|=)*+>"
+"""To the end of a tag; a quote counts behind `=` only."""
+_MARKUP = re.compile(
+    r"<!--.*?(?:-->|\Z)"
+    rf"|<(?P<raw>script|style)(?=[\s>/]){_ATTRIBUTES}(?<!/>).*?(?:</(?P=raw)\s*>|\Z)"
+    rf"|<(?P<end>/?)(?P<name>[a-z][^\s/>]*){_ATTRIBUTES}"
+    r"|<[!?/][^>]*>",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A comment, a script or style sheet with what is in it, a tag, or a declaration."""
 
 
 def html_text(page: str) -> str:
-    """Paragraphs of 80 characters or more, one empty line between."""
-    parser = _Prose()
-    parser.feed(page)
-    parser.close()
-    parser.end_paragraph()
-    return "\n\n".join(parser.paragraphs)
+    """Paragraphs of 80 characters or more, one empty line between.
+
+    Finds what `html.parser` finds, several times as fast: a page of documentation is mostly tags.
+    """
+    paragraphs: list[str] = []
+    pieces: list[str] = []
+    skipping = place = 0
+    for markup in _MARKUP.finditer(page):
+        if not skipping:
+            pieces.append(page[place : markup.start()])
+        place = markup.end()
+        name = (markup["name"] or "").lower()
+        if name in SKIPPED:
+            if markup["end"]:
+                skipping = max(skipping - 1, 0)
+            elif page[place - 2] != "/":
+                skipping += 1
+        elif name in BLOCKS:
+            paragraphs += _paragraph(pieces)
+            pieces.clear()
+    if not skipping:
+        pieces.append(page[place:])
+    return "\n\n".join(paragraphs + _paragraph(pieces))
 
 
-class _Prose(HTMLParser):
-    """Collects the text of block elements."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.paragraphs: list[str] = []
-        self._open: list[str] = []
-        self._skipping = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        self._skipping += tag in SKIPPED
-        if tag in BLOCKS:
-            self.end_paragraph()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in SKIPPED:
-            self._skipping = max(0, self._skipping - 1)
-        if tag in BLOCKS:
-            self.end_paragraph()
-
-    def handle_data(self, data: str) -> None:
-        if not self._skipping:
-            self._open.append(data)
-
-    def end_paragraph(self) -> None:
-        """Close the paragraph that is open."""
-        text = re.sub(r"\s+", " ", "".join(self._open)).strip()
-        self._open.clear()
-        if len(text) >= PARAGRAPH_CHARACTERS:
-            self.paragraphs.append(text)
+def _paragraph(pieces: list[str]) -> list[str]:
+    """The text between two block elements, if it is long enough."""
+    text = " ".join("".join(map(unescape, pieces)).split())
+    return [text] if len(text) >= PARAGRAPH_CHARACTERS else []

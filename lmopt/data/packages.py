@@ -132,9 +132,7 @@ def dictionary(path: Path) -> Iterator[Passage]:
                     yield Passage(f"{name}:{number}", entry.strip(), "dictionary")
 
 
-_DOCS = (
-    "python3.11-doc linux-doc-6.1 postgresql-doc-15 sqlite3-doc git-doc perl-doc erlang-doc racket-doc qtbase5-doc-html"
-)
+_DOCS = "python3.11-doc linux-doc-6.1 postgresql-doc-15 sqlite3-doc git-doc erlang-doc racket-doc qtbase5-doc-html"
 
 PACKAGES: dict[str, Package] = {
     "pypi:evals==3.0.1.post1": Package(evals, "CC0 (OpenWebText), CC BY-SA (Wikipedia)"),
@@ -147,6 +145,7 @@ PACKAGES: dict[str, Package] = {
     "hub:wikitext-2": Package(wikitext, "CC BY-SA 3.0"),
     "stdlib:": Package(stdlib, "PSF-2.0"),
     **{f"deb:{name}": Package(documentation("technical"), None) for name in _DOCS.split()},
+    "deb:perl-doc": Package(books.pod, None),
     "deb:anarchism": Package(documentation("politics"), None),
     **{f"deb:sword-{name}": Package(books.sword, "public domain") for name in ("text-web", "text-kjv", "comm-tdavid")},
     "deb:r-cran-janeaustenr": Package(books.r_texts, "public domain"),

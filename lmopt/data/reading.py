@@ -22,7 +22,7 @@ def read(fetched: Fetched, options: SourceOptions) -> Iterator[Document]:
     """Documents of a source in the order it holds them, up to `limit` bytes of text; empty ones are left out.
 
     Raises:
-        SourceError: a file that cannot be read, or without the named field.
+        SourceError: a file that cannot be read, or without the named field; a source without a single document.
     """
     taken = 0
     for passage in _passages(fetched, options):
@@ -34,6 +34,8 @@ def read(fetched: Fetched, options: SourceOptions) -> Iterator[Document]:
         document = documents.make(passage.text, domain=domain, source=fetched.source, provenance=passage.where)
         taken += len(document.text.encode())
         yield document
+    if not taken:
+        raise SourceError(f"{fetched.source}: no text was found in it\nhint: is it empty, or of another format?")
 
 
 def _passages(fetched: Fetched, options: SourceOptions) -> Iterator[Passage]:

@@ -8,17 +8,20 @@ import json
 import lzma
 import tarfile
 import zipfile
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmopt.data import packages, reading, sources
 from lmopt.data.archives import deb_members
 from lmopt.data.cache import SourceError
 from lmopt.data.documents import Document
-from lmopt.data.html import html_text
+from lmopt.data.html import BLOCKS, PARAGRAPH_CHARACTERS, SKIPPED, html_text
 from lmopt.data.spec import CorpusSource
 
 ROWS = [{"text": "one"}, {"text": "two\nlines"}, {"text": ""}, {"text": "naïve ☃"}]
@@ -109,6 +112,70 @@ def test_html_keeps_paragraphs_of_prose_only() -> None:
         f"<html><head><title>{'t' * 99}</title></head><script>{'s' * 99}</script><p>Menu</p><p>{prose}</p><pre>x</pre>"
     )
     assert html_text(page) == prose.replace("<b>", "").replace("</b>", "").replace("&amp;", "&")
+
+
+class _Prose(HTMLParser):
+    """The same by the standard library's parser, tag after tag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paragraphs: list[str] = []
+        self._open: list[str] = []
+        self._skipping = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._skipping += tag in SKIPPED
+        if tag in BLOCKS:
+            self.end_paragraph()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in SKIPPED:
+            self._skipping = max(0, self._skipping - 1)
+        if tag in BLOCKS:
+            self.end_paragraph()
+
+    def handle_data(self, data: str) -> None:
+        if not self._skipping:
+            self._open.append(data)
+
+    def end_paragraph(self) -> None:
+        text = " ".join("".join(self._open).split())
+        self._open.clear()
+        if len(text) >= PARAGRAPH_CHARACTERS:
+            self.paragraphs.append(text)
+
+
+def _attribute(name: str, value: str, quote: str) -> str:
+    return f" {name}={quote}{value.replace(quote, '')}{quote}"
+
+
+TAG = st.sampled_from(["p", "DIV", "br", "span", "a", "pre", "svg", "head", "code", "tr", "Script", "style"])
+ATTRIBUTES = st.lists(
+    st.builds(
+        _attribute, st.sampled_from(["class", "title", "data-x"]), st.text("ab <>/='\"\n"), st.sampled_from("\"'")
+    ),
+    max_size=2,
+).map("".join)
+MARKUP = st.one_of(
+    st.builds("<{}{}>".format, TAG.filter(lambda tag: tag not in ("Script", "style")), ATTRIBUTES),
+    st.builds("<{}{} />".format, TAG, ATTRIBUTES),
+    st.builds("</{}>".format, TAG),
+    st.builds("<{0}{1}>{2}</{0}\n>".format, st.sampled_from(["script", "STYLE"]), ATTRIBUTES, st.text("<p>/ab! ")),
+    st.builds("<!--{}-->".format, st.text("a<p>= 'b").filter(lambda text: not text.startswith((">", "->")))),
+    st.sampled_from(
+        ["<!DOCTYPE html>", "<?xml version='1.0'?>", "word " * 20, "it's 1 < 2 &amp; 3 ", "&lt;p&gt;", "x\n\xa0"]
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(MARKUP, max_size=25))
+def test_html_is_read_as_the_standard_library_reads_it(page: list[str]) -> None:
+    slow = _Prose()
+    slow.feed("".join(page))
+    slow.close()
+    slow.end_paragraph()
+    assert html_text("".join(page)) == "\n\n".join(slow.paragraphs)
 
 
 def _tarball(files: dict[str, bytes], mode: str = "w:gz") -> bytes:

@@ -78,3 +78,11 @@ def test_wordnet_glosses_keep_their_words(monkeypatch: pytest.MonkeyPatch) -> No
         "dictionary",
     )
     assert len(found) == 2
+
+
+def test_pod_is_prose_without_its_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    prose = "Reading B<and I<writing>> with C<E<lt>E<gt>>, C<< $a->{b} >> or L<the text|perlop/I>,X<input> as long"
+    page = f"=head1 {'h' * 90}\n\n{prose}\nas it has over eighty characters.\n \n print {'x' * 90}\n\nShort.\n\n=cut\n"
+    _members(monkeypatch, {"usr/share/perl/5/pod/perlop.pod": page.encode()})
+    (found,) = books.pod(Path("perl.deb"))
+    assert found.text == ("Reading and writing with <>, $a->{b} or the text, as long as it has over eighty characters.")

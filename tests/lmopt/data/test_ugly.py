@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmopt.data import corpus, documents, reading, shards, sources, storage, tokenizer, validation
+from lmopt.data.cache import SourceError
 from lmopt.data.contamination import Protected
 from lmopt.data.dedup import exact, near
 from lmopt.data.documents import Document, Dropped
@@ -81,11 +82,12 @@ def test_bytes_that_are_no_text_at_all(tmp_path: Path) -> None:
     assert list(storage.documents(tmp_path / "d.parquet")) == [document]
 
 
-def test_an_empty_file_has_no_documents(tmp_path: Path) -> None:
+def test_an_empty_file_is_said(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl"):
         (tmp_path / name).write_bytes(b"")
         options = CorpusSource(source=f"file:{tmp_path / name}")
-        assert list(reading.read(sources.fetch(options.source), options)) == []
+        with pytest.raises(SourceError, match=f"{name}: no text was found in it\nhint: is it empty"):
+            list(reading.read(sources.fetch(options.source), options))
 
 
 @settings(max_examples=150, deadline=None)
