@@ -41,6 +41,7 @@ class Estimate(Frozen):
     """What a case is expected to cost here, before it runs."""
 
     train_flops: float | None = None
+    generate_flops: float | None = None
     peak_memory_bytes: int | None = None
     time_s: float | None = None
     disk_bytes: int | None = None
@@ -87,6 +88,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("inference", None),
     ("activations", {"kind": "keep"}),
     ("sample", {"steps": 10, "warmup": 2}),
+    ("hf", None),
+    ("sha256", None),
 )
 """Keys that descriptions have had only since a later version, each with the value that means what there was before."""
 

@@ -24,14 +24,14 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
 
     Args:
         data: the suite as plain data.
-        look_at_files: also whether `file:` sources are there.
+        look_at_files: also whether `file:` sources are there, and a checkpoint that is to generate.
     """
     draft = Draft.of(data)
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_shapes(draft), *controls.findings(draft), *_gate(draft), *_tasks(draft),
         *_budget(draft), *_planted(draft), *_starts(draft), *ablation.findings(draft), *tunecheck.findings(draft),
-        *infercheck.findings(draft), *finetunecheck.findings(draft),
+        *infercheck.findings(draft, look_at_files=look_at_files), *finetunecheck.findings(draft),
     ]  # fmt: skip
     return found + (list(_files(draft)) if look_at_files else [])
 

@@ -140,7 +140,9 @@ class InferenceDesign(Frozen):
     """Ways of decoding, each compared with one of them."""
 
     model: Name
-    """The arm whose trained models generate."""
+    """The arm whose trained models generate, or the name of the checkpoint that does."""
+    trains: bool = True
+    """Whether the study trains its models; a checkpoint is one model, trained elsewhere."""
     reference: Name
     new_tokens: Annotated[int, Field(gt=0)]
     arms: tuple[InferenceArmDesign, ...]
@@ -187,3 +189,8 @@ class Design(Frozen):
     """arm -> scale -> the horizon at which its total cost is at most (1 - at_least) of the reference's."""
     controls: dict[str, str] = Field(default_factory=dict[str, str])
     """control (`truncated`, `half`, `smaller`, `aa`) -> the arm that carries it."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the study trains any model."""
+        return self.inference is None or self.inference.trains

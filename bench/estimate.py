@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from bench import finetuning
+from bench import finetuning, generating
 from bench.case import Case, Estimate
 from bench.design import Frozen
 from bench.expansion import flops_per_step
@@ -71,7 +71,7 @@ def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     if limit and estimate.peak_memory_bytes and estimate.peak_memory_bytes > limit:
         reason = (
             f"needs about {estimate.peak_memory_bytes / 2**30:.1f} GiB of memory, {limit / 2**30:.1f} GiB are there; "
-            "hint: lower batching.micro_sequences or the scale"
+            f"hint: {'a smaller model' if case.kind == 'generate' else 'lower batching.micro_sequences or the scale'}"
         )
     elif machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
         reason = (
@@ -113,6 +113,10 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
         speed = machine.speed_of(case.recipe)
         time_s = flops / speed + steps * step_s if speed else None
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
+    if case.kind == "generate":
+        return Estimate(
+            generate_flops=generating.flops(case), peak_memory_bytes=generating.memory_bytes(case), disk_bytes=0
+        )
     if case.kind == "timing":
         reference = Recipe.model_validate(case.spec["reference"])
         steps = suite.timing.blocks * suite.timing.steps

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from bench import finetuning, trials
+from bench import finetuning, generating, trials
 from bench.case import Case, Purpose, canonical_hash, identify
 from bench.design import Design
 from bench.inferstanza import Inference
@@ -60,17 +60,10 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
     corpus = _corpus_case(suite)
     yield corpus
     shards: dict[str, Case] = {}
-    for arm in suite.all_arms():
-        steps = [step.model_dump(mode="json") for step in suite.resolve(arm.name, suite.over.scale[0].name).data]
-        key = canonical_hash(steps, 16)
-        if key not in shards:
-            shards[key] = identify(
-                Case(id="", kind="prepare", arm=arm.name, purpose="shards", parents=(corpus.id,),
-                     spec={"stage": "shards", "steps": steps})
-            )  # fmt: skip
-            yield shards[key]
-    for arm, scale in product(suite.all_arms(), suite.over.scale):
-        yield from _arm_cases(suite, design, arm, scale, shards)
+    if design.trains:
+        yield from _shards(suite, corpus, shards)
+        for arm, scale in product(suite.all_arms(), suite.over.scale):
+            yield from _arm_cases(suite, design, arm, scale, shards)
     if suite.inference is not None:
         for scale, seed in product(suite.over.scale, suite.over.seed):
             yield from _generations(suite, suite.inference, scale, seed, shards, corpus)
@@ -81,6 +74,19 @@ def _corpus_case(suite: Suite) -> Case:
     if suite.data.decontaminate is not None:
         spec["protect"] = list(dict.fromkeys([*suite.evaluate.tasks, *(one.task for one in suite.finetune)]))
     return identify(Case(id="", kind="prepare", arm=suite.baseline.name, purpose="corpus", spec=spec))
+
+
+def _shards(suite: Suite, corpus: Case, shards: dict[str, Case]) -> Iterator[Case]:
+    """The training shards of every chain of data steps, each once; noted in `shards` by the hash of the chain."""
+    for arm in suite.all_arms():
+        steps = [step.model_dump(mode="json") for step in suite.resolve(arm.name, suite.over.scale[0].name).data]
+        key = canonical_hash(steps, 16)
+        if key not in shards:
+            shards[key] = identify(
+                Case(id="", kind="prepare", arm=arm.name, purpose="shards", parents=(corpus.id,),
+                     spec={"stage": "shards", "steps": steps})
+            )  # fmt: skip
+            yield shards[key]
 
 
 def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, shards: Mapping[str, Case]) -> Iterator[Case]:
@@ -181,28 +187,11 @@ def _horizons(suite: Suite, design: Design, arm: Arm, scale: Scale) -> dict[floa
 def _generations(
     suite: Suite, asked: Inference, scale: Scale, seed: int, shards: Mapping[str, Case], corpus: Case
 ) -> Iterator[Case]:
-    """Each way of decoding against the reference. Parents: the training, the draft's if a model drafts, the corpus."""
-    source = suite.arm(asked.model or suite.baseline.name)
-    begun = _training(suite, source, scale, seed, 1.0, shards)
-    common = asked.model_dump(mode="json", exclude={"model", "reference", "arms"})
-    for arm in asked.arms:
-        decoding: Any = arm.decoding
-        drafting = getattr(getattr(decoding, "draft", None), "arm", None)
-        spec = common | {
-            "decoding": decoding.model_dump(mode="json"),
-            "against": asked.reference.name,
-            "reference": asked.reference.decoding.model_dump(mode="json"),
-            "lossless": arm.lossless(asked.reference.decoding),
-        }
-        parents = [begun.id]
-        if drafting is not None:
-            draft = _training(suite, suite.arm(drafting), scale, seed, 1.0, shards)
-            parents.append(draft.id)
-            spec["draft_recipe"] = None if draft.recipe is None else draft.recipe.model_dump(mode="json")
-        yield identify(
-            Case(id="", kind="generate", arm=arm.name, scale=scale.name, seed=seed, parents=(*parents, corpus.id),
-                 purpose="generate", recipe=begun.recipe, spec=spec)
-        )  # fmt: skip
+    def model_of(arm: str) -> Case:
+        return _training(suite, suite.arm(arm or suite.baseline.name), scale, seed, 1.0, shards)
+
+    recipe = suite.resolve(asked.arm or suite.baseline.name, scale.name)
+    yield from generating.cases(asked, recipe, scale.name, seed, corpus, model_of)
 
 
 def _is_evaluated(suite: Suite, purpose: Purpose, horizon: float) -> bool:

@@ -31,9 +31,14 @@ def columns(rows: Iterable[Sequence[str]], numeric_from: int = 1) -> str:
 
 def _headline(plan: Plan) -> str:
     design = plan.design
+    axes = (
+        f"{len(design.arms) + 1} arms, seeds {_list(design.seeds)}, horizons {_list(design.horizons)}, "
+        f"{design.layout} layout"
+    )
+    if design.inference is not None and not design.trains:
+        axes = f"{len(design.inference.arms)} ways of decoding one model that is there"
     return (
-        f"{design.suite}: {len(plan.cases)} cases, {len(design.arms) + 1} arms, seeds {_list(design.seeds)}, "
-        f"horizons {_list(design.horizons)}, {design.layout} layout, purpose {design.purpose}\n"
+        f"{design.suite}: {len(plan.cases)} cases, {axes}, purpose {design.purpose}\n"
         f"run {plan.run} on {plan.machine_class}"
     )
 
@@ -43,8 +48,11 @@ def _list(values: Iterable[float]) -> str:
 
 
 def _arms(plan: Plan) -> str:
-    roles = {arm.name: arm.role for arm in plan.design.arms} | {plan.design.baseline: "reference"}
-    rows = [("arm", "role", "scale", "params", "active", "train FLOP/token", "change")]
+    trains = plan.design.trains
+    roles: dict[str, str] = {arm.name: arm.role for arm in plan.design.arms}
+    roles[plan.design.baseline] = "reference" if trains else "checkpoint"
+    flops = "train FLOP/token" if trains else "read FLOP/token"
+    rows = [("arm" if trains else "model", "role", "scale", "params", "active", flops, "change" if trains else "")]
     for name, scales in plan.arms.items():
         for scale, facts in scales.items():
             rows.append(
@@ -54,8 +62,8 @@ def _arms(plan: Plan) -> str:
                     scale,
                     human_count(facts.params_total),
                     human_count(facts.params_active),
-                    human_count(facts.train_flops_per_token),
-                    facts.change,
+                    human_count(facts.train_flops_per_token if trains else facts.infer_flops_per_token),
+                    facts.change if trains else "",
                 )
             )
     head = columns((row[:6] for row in rows), numeric_from=3).split("\n")
@@ -66,11 +74,12 @@ def _cases(plan: Plan) -> str:
     rows = [("case", "id", "FLOP", "memory", "time", "disk")]
     for case in plan.cases:
         estimate = case.estimate
+        flops = estimate.train_flops if estimate.generate_flops is None else estimate.generate_flops
         rows.append(
             (
                 case.label + (f" ({case.purpose})" if case.purpose not in (case.kind, "tune") else ""),
                 case.id,
-                "" if estimate.train_flops is None else f"{estimate.train_flops:.3g}",
+                "" if flops is None else f"{flops:.3g}",
                 "" if estimate.peak_memory_bytes is None else human_bytes(estimate.peak_memory_bytes),
                 "" if estimate.time_s is None else human_seconds(estimate.time_s),
                 "" if not estimate.disk_bytes else human_bytes(estimate.disk_bytes),
@@ -80,11 +89,16 @@ def _cases(plan: Plan) -> str:
 
 
 def _totals(plan: Plan) -> str:
+    memory = max((case.estimate.peak_memory_bytes or 0 for case in plan.cases), default=0)
+    if not plan.design.trains:
+        flops = sum(case.estimate.generate_flops or 0 for case in plan.cases)
+        return f"in all: nothing is trained; {flops:.3g} FLOP of timed texts, what is judged on top; peak memory " + (
+            human_bytes(memory)
+        )
     flops = sum(case.estimate.train_flops or 0 for case in plan.cases)
     times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "finetune", "timing")]
     known = [time_s for time_s in times if time_s is not None]
     disk = max((case.estimate.disk_bytes or 0 for case in plan.cases), default=0)
-    memory = max((case.estimate.peak_memory_bytes or 0 for case in plan.cases), default=0)
     time = f"about {human_seconds(sum(known))}" if known and len(known) == len(times) else "not known (no calibration)"
     tuning = sum(case.estimate.train_flops or 0 for case in plan.cases if case.purpose == "tune")
     of_trials = (

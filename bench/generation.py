@@ -6,6 +6,7 @@ reference: what drifts hits both alike. What is not timed (calibration, quality,
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -23,7 +24,7 @@ from bench.instruments.formulas import FORMULAS, known_operators
 from bench.instruments.table import Window
 from bench.record import Reading
 from bench.workloads import device
-from bench.writers import Models, Texts, Writer
+from bench.writers import Models, Texts, Told, Writer
 from bench.written import Prompt, Run, metrics, row
 from lmopt.cost_decoding import early_exit_flops_per_token, token_flops, written_flops
 from lmopt.recipe import EarlyExit, Recipe
@@ -39,31 +40,29 @@ def generate(job: Job, folder: Path) -> Outcome:
     spec, recipe = job.case.spec, job.case.recipe
     assert recipe is not None
     *trained, corpus = (Path(job.parents[parent]) for parent in job.case.parents)
-    models, texts = writers.models(trained), writers.texts(corpus / "data", spec)
     progress = Progress(folder, unit="parts")
+    progress.show(0, phase="loading")
+    texts = writers.texts(corpus / "data", spec)
+    models = writers.own_models(spec) if "own" in spec else writers.models(trained)
     prompt, new = int(spec["prompt_tokens"]), int(spec["new_tokens"])
     decoding, found = writers.described(spec["decoding"]), dict[str, Any]()
     curve = None
     if isinstance(decoding, EarlyExit):
-        progress.show(0, phase="calibrating")
-        curve = writers.curve(decoding, models, texts, prompt)
+        curve = writers.curve(decoding, models, texts, prompt, told=_told(progress, "calibrating"))
         decoding = decoding.model_copy(update={"threshold": curve.chosen})
         found["curve"] = _curve(curve, recipe, texts, prompt, decoding)
         found["calibration"] = _calibration(curve)
     sides = {"reference": writers.writer(writers.described(spec["reference"]), models)}
     sides["arm"] = writers.writer(decoding, models)
     prompts = _prompts(texts, spec)
-    progress.show(1, phase="timing")
-    blocks = _timed(sides, prompts, spec, job.idle_power_w)
+    blocks = _timed(sides, prompts, spec, job.idle_power_w, _told(progress, "timing"))
     draft = Recipe.model_validate(spec["draft_recipe"]) if spec.get("draft_recipe") else None
     flops = _flops(sides, prompts, recipe, draft)
     found["counts"] = _counts(sides, models, prompts[0], new, recipe, draft)
-    progress.show(2, phase="checking")
-    interruption.stop_if_asked()
     if spec["lossless"]:
-        found["exact"] = _exactness(sides, models, prompts, spec)
+        found["exact"] = _exactness(sides, models, prompts, spec, _told(progress, "checking"))
     else:
-        found["quality"] = _quality(sides, texts, prompt)
+        found["quality"] = _quality(sides, texts, prompt, _told(progress, "judging"))
     found |= {
         "against": spec["against"], "lossless": spec["lossless"], "new_tokens": new, "blocks": blocks,
         "prompts": [row(one, flops[number]) for number, one in enumerate(prompts)],
@@ -71,6 +70,18 @@ def generate(job: Job, folder: Path) -> Outcome:
         "repeated_share": statistics.fmean(_repeated(one.runs["arm"][0].text) for one in prompts),
     }  # fmt: skip
     return Outcome(status="ok", metrics=metrics(prompts, flops, blocks, found, sides["arm"].config), detail=found)
+
+
+def _told(progress: Progress, phase: str) -> Told:
+    """Counts the parts of a phase that are done, for whoever watches, and stops between two of them if asked to."""
+    done = itertools.count(1)
+    progress.show(0, phase=phase)
+
+    def told() -> None:
+        progress.show(next(done), phase=phase)
+        interruption.stop_if_asked()
+
+    return told
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -84,7 +95,7 @@ def _prompts(texts: Texts, spec: Mapping[str, Any]) -> list[Prompt]:
 
 
 def _timed(
-    sides: Mapping[str, Writer], prompts: Sequence[Prompt], spec: Mapping[str, Any], idle_w: float | None
+    sides: Mapping[str, Writer], prompts: Sequence[Prompt], spec: Mapping[str, Any], idle_w: float | None, told: Told
 ) -> list[dict[str, Any]]:
     """Every block in the order A B B A; returns joules of each side a block, where a counter can tell."""
     sampling, new = Sampling.model_validate(spec["sampling"]), int(spec["new_tokens"])
@@ -105,7 +116,7 @@ def _timed(
             (why for found in joules.values() for one in found if (why := _no_joules(one))), None
         )
         blocks[-1] |= {"scope": joules["arm"][0].scope, "grade": joules["arm"][0].grade}
-        interruption.stop_if_asked()
+        told()
     return blocks
 
 
@@ -174,13 +185,13 @@ def _counts(
 
 
 def _exactness(
-    sides: Mapping[str, Writer], models: Models, prompts: Sequence[Prompt], spec: Mapping[str, Any]
+    sides: Mapping[str, Writer], models: Models, prompts: Sequence[Prompt], spec: Mapping[str, Any], told: Told
 ) -> dict[str, Any]:
     """Whether the arm writes what the reference writes: in float32, and in the format that was timed."""
     tokens = [one.tokens for one in prompts]
     found: dict[str, Any] = {
         "float32": writers.exact_in_float32(
-            sides["arm"].config, sides["reference"].config, models, tokens, int(spec["new_tokens"])
+            sides["arm"].config, sides["reference"].config, models, tokens, int(spec["new_tokens"]), told=told
         )
     }
     if Sampling.model_validate(spec["sampling"]).greedy:
@@ -192,9 +203,9 @@ def _exactness(
     return found
 
 
-def _quality(sides: Mapping[str, Writer], texts: Texts, prompt: int) -> dict[str, Any]:
+def _quality(sides: Mapping[str, Writer], texts: Texts, prompt: int, told: Told) -> dict[str, Any]:
     """What each side says of the same held-out words, text by text."""
-    theirs, ours = (writers.read(sides[name], texts.judged, prompt) for name in ("reference", "arm"))
+    theirs, ours = (writers.read(sides[name], texts.judged, prompt, told=told) for name in ("reference", "arm"))
     target_BN = texts.judged[:, prompt + 1 :]
     columns = {
         "document": list(texts.documents),

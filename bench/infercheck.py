@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.draft import Draft, Variant
+from bench import ownmodel
+from bench.draft import Draft, Variant, value_of
 from bench.findings import Finding, has, validate
 from bench.inferstanza import Inference
 from bench.problems import suggest
@@ -16,26 +17,51 @@ from lmopt.techniques.decoding import ExitDraft, ModelDraft
 HERE = ("inference",)
 
 
-def findings(draft: Draft) -> Iterator[Finding]:
+def findings(draft: Draft, *, look_at_files: bool = False) -> Iterator[Finding]:
     """Every mistake; none where the stanza is wrong by itself or is not there."""
     raw = draft.data.get("inference")
     stanza = validate(Inference, raw)[0] if raw is not None else None
+    if stanza is None or stanza.own is None:
+        yield from _something_trained(draft)
     if stanza is None:
         return
     known = {variant.name: variant for variant in draft.variants}
+    if stanza.own is not None:
+        yield from _names(stanza, known)
+        yield from _validation(draft, stanza)
+        wrong = list(ownmodel.findings(draft, stanza, look_at_files=look_at_files))
+        yield from wrong
+        yield from _drafts(stanza, known)
+        if not any(finding.path[:2] == ownmodel.HERE for finding in wrong):
+            yield from _fitting(draft, draft.baseline, stanza)
+        return
     if draft.data.get("layout") == "sample":
         message = "no model is trained in the `sample` layout, so none can generate"
         yield Finding(HERE, message, "leave `inference` out, or choose another layout", at_key=True)
         return
     yield from _names(stanza, known)
     yield from _validation(draft, stanza)
-    source = known.get(stanza.model or draft.baseline.name)
+    source = known.get(stanza.arm or draft.baseline.name)
     if source is None or source.raw.get("role") == "timing":
-        yield _no_model(str(stanza.model), known, (*HERE, "model"))
+        yield _no_model(str(stanza.arm), known, (*HERE, "model"))
         return
     yield from _drafts(stanza, known)
+    yield from _fitting(draft, source, stanza)
+
+
+def _something_trained(draft: Draft) -> Iterator[Finding]:
+    """Only a checkpoint needs no arms, and only it comes with a tokenizer."""
+    if draft.data.get("arms") in ([], ()):
+        yield Finding(("arms",), "needs at least 1 item, got 0")
+    if value_of(draft.data, "data", "tokenizer", "kind") == "given":
+        message = "a given tokenizer is that of a checkpoint, and this suite trains its models"
+        yield Finding(("data", "tokenizer", "kind"), message, "`kind: bpe` trains one on the training text")
+
+
+def _fitting(draft: Draft, source: Variant, stanza: Inference) -> Iterator[Finding]:
+    """Room and depths at the first scale where something is wrong."""
     for recipe in _recipes(draft, source):
-        wrong = [*_room(stanza, recipe, raw), *_depths(stanza, recipe)]
+        wrong = [*_room(stanza, recipe, draft.data["inference"]), *_depths(stanza, recipe)]
         yield from wrong
         if wrong:
             return
@@ -74,9 +100,17 @@ def _drafts(stanza: Inference, known: Mapping[str, Variant]) -> Iterator[Finding
     for index, arm in enumerate(stanza.arms):
         decoding: Any = arm.decoding
         if isinstance(decoding, Speculative) and isinstance(decoding.draft, ModelDraft):
-            name = decoding.draft.arm
-            if name not in known or known[name].raw.get("role") == "timing":
-                yield _no_model(name, known, (*HERE, "arms", index, "decoding", "draft", "arm"))
+            name, path = decoding.draft.arm, (*HERE, "arms", index, "decoding", "draft")
+            if stanza.own is not None and name is not None:
+                message = (
+                    f"`{name}` would have to be trained, and a model that is a checkpoint is drafted for by another"
+                )
+                yield Finding((*path, "arm"), message, "`{kind: model, hf: FOLDER}`", at_key=True)
+            elif stanza.own is None and name is None:
+                message = "a checkpoint drafts for a checkpoint, and this model is trained by the study"
+                yield Finding((*path, "hf"), message, "`{kind: model, arm: NAME}`", at_key=True)
+            elif name is not None and (name not in known or known[name].raw.get("role") == "timing"):
+                yield _no_model(name, known, (*path, "arm"))
 
 
 def _recipes(draft: Draft, source: Variant) -> Iterator[Recipe]:

@@ -48,7 +48,8 @@ def judge(study: Study, alpha: float) -> dict[str, Any] | None:
 
 def _judge_scale(study: Study, arm: InferenceArmDesign, scale: str, alpha: float) -> dict[str, Any]:
     read = _read(study, arm, scale)
-    described = {name: _endpoint(name, read, alpha) for name in WORDS}
+    model = "one trained model" if study.design.trains else "this model alone"
+    described = {name: _endpoint(name, read, alpha, model) for name in WORDS}
     quality = exactness(read) if arm.lossless else kept_quality(study, read, alpha)
     waiting = [case for case in study.without_record(study.planned("generate", arm.name, scale)) if case.fits]
     if waiting:
@@ -78,7 +79,7 @@ def _read(study: Study, arm: InferenceArmDesign, scale: str) -> Read:
 # --- savings -------------------------------------------------------------------------------------
 
 
-def _endpoint(name: str, read: Read, alpha: float) -> dict[str, Any]:
+def _endpoint(name: str, read: Read, alpha: float, model: str) -> dict[str, Any]:
     """The saving of a generated token in one unit, with its interval over prompts and seeds."""
     found = _effect(name, read)
     empty: dict[str, Any] = {
@@ -93,7 +94,7 @@ def _endpoint(name: str, read: Read, alpha: float) -> dict[str, Any]:
         "saving": -math.expm1(effect.low), "ratio": math.exp(effect.low),
         "bounds": [_saving(effect.upper(alpha)), _saving(effect.lower(alpha))],
         "n_items": items, "df": finite(effect.df), "how": effect.how,
-        "detectable_saving": None if room is None else -math.expm1(-room), "why": _replicates(read, items, name),
+        "detectable_saving": None if room is None else -math.expm1(-room), "why": _replicates(read, items, name, model),
     }  # fmt: skip
 
 
@@ -101,10 +102,10 @@ def _saving(log_ratio: float) -> float | None:
     return finite(-math.expm1(log_ratio)) if math.isfinite(log_ratio) else None
 
 
-def _replicates(read: Read, items: int, name: str) -> str:
+def _replicates(read: Read, items: int, name: str, model: str) -> str:
     noun = "block" if name == "energy" else "prompt"
     if len(read.records) == 1:
-        return f"{several(items, noun)}, one trained model"
+        return f"{several(items, noun)}, {model}"
     return f"{several(len(read.records), 'seed')} x {several(items, noun)}"
 
 
@@ -202,7 +203,7 @@ def _next(study: Study, arm: InferenceArmDesign, judged: Mapping[str, Any]) -> l
         )
     if "could not have failed" in quality["why"]:
         steps.append("add an earlier exit, or harder text: leaving at once must fall outside the margin")
-    if len(study.design.seeds) == 1:
+    if len(study.design.seeds) == 1 and study.design.trains:
         steps.append("add seeds: what holds for one trained model may not hold for the next")
     return steps
 

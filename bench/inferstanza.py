@@ -1,17 +1,19 @@
-"""What a suite asks of inference: ways of decoding, each against a plain one, on models that the study trains."""
+"""What a suite asks of inference: ways of decoding, each against a plain one, on models that the study trains or on a
+checkpoint that is there already."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from bench import design
 from bench.design import Endpoint, Frozen, Name
 from bench.stanzas import MAX_ARMS, MIN_BLOCKS
 from lmopt.quantities import Count
 from lmopt.recipe import MAX_CONTEXT, Decoding, OneByOne, Positive, Speculative
-from lmopt.techniques.decoding import Sampling
+from lmopt.techniques.decoding import Sampling, Sha256
 
 MAX_TEXTS = 100_000
 
@@ -41,11 +43,31 @@ class InferenceArm(Frozen):
         return isinstance(chosen, OneByOne | Speculative) and chosen.weights == reference.weights
 
 
+class OwnModel(Frozen):
+    """A Hugging Face checkpoint (Llama, Mixtral or OLMoE) in the place of a trained model: nothing is trained."""
+
+    hf: Annotated[str, Field(min_length=1, max_length=500)]
+    """Its folder: `config.json`, safetensors, `tokenizer.json`."""
+    sha256: Sha256 | None = None
+    """Of its content; filled in when the suite is planned. Where it is given, another content is refused."""
+
+
+def _own_or_arm(value: Any) -> str:
+    return "own" if isinstance(value, OwnModel | Mapping) else "arm"
+
+
+Source = Annotated[
+    Annotated[Name, Tag("arm")] | Annotated[OwnModel, Tag("own")],
+    Discriminator(_own_or_arm),
+]
+
+
 class Inference(Frozen):
     """Ways of decoding compared in interleaved blocks: saving a generated token, at quality that is not inferior."""
 
-    model: Name | None = None
-    """The arm whose trained models generate, at horizon 1.0, one a seed; null is the baseline."""
+    model: Source | None = None
+    """The arm whose trained models generate, at horizon 1.0, one a seed; null is the baseline. Or a checkpoint,
+    `{hf: FOLDER}`, for which nothing is trained."""
     reference: InferenceReference = InferenceReference()
     """What the arms are compared with."""
     arms: Annotated[tuple[InferenceArm, ...], Field(min_length=1, max_length=MAX_ARMS)]
@@ -75,10 +97,21 @@ class Inference(Frozen):
             raise ValueError(f"quality_texts ({self.quality_texts}) must not be fewer than prompts ({self.prompts})")
         return self
 
+    @property
+    def own(self) -> OwnModel | None:
+        """The checkpoint that generates, if one does."""
+        return self.model if isinstance(self.model, OwnModel) else None
+
+    @property
+    def arm(self) -> str | None:
+        """The arm whose models generate, where the suite names one."""
+        return self.model if isinstance(self.model, str) else None
+
     def as_design(self, baseline: str) -> design.InferenceDesign:
         """The part that judging needs."""
         return design.InferenceDesign(
-            model=self.model or baseline,
+            model=baseline if self.own is not None else self.arm or baseline,
+            trains=self.own is None,
             reference=self.reference.name,
             new_tokens=self.new_tokens,
             arms=tuple(
@@ -95,7 +128,7 @@ class Inference(Frozen):
 
 def in_words(decoding: Any) -> str:
     """`speculative (draft: lookup (longest 3, shortest 1), draft_tokens 4, ...)`."""
-    knobs = decoding.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
+    knobs = decoding.model_dump(mode="json", exclude={"kind": True, "draft": {"sha256"}}, exclude_none=True)
     parts = [f"{name} {_word(value)}" for name, value in knobs.items()]
     return f"{decoding.kind} ({', '.join(parts)})"
 

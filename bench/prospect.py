@@ -84,6 +84,11 @@ def render(plan: Plan, noise: dict[str, Noise]) -> str:
     """The prospects of a plan as text."""
     design = plan.design
     alpha = design.hypothesis.alpha
+    if not design.trains:
+        return (
+            "what this study can show: intervals are over texts, and how far these scatter is not known before they "
+            "are written; `lmbench explain` says how many more would decide"
+        )
     lines = [f"what this study can show, with {percent(POWER, 0)} power at one-sided alpha {alpha:g}:"]
     if not any(arm.role in ("claim", "component", "control") and not arm.parallel for arm in design.arms):
         lines.append("  nothing on savings: for arms that are only timed, or parallel, no noise is known beforehand")

@@ -14,6 +14,8 @@ from lmopt.recipe import Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _RECIPE_HOLDERS = (("Baseline", "recipe"), ("Arm", "change"))
+OF_TRAINING = ("baseline", "arms", "over")
+"""Keys that a suite must have, unless its model is a checkpoint."""
 
 
 def schema_text() -> str:
@@ -32,6 +34,11 @@ def schema() -> dict[str, Any]:
     for holder, name in _RECIPE_HOLDERS:
         about = definitions[holder]["properties"][name]["description"]
         definitions[holder]["properties"][name] = {"$ref": "#/$defs/Recipe", "description": about}
+    # A suite whose model is a checkpoint trains nothing, and needs nothing that says what to train.
+    suite["required"] = [name for name in suite["required"] if name not in OF_TRAINING]
+    own = {"properties": {"inference": {"properties": {"model": {"type": "object"}}, "required": ["model"]}}}
+    trains = {"required": list(OF_TRAINING), "properties": {"arms": {"minItems": 1}}}
+    suite |= {"if": own | {"required": ["inference"]}, "else": trains}
     return {
         "$schema": DIALECT,
         "title": "lmbench suite",

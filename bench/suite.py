@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
-from bench import ablation, controls, design, source
+from bench import ablation, controls, design, ownmodel, source
 from bench.crosscheck import crosscheck
 from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
 from bench.draft import Draft, canonical
@@ -58,8 +58,8 @@ class Suite(Frozen):
     """Training text, validation sets, tokenizer."""
     baseline: Baseline
     """What every arm is compared with."""
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=MAX_ARMS)]
-    """The variants."""
+    arms: Annotated[tuple[Arm, ...], Field(max_length=MAX_ARMS)]
+    """The variants, at least one; none where the model of `inference` is a checkpoint."""
     ablation: Ablation | None = None
     """A combined change taken apart into its factors."""
     over: Over
@@ -83,7 +83,8 @@ class Suite(Frozen):
     finetune: Annotated[tuple[Finetune, ...], Field(max_length=20)] = ()
     """Sets that evaluated models are fine-tuned on: small models are at chance on most questions until they are."""
     inference: Inference | None = None
-    """Ways of decoding, compared on models that the study trains."""
+    """Ways of decoding, compared on models that the study trains, or on a checkpoint: then nothing is trained, and a
+    suite is its `data` and this."""
     hypothesis: Hypothesis = Hypothesis()
     """What is claimed."""
     gate: Annotated[tuple[GateRule, ...], Field(max_length=1000)] = ()
@@ -228,32 +229,37 @@ def _dotted(path: source.DataPath) -> str:
 
 
 def load_suite(path: Path | str) -> Suite:
-    """Read a suite.
+    """Read a suite. A checkpoint that it names is read in full, for its hash.
 
     Raises:
         SuiteError: the file cannot be read or the suite is invalid; it holds every problem.
     """
-    suite, problems = _read(Path(path))
+    text, suite, problems = _read(Path(path))
     if suite is None or problems:
         raise SuiteError(problems)
-    return suite
+    if suite.inference is None or suite.inference.own is None:
+        return suite
+    inference, found = ownmodel.pinned(suite.inference)
+    if found:
+        raise SuiteError([_problem(text, finding) for finding in found])
+    return suite.model_copy(update={"inference": inference})
 
 
 def check(path: Path | str) -> list[Problem]:
     """Every problem of a suite, in the order of its lines; empty when it is valid."""
-    return _read(Path(path))[1]
+    return _read(Path(path))[2]
 
 
-def _read(path: Path) -> tuple[Suite | None, list[Problem]]:
+def _read(path: Path) -> tuple[source.Source, Suite | None, list[Problem]]:
     text = source.read(path)
     if text.root is None or not isinstance(text.root.value, dict):
-        return None, list(text.problems)
-    data = text.data()
+        return text, None, list(text.problems)
+    data = ownmodel.spelled_out(text.data())
     suite, found = validate(Suite, data)
     # The typed suite repeats the rules between parts in one sentence; here each has its place.
     by_itself = [finding for finding in found if finding.path or not finding.is_cross_field]
     found = by_itself + crosscheck(data, look_at_files=True) or found
-    return suite, _in_order(text.problems, [_problem(text, finding) for finding in found])
+    return text, suite, _in_order(text.problems, [_problem(text, finding) for finding in found])
 
 
 def _problem(text: source.Source, finding: Finding) -> Problem:

@@ -6,7 +6,7 @@ With bench.workloads the only module of `bench` that builds models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,9 +17,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from bench import workloads
+from bench.ownmodel import folder_of
+from lmopt.arch import hfcheckpoint, interchange
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
-from lmopt.data import validation
+from lmopt.data import tokenizer, validation
 from lmopt.infer import exactness
 from lmopt.infer.calibration import FULL_DEPTH, Calibration, calibrate
 from lmopt.infer.decoder import Decoder
@@ -41,6 +43,14 @@ BATCH = 64
 """Texts read at a time."""
 THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, FULL_DEPTH)
 """Confidences that are tried: denser at both ends, where the gaps of a small model and the cosines of states lie."""
+
+
+Told = Callable[[], None]
+"""Called whenever a part of a long piece of work is done: a large model is silent for hours otherwise."""
+
+
+def _untold() -> None:
+    """For work that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,33 @@ def models(folders: Sequence[Path]) -> Models:
     return Models(target, draft[0] if draft else None)
 
 
+class OtherCheckpoint(ValueError):
+    """A checkpoint holds something else than when its study was planned."""
+
+
+def own_models(spec: Mapping[str, Any]) -> Models:
+    """The checkpoint that a suite takes its model from, and the one that drafts for it if one does.
+
+    Raises:
+        OtherCheckpoint: one of them has changed.
+        InterchangeError: one of them is not a whole checkpoint.
+    """
+    tune_allocator()
+    draft = spec["decoding"].get("draft") or {}
+    return Models(_loaded(spec["own"]), _loaded(draft) if draft.get("hf") else None)
+
+
+def _loaded(named: Mapping[str, Any]) -> Transformer:
+    folder = folder_of(named["hf"])
+    found = hfcheckpoint.described(folder).sha256()
+    if found != named["sha256"]:
+        raise OtherCheckpoint(
+            f"{folder}: its SHA-256 is {found[:12]}, and was {str(named['sha256'])[:12]} when the study was planned\n"
+            "hint: run the suite again, it is another study"
+        )
+    return interchange.load_hf(folder, workloads.device())[1]
+
+
 def writer(decoding: Any, models: Models, weights: str | None = None) -> Writer:
     """A decoding over weights that are cast and laid out now; `weights` overrides its format."""
     config = decoding if weights is None else decoding.model_copy(update={"weights": weights})
@@ -105,8 +142,10 @@ def texts(corpus: Path, spec: Mapping[str, Any]) -> Texts:
         TooFewTexts: there are not enough of them.
     """
     name = spec["validation"] or validation.names(corpus)[0]
-    documents = [one.tokens for one in validation.load(corpus, name).documents]
-    length = int(spec["prompt_tokens"]) + int(spec["new_tokens"])
+    words = tokenizer.load(corpus / "tokenizer.json")
+    opening = tokenizer.opening(words)  # what the model is used to reading first
+    documents = [one.tokens for one in validation.tokenised(corpus, name, words)]
+    length = int(spec["prompt_tokens"]) + int(spec["new_tokens"]) - len(opening)
     wanted = {"calibration_texts": int(spec["calibration_texts"]), "quality_texts": int(spec["quality_texts"])}
     places = {
         "calibration_texts": range(0, len(documents), CALIBRATION_EVERY),
@@ -121,7 +160,7 @@ def texts(corpus: Path, spec: Mapping[str, Any]) -> Texts:
                 f"{wanted[part]} are asked\nhint: lower inference.{part}, or hold out more text"
             )
     calibration, judged = (
-        torch.tensor([list(map(int, window)) for _, window in part])
+        torch.tensor([[*opening, *map(int, window)] for _, window in part])
         for part in (found["calibration_texts"], found["quality_texts"])
     )
     return Texts(calibration, judged, tuple(number for number, _ in found["quality_texts"]))
@@ -141,13 +180,18 @@ def _windows(documents: Sequence[Any], numbers: Iterable[int], length: int, want
 # --- what a decoding says of known words ---------------------------------------------------------
 
 
-def read(writer: Writer, texts_BT: Tensor, prompt: int, threshold: float | None = None) -> Forced:
+def read(
+    writer: Writer, texts_BT: Tensor, prompt: int, threshold: float | None = None, *, told: Told = _untold
+) -> Forced:
     """Every text read as the decoding would, in batches; `threshold` in place of an early exit's own."""
     rule: ExitRule | None = None
     if isinstance(writer.config, EarlyExit):
         chosen = writer.config if threshold is None else writer.config.model_copy(update={"threshold": threshold})
         rule = exit_rule(chosen)
-    parts = [forced(writer.decoder, part, prompt=prompt, rule=rule) for part in texts_BT.split(BATCH)]
+    parts: list[Forced] = []
+    for part in texts_BT.split(BATCH):
+        parts.append(forced(writer.decoder, part, prompt=prompt, rule=rule))
+        told()
     return Forced(*(torch.cat([getattr(part, name).cpu() for part in parts])
                     for name in ("nats_BN", "choice_BN", "left_BN")))  # fmt: skip
 
@@ -163,18 +207,18 @@ class Curve:
     chosen: float
 
 
-def curve(config: EarlyExit, models: Models, texts: Texts, prompt: int) -> Curve:
+def curve(config: EarlyExit, models: Models, texts: Texts, prompt: int, *, told: Told) -> Curve:
     """Read all texts at each threshold; choose the lowest whose risk passes, where the suite leaves that open."""
     full = Writer(config, Decoder(models.target, config.weights), _no_writing)
     own = () if config.threshold is None else (config.threshold,)
     thresholds = tuple(sorted({*THRESHOLDS, *own}))
-    judged = {threshold: read(full, texts.judged, prompt, threshold) for threshold in thresholds}
+    judged = {threshold: read(full, texts.judged, prompt, threshold, told=told) for threshold in thresholds}
     if config.threshold is not None:
         return Curve(thresholds, judged, None, config.threshold)
-    whole = read(full, texts.calibration, prompt, FULL_DEPTH).choice_BN
+    whole = read(full, texts.calibration, prompt, FULL_DEPTH, told=told).choice_BN
     losses: dict[float, list[float]] = {}
     for threshold in sorted(thresholds, reverse=True)[1:]:
-        differs = read(full, texts.calibration, prompt, threshold).choice_BN != whole
+        differs = read(full, texts.calibration, prompt, threshold, told=told).choice_BN != whole
         losses[threshold] = differs.double().mean(1).tolist()
         found = calibrate(losses, risk=config.risk, level=config.level)
         if not found.tested[-1].rejected:
@@ -191,12 +235,12 @@ def _no_writing(*_: Any, **__: Any) -> Any:
 
 
 def exact_in_float32(
-    config: Any, reference: Any, models: Models, prompts: Sequence[Sequence[int]], new: int
+    config: Any, reference: Any, models: Models, prompts: Sequence[Sequence[int]], new: int, *, told: Told
 ) -> dict[str, Any]:
     """Greedy text of a lossless decoding against the reference's, both in float32; sampled text by enumeration."""
     ours, plain = writer(config, models, "fp32"), writer(reference, models, "fp32")
     some = prompts[:EXACT_PROMPTS]
-    found = exactness.agreement(plain.decoder, some, *(_texts(one, some, new) for one in (plain, ours)))
+    found = exactness.agreement(plain.decoder, some, *(_texts(one, some, new, told) for one in (plain, ours)))
     facts: dict[str, Any] = {
         "texts": found.texts, "identical": found.identical, "tied": found.tied, "wrong": found.wrong,
     }  # fmt: skip
@@ -207,8 +251,12 @@ def exact_in_float32(
     return facts
 
 
-def _texts(writer: Writer, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
-    return [written(writer.write(prompt, max_new=new))[0] for prompt in prompts]
+def _texts(writer: Writer, prompts: Sequence[Sequence[int]], new: int, told: Told) -> list[list[int]]:
+    found: list[list[int]] = []
+    for prompt in prompts:
+        found.append(written(writer.write(prompt, max_new=new))[0])
+        told()
+    return found
 
 
 def agreement(

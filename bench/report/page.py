@@ -59,6 +59,8 @@ SECTIONS = (
     appendix,
 )
 """In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
+OF_TRAINING = (arms, curves, savings, accuracy_section, ledger, corpus, certainty)
+"""Those that a study which trains nothing has nothing to say in."""
 
 
 STATEMENTS = {
@@ -74,7 +76,7 @@ NOT_TAKEN = "A reading that the answer needs was not taken."
 
 def compose(study: RunFolder) -> Page:
     """The whole page as a tree."""
-    made = [one.section(study) for one in SECTIONS]
+    made = [one.section(study) for one in SECTIONS if study.design.trains or one not in OF_TRAINING]
     return Page(
         title=study.design.suite,
         about=_about(study.suite_text),
@@ -117,6 +119,11 @@ def _hypothesis(study: RunFolder) -> str:
     """The hypothesis in one sentence."""
     design = study.design
     claims = [arm for arm in design.arms if arm.role == "claim"]
+    if design.inference is not None and not design.trains:
+        return (
+            f"This study trains nothing: it measures what other ways of decoding \u201c{design.baseline}\u201d save or "
+            "cost, and what becomes of the text."
+        )
     if not claims:
         return (
             f"This study makes no claim: it measures what each change to \u201c{design.baseline}\u201d saves or costs."

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lmopt.data import reading, sources, tokenizer
 from lmopt.data.cache import Fetched
 from lmopt.data.contamination import Protected
@@ -23,7 +25,7 @@ from lmopt.data.documents import Document, Dropped, fingerprint
 from lmopt.data.encoding import Encoder
 from lmopt.data.heldout import HeldOut, is_held_out
 from lmopt.data.scratch import full_disk_said
-from lmopt.data.spec import Bpe, Data, Holdout, SourceOptions
+from lmopt.data.spec import Bpe, Data, GivenTokenizer, Holdout, SourceOptions
 from lmopt.data.storage import (
     DROPPED_COLUMNS,
     DataError,
@@ -113,14 +115,33 @@ def _build(
     if not tally.out("documents"):
         raise DataError(f"{out}: no training document is left\nhint: a smaller `share` is held out of a small corpus")
     yield Step(count + 1, 0, notes=tally.notes())
-    trained = tokenizer.train(_sample(out, data.tokenizer, tally.out("bytes")), data.tokenizer)
-    trained.save(str(out / TOKENIZER))
-    encoder = Encoder(trained)
+    words = _tokenizer(out, data.tokenizer, tally.out("bytes"))
+    encoder = Encoder(words)
     for name, facts in sets.items():
         facts["tokens"] = sum(map(len, encoder.encode(d.text for d in documents(_set_path(out, name)))))
     cuts = {"sets": unseen.facts(), "missing": unprotected} if unseen else None
     write_manifest(out, {**_facts(identity, fetched, tally, sets, kept, out), "decontamination": cuts})
-    yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(trained.get_vocab_size())})
+    yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(words.get_vocab_size())})
+
+
+def _tokenizer(out: Path, config: Bpe | GivenTokenizer, total_bytes: int) -> Tokenizer:
+    """Trained on the training text, or the given one; written to `out` as it will be used.
+
+    Raises:
+        DataError: the given one is not the file that was described.
+    """
+    if isinstance(config, Bpe):
+        trained = tokenizer.train(_sample(out, config, total_bytes), config)
+        trained.save(str(out / TOKENIZER))
+        return trained
+    try:
+        content = Path(config.file).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"{config.file}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != config.sha256:
+        raise DataError(f"{config.file}: another file than when the study was planned\nhint: run the suite again")
+    (out / TOKENIZER).write_bytes(content)
+    return tokenizer.load(out / TOKENIZER)
 
 
 def _all_sources(data: Data) -> tuple[SourceOptions, ...]:

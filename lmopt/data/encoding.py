@@ -3,7 +3,7 @@
 Byte-level BPE first cuts a text into pieces (a word with the space before it, a number, punctuation) and then encodes
 each piece by itself, so a table from piece to ids gives the same ids. Cutting is done here with the rule of Radford et
 al. (2019, GPT-2); texts with characters on whose class `re` and the tokenizer's own expressions could disagree are
-encoded whole.
+encoded whole, and so is all text by a tokenizer that cuts by another rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from lmopt.data.tokenizer import token_type
+from lmopt.data.tokenizer import is_ours, token_type
 
 PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 ALIKE = re.compile(
@@ -39,16 +39,16 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces = _Pieces(tokenizer)
+        self._pieces = _Pieces(tokenizer) if is_ours(tokenizer) else None
         self._type = token_type(tokenizer)
 
     def encode(self, texts: Iterable[str]) -> list[NDArray[np.unsignedinteger]]:
-        """Token ids of each text, without end-of-text: exactly those of `tokenizer.encode`."""
+        """Token ids of each text, without special tokens: exactly those of `tokenizer.encode`."""
         return [self._one(text) for text in texts]
 
     def _one(self, text: str) -> NDArray[np.unsignedinteger]:
-        if ALIKE.fullmatch(text) is None:
-            return np.array(self._tokenizer.encode(text).ids, self._type)
+        if self._pieces is None or ALIKE.fullmatch(text) is None:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, self._type)
         return np.frombuffer(b"".join(map(self._pieces.__getitem__, PIECE.findall(text))), self._type)
 
 

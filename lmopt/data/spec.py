@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -147,6 +148,25 @@ class Bpe(Plain):
     """Bytes of training text, chosen by document hash, that the merges are learnt from."""
 
 
+class GivenTokenizer(Plain):
+    """A tokenizer that is there already: the one of the checkpoint that a suite takes its model from."""
+
+    kind: Literal["given"] = "given"
+    file: Annotated[str, Field(min_length=1, max_length=500)]
+    """Its `tokenizer.json`."""
+    vocab: Annotated[Count, Field(ge=1, le=16_777_216)]
+    """Size of the model's vocabulary, which may be larger than the tokenizer's."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file."""
+
+
+Tokenizer = Annotated[Bpe | GivenTokenizer, Field(discriminator="kind")]
+
+
+def _trained_unless_given(value: Any) -> Any:
+    return {"kind": "bpe", **value} if isinstance(value, Mapping) else value
+
+
 class Decontaminate(Plain):
     """Cuts out what training text shares with other sets, by GPT-3's rule (arXiv 2005.14165, appendix C)."""
 
@@ -175,7 +195,7 @@ class Data(Plain):
     list that is known here: `mixed`, `broad`."""
     validation: Annotated[tuple[Validation, ...], Field(min_length=1)] = (Holdout(),)
     """Validation sets. Training documents that duplicate one of their documents are always dropped."""
-    tokenizer: Bpe = Bpe()
+    tokenizer: Annotated[Tokenizer, BeforeValidator(_trained_unless_given)] = Bpe()
     """The tokenizer, trained on the training text."""
     decontaminate: Decontaminate | None = Decontaminate()
     """Cuts what training text shares with the validation sets and the suite's tasks; null leaves it in."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,6 +46,25 @@ def _without_endless_runs(texts: Iterable[str]) -> Iterator[str]:
             yield text[start : run.end()]
             start = run.end()
         yield text[start:]
+
+
+def is_ours(tokenizer: Tokenizer) -> bool:
+    """Whether it cuts text as one that `train` made: by GPT-2's rule, and neither changed before nor added to after."""
+    cuts: Any = tokenizer.pre_tokenizer
+    return (
+        tokenizer.normalizer is None
+        and tokenizer.post_processor is None
+        and isinstance(cuts, pre_tokenizers.ByteLevel)
+        and not cuts.add_prefix_space
+        and cuts.use_regex
+    )
+
+
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """Ids that it sets before every text (a model's begin-of-text token); one that `train` made sets none."""
+    encoding = tokenizer.encode("a")
+    added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    return [token for token, _ in itertools.takewhile(lambda one: one[1], added)]
 
 
 def load(path: Path) -> Tokenizer:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from lmopt.data import corpus as corpora
 from lmopt.data import storage, tokenizer
@@ -72,10 +73,18 @@ def load(corpus: Path, name: str) -> ValidationSet:
         DataError: the corpus has no set of that name, or is not finished.
     """
     words = tokenizer.load(corpus / corpora.TOKENIZER)
+    return ValidationSet(name, tokenised(corpus, name, words), tokenizer.end_of_text(words))
+
+
+def tokenised(corpus: Path, name: str, words: Tokenizer) -> tuple[ValidationDocument, ...]:
+    """The documents of a validation set in the tokens of any tokenizer.
+
+    Raises:
+        DataError: the corpus has no set of that name, or is not finished.
+    """
     texts = list(documents(corpus, name))
     ids = Encoder(words).encode(document.text for document in texts)
-    found = (
+    return tuple(
         ValidationDocument(document.id, document.domain, len(document.text.encode()), tokens)
         for document, tokens in zip(texts, ids, strict=True)
     )
-    return ValidationSet(name, tuple(found), tokenizer.end_of_text(words))

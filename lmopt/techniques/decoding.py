@@ -12,6 +12,7 @@ from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Weights = Literal["fp32", "bf16", "int8", "int8_dynamic"]
 Layer = Annotated[Positive, Field(le=MAX_LAYERS)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Sampling(Plain):
@@ -70,8 +71,20 @@ class ModelDraft(Plain):
     """A smaller model with the same vocabulary."""
 
     kind: Literal["model"] = "model"
-    arm: Annotated[str, Field(min_length=1, max_length=64)]
+    arm: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """The trained arm whose model drafts; its training is part of what the draft costs."""
+    hf: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """In place of an arm, where the model that is drafted for is a checkpoint: the folder of a smaller one."""
+    sha256: Sha256 | None = None
+    """Of the checkpoint's content; a suite fills it in, or is held to it."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.arm is None) == (self.hf is None):
+            raise ValueError("a model that drafts is one `arm`, or one checkpoint (`hf`)")
+        if self.sha256 is not None and self.hf is None:
+            raise ValueError("sha256 is that of a checkpoint (`hf`), and the draft is an arm")
+        return self
 
 
 class ExitDraft(Plain):

@@ -48,12 +48,18 @@ def section(study: RunFolder) -> Section | None:
     if design is None:
         return None
     judged = mapping((study.verdict or {}).get("inference"))
+    models = "the models of" if design.trains else "the checkpoint"
+    lines = f"Lines are {level_words(study)} intervals over prompts"
+    about = (
+        f"{lines} and seeds. This is about inference, and says nothing of the hypothesis on training."
+        if design.trains
+        else f"{lines}: they are about this one model."
+    )
     lead = Paragraph(
         text=f"Each way of decoding writes behind the same held-out prompts as \u201c{design.reference}\u201d, with "
-        f"the models of \u201c{design.model}\u201d, in interleaved blocks. It saves where a generated token costs less "
+        f"{models} \u201c{design.model}\u201d, in interleaved blocks. It saves where a generated token costs less "
         "and nothing is lost: what is lossless must write the same text, what is not must guess as many held-out "
-        f"tokens. Lines are {level_words(study)} intervals over prompts and seeds. This is about inference, and says "
-        "nothing of the hypothesis on training."
+        f"tokens. {about}"
     )
     blocks: list[Block] = [lead, *_warnings(study, judged)]
     panels = tuple(_panel(study, judged, *one) for one in ENDPOINTS)

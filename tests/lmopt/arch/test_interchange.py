@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lmopt.arch.hfcheckpoint import described, token_ids
 from lmopt.arch.interchange import InterchangeError, load_hf, save_hf
 from lmopt.arch.transformer import build
 from lmopt.recipe import Model, Moe, Recipe, Relu2, SwiGlu
@@ -226,3 +229,47 @@ def test_a_model_that_no_architecture_is(described, tmp_path):
     with pytest.raises(InterchangeError, match="is neither Llama"):
         save_hf(build(described, seed=0), described, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- without torch -------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_described_without_torch_and_without_its_weights(folder):
+    program = f"import sys; from lmopt.arch.hfcheckpoint import described; found = described({str(folder)!r})\n"
+    program += "print(found.recipe.model.layers, len(found.pieces), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", str(len(load_file(folder / "model.safetensors"))), "False"]
+
+
+def test_the_hash_is_of_configuration_tokenizer_and_weights(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    seen = {described(folder).sha256()}
+    (folder / "README.md").write_text("says nothing of the model")
+    assert described(folder).sha256() in seen
+    for change in (
+        lambda: edit_config(folder, rope_theta=5e5),
+        lambda: (folder / "tokenizer.json").write_text('{"model": {}}'),
+        lambda: edit_weights(folder, lambda tensors: tensors["model.norm.weight"].add_(1)),
+    ):
+        change()
+        assert described(folder).sha256() not in seen
+        seen.add(described(folder).sha256())
+
+
+def test_quantised_weights_are_refused(folder):
+    key = "model.layers.0.self_attn.q_proj.weight"
+    edit_weights(folder, lambda tensors: tensors.update({key: tensors[key].to(torch.int8)}))
+    assert f"{key} has type I8, allowed: F64, F32, F16, BF16" in message(folder)
+
+
+def test_tokens_of_every_kind_of_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    added = [{"id": 7, "content": "<s>"}]
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": added}))
+    assert token_ids(folder) == {"a": 0, "b": 1, "<s>": 7}
+    path.write_text(json.dumps({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": []}))
+    assert token_ids(folder) == {"a": 0, "b": 1}
+    for damaged in ("{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "x"}}}'):
+        path.write_text(damaged)
+        with pytest.raises(InterchangeError, match=r"tokenizer\.json: not a tokenizer"):
+            token_ids(folder)

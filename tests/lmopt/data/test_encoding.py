@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from lmopt.data import encoding, tokenizer
 from lmopt.data.encoding import ALIKE, PIECE, Encoder
@@ -96,3 +96,24 @@ def test_a_saved_tokenizer_reads_special_tokens_as_text(trained: Tokenizer, tmp_
     trained.save(str(tmp_path / "t.json"))
     loaded = tokenizer.load(tmp_path / "t.json")
     assert tokenizer.end_of_text(loaded) not in loaded.encode("a<|endoftext|>b").ids
+
+
+def test_a_tokenizer_that_cuts_by_another_rule_encodes_whole_texts() -> None:
+    pieces = Tokenizer(models.BPE(unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "</s>", "<unk>"]
+    pieces.train_from_iterator([prose(0)], trainers.BpeTrainer(special_tokens=special, show_progress=False))
+    pieces.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert not tokenizer.is_ours(pieces)
+    for text in (prose(1), "two  words"):
+        whole = pieces.encode(text, add_special_tokens=False).ids
+        assert Encoder(pieces).encode([text])[0].tolist() == whole
+        assert pieces.encode(text).ids == [0, *whole, 1]
+    assert tokenizer.opening(pieces) == [0]
+
+
+def test_ours_sets_nothing_before_a_text(trained: Tokenizer) -> None:
+    assert tokenizer.is_ours(trained)
+    assert tokenizer.opening(trained) == []

@@ -1,0 +1,250 @@
+"""A Hugging Face checkpoint as far as it can be read without torch: its recipe, its tensors by key, shape and file.
+
+A checkpoint is a folder of `config.json` and safetensors, in one file or several with an index. Nothing is unpickled,
+no code of a checkpoint is run, and no weights are read here: a checkpoint of any size is described at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from lmopt.arch.hfpieces import HEAD, InterchangeError, Piece, pieces
+from lmopt.recipe import Model, Moe, Recipe, SwiGlu
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+DERIVED = ".rotary_emb.inv_freq"
+"""Tables that old checkpoints carry and that follow from their configuration."""
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM", "olmoe": "OlmoeForCausalLM"}
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are numbers by themselves: 8 bits and fewer need scales that stand elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class HfCheckpoint:
+    """A checkpoint whose configuration, keys and shapes agree."""
+
+    folder: Path
+    recipe: Recipe
+    """The checkpoint's shape; what training needs besides (optimizer, batches, tokens) is our default."""
+    pieces: tuple[Piece, ...]
+    place: Mapping[str, str]
+    """Key -> the file that holds it."""
+
+    def sha256(self) -> str:
+        """Of configuration, tokenizer and weights: all that generation depends on. Reads the files in full.
+
+        Raises:
+            InterchangeError: one of them cannot be read.
+        """
+        whole = hashlib.sha256()
+        for name in (CONFIG, TOKENIZER, *sorted(set(self.place.values()))):
+            try:
+                with (self.folder / name).open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError:
+                digest = "none"  # a checkpoint needs no tokenizer to be loaded
+            except OSError as error:
+                raise InterchangeError(f"{self.folder / name}: cannot be read ({error.strerror})") from error
+            whole.update(f"{name} {digest}\n".encode())
+        return whole.hexdigest()
+
+
+def described(folder: Path | str) -> HfCheckpoint:
+    """What a folder holds.
+
+    Raises:
+        InterchangeError: not a checkpoint, damaged, of another architecture, or with a part that we do not have.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InterchangeError(f"{folder}: no such folder")
+    recipe = _recipe(folder / CONFIG, read_json(folder / CONFIG))
+    wanted = tuple(pieces(recipe))
+    with ExitStack() as opened:
+        files = {name: opened.enter_context(opened_weights(folder / name, "np")) for name in _files(folder)}
+        place = {key: name for name, file in files.items() for key in file.keys()}  # noqa: SIM118 - not a mapping
+        _compare_keys(folder, recipe, {piece.key for piece in wanted}, set(place))
+        for piece in wanted:
+            _compare(folder / place[piece.key], piece, files[place[piece.key]].get_slice(piece.key))
+    return HfCheckpoint(folder, recipe, wanted, place)
+
+
+def opened_weights(path: Path, framework: str) -> Any:
+    """A safetensors file, open for reading.
+
+    Raises:
+        InterchangeError: it is not one.
+    """
+    try:
+        return safe_open(path, framework=framework)
+    except (SafetensorError, OSError) as error:
+        raise InterchangeError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _compare(path: Path, piece: Piece, found: Any) -> None:
+    shape = tuple(found.get_shape())
+    if shape != piece.shape:
+        raise InterchangeError(f"{path}: {piece.key} has shape {shape}, expected {piece.shape} by {CONFIG}")
+    if found.get_dtype() not in FLOATS:
+        raise InterchangeError(
+            f"{path}: {piece.key} has type {found.get_dtype()}, allowed: {', '.join(FLOATS)}; hint: quantised weights "
+            "are not read, the formats of `decoding` make their own"
+        )
+
+
+def _compare_keys(folder: Path, recipe: Recipe, wanted: set[str], found: set[str]) -> None:
+    found = {key for key in found if not key.endswith(DERIVED)}
+    if recipe.model.tied_head:
+        found.discard(HEAD)
+    if wanted != found:
+        missing, unknown = sorted(wanted - found), sorted(found - wanted)
+        raise InterchangeError(
+            f"{folder}: keys do not fit {CONFIG}: {len(missing)} missing {_some(missing)}, "
+            f"{len(unknown)} unknown {_some(unknown)}"
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return f"[{', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}]"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+        InterchangeError: it cannot be read, or is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InterchangeError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InterchangeError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InterchangeError(f"{path}: a JSON {type(found).__name__}, expected an object")
+    return found
+
+
+def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
+    """What a configuration describes; entries that older ones lack have Hugging Face's defaults."""
+    family = config.get("model_type")
+    if family not in ARCHITECTURES:
+        raise InterchangeError(f"{path}: model_type is {family!r}, allowed: {', '.join(ARCHITECTURES)}")
+    if config.get("auto_map") is not None:
+        raise InterchangeError(
+            f"{path}: auto_map is {config['auto_map']!r}: code of the checkpoint's own, which is never run; "
+            f"hint: save the model as one of {', '.join(ARCHITECTURES)}"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    context, width = config.get("max_position_embeddings"), config.get("hidden_size")
+    heads = config.get("num_attention_heads")
+    plain = {
+        "hidden_act": ("silu", config.get("hidden_act", "silu")),
+        "attention_bias": (False, config.get("attention_bias", False)),
+        "mlp_bias": (False, config.get("mlp_bias", False)),
+        "clip_qkv": (None, config.get("clip_qkv")),
+        "rope_type": ("default", rope.get("rope_type", rope.get("type", "default"))),
+        "partial_rotary_factor": (1.0, rope.get("partial_rotary_factor", 1.0)),
+        "quantization_config": (None, config.get("quantization_config")),
+    }
+    for name, (allowed, found) in plain.items():
+        if found != allowed:
+            raise InterchangeError(f"{path}: {name} is {found!r}, allowed: {allowed!r}")
+    window = config.get("sliding_window")
+    if window is not None and context is not None and window < context:
+        raise InterchangeError(f"{path}: sliding_window is {window}, allowed: null, or all {context} positions")
+    head_dim = config.get("head_dim")
+    if head_dim is not None and width and heads and head_dim * heads != width:
+        raise InterchangeError(f"{path}: head_dim is {head_dim}, allowed: hidden_size / heads = {width / heads:g}")
+    try:
+        model = Model(
+            layers=config.get("num_hidden_layers"),
+            width=width,
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads"),
+            vocab=config.get("vocab_size"),
+            context=context,
+            tied_head=config.get("tie_word_embeddings", False),
+            qk_norm=family == "olmoe",
+            qk_norm_over="all" if family == "olmoe" else "head",
+            rope_base=rope.get("rope_theta") or config.get("rope_theta", 1e6 if family == "mixtral" else 1e4),
+            norm_eps=config.get("rms_norm_eps", 1e-6 if family == "llama" else 1e-5),
+        )
+        ffn = SwiGlu(hidden=config.get("intermediate_size")) if family == "llama" else _moe(family, config)
+        length = min(256, model.context)
+        return Recipe(model=model, ffn=ffn, batching={"length": length, "sequences": 1}, tokens=length)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InterchangeError(f"{path}: describes no model ({wrong})") from error
+
+
+def _moe(family: str, config: Mapping[str, Any]) -> Moe:
+    return Moe(
+        experts=config.get("num_local_experts", 8) if family == "mixtral" else config.get("num_experts", 64),
+        top_k=config.get("num_experts_per_tok", 2 if family == "mixtral" else 8),
+        hidden=config.get("intermediate_size"),
+        normalise=True if family == "mixtral" else config.get("norm_topk_prob", False),
+    )
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of the weight files."""
+    if (folder / INDEX).exists():
+        named = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise InterchangeError(f"{folder / INDEX}: weight_map does not map keys to files")
+        outside = [name for name in named.values() if Path(name).name != name]
+        if outside:
+            raise InterchangeError(f"{folder / INDEX}: weight_map leads out of the folder: {outside[0]!r}")
+        return sorted(set(named.values()))
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
+    if list(folder.glob("*.bin")):
+        raise InterchangeError(
+            f"{folder}: holds pickled weights (*.bin), which are never read: reading them runs what they hold; hint: "
+            f"convert them to {WEIGHTS} (`model.save_pretrained(folder, safe_serialization=True)`)"
+        )
+    raise InterchangeError(f"{folder}: no weights there ({WEIGHTS}, or {INDEX} and the files that it names)")
+
+
+# --- tokenizer -----------------------------------------------------------------------------------
+
+
+def token_ids(folder: Path | str) -> dict[str, int]:
+    """Every token of a checkpoint's `tokenizer.json` with its id, those added to its model included.
+
+    Raises:
+        InterchangeError: there is none, or it is not understood.
+    """
+    path = Path(folder) / TOKENIZER
+    if not path.exists():
+        raise InterchangeError(
+            f"{path}: not there; hint: `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` writes it"
+        )
+    found = read_json(path)
+    try:
+        added = {one["content"]: int(one["id"]) for one in found.get("added_tokens") or ()}
+        return {token: int(number) for token, number in _tokens(found["model"]["vocab"])} | added
+    except (KeyError, TypeError, ValueError) as error:
+        raise InterchangeError(f"{path}: not a tokenizer ({type(error).__name__}: {error})") from error
+
+
+def _tokens(vocab: Any) -> Iterator[tuple[str, int]]:
+    """`{token: id}`, or a list of (token, score) in the order of ids."""
+    if isinstance(vocab, dict):
+        yield from vocab.items()
+        return
+    for number, (token, _) in enumerate(vocab):
+        yield token, number
