@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -118,24 +119,52 @@ def describe(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
-    table = [("domain", "documents", "bytes", "tokens")]
-    for domain, facts in found["domains"].items():
-        tokens = facts.get("tokens")
-        table.append(
-            (
-                domain,
-                human_count(facts["documents"]),
-                human_bytes(facts["bytes"]),
-                human_count(tokens) if tokens else "",
-            )
-        )
-    print(columns(table))
+    print(columns(_domain_table(found)))
     _print_steps(found.get("passed", []))
+    _print_held_out(found)
     for reason, facts in found["dropped"].items():
         print(f"\ndropped, {reason}: {facts['documents']}")
         for sample in facts["samples"]:
-            print(f"  {sample!r}")
+            kept = f"; {sample['kept']} stays" if sample["kept"] else ""
+            print(f"  {sample['id']}: {sample['detail']}{kept}\n    {_one_line(sample['text'])}")
     return 0
+
+
+def _domain_table(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What a domain kept and lost, and the sum of all."""
+    kept: Mapping[str, Mapping[str, int]] = found["domains"]
+    lost: Mapping[str, Mapping[str, int]] | None = found.get("dropped_domains")  # not counted by earlier builds
+    table = [("domain", "documents", "bytes", "tokens", "dropped")]
+    whole: Counter[str] = Counter()
+    for domain in sorted(kept.keys() | (lost or {}).keys()):
+        facts = Counter(kept.get(domain, {}))
+        if lost is not None:
+            facts["dropped"] = sum(lost.get(domain, {}).values())
+        whole.update(facts)
+        table.append((domain, *_sizes(facts)))
+    return [*table, ("all", *_sizes(whole))]
+
+
+def _sizes(facts: Mapping[str, int]) -> tuple[str, str, str, str]:
+    tokens, dropped = (human_count(facts[name]) if name in facts else "" for name in ("tokens", "dropped"))
+    return human_count(facts["documents"]), human_bytes(facts["bytes"]), tokens, dropped
+
+
+def _print_held_out(found: Mapping[str, Any]) -> None:
+    """The validation sets, and what training text lost because it repeats a set."""
+    for name, facts in found.get("validation", {}).items():
+        sizes = f"{human_count(facts['documents'])} documents, {human_bytes(facts['bytes'])}"
+        print(f"\nheld out, {name}: {sizes}, {human_count(facts['tokens'])} tokens")
+    cuts = found.get("decontamination") or {"sets": {}, "missing": {}}
+    for name, facts in cuts["sets"].items():
+        counts = f"{facts['documents_cut']} documents cut, {facts['documents_dropped']} dropped"
+        print(f"decontaminated, {name}: {human_count(facts['texts'])} texts, {counts}")
+    for name, why in cuts["missing"].items():
+        print(f"not decontaminated, {name}: {why}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _print_steps(passed: Sequence[Mapping[str, Any]]) -> None:

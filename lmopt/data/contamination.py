@@ -105,7 +105,9 @@ class Protected:
             self.documents_cut.update(owners.keys())
             return replace(document, text="\n\n".join(kept))
         self.documents_dropped.update(owners.keys())
-        detail = f"{len(spans)} cuts: n-grams of {', '.join(owners)}"
+        said = f"{len(spans)} cuts" if len(spans) > 1 else "a cut"
+        left = "" if kept else f", nothing of {self._config.shortest_piece} characters left"
+        detail = f"{said}{left}: n-grams of {', '.join(owners)}"
         return Dropped(document, "contaminated", None, detail)
 
     def _pieces(self, text: str, spans: list[list[int]]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmopt.data.gopher import table
-from lmopt.data.hashing import BASE, mix, powers
+from lmopt.data.hashing import mix, powers
 from lmopt.data.stage import Verdict, filter_stage
 from lmopt.techniques.filters import GopherRepetition
 
@@ -125,6 +125,8 @@ def _windows(batch: _Batch, wanted: Mapping[int, float]) -> Iterator[tuple[int, 
     text_W, hash_W, end_W = batch
     total_W = hash_W.copy()
     power = powers(1)
+    # A number for each text that is no short polynomial in BASE: 'on the' of one text must not be 'of the' of another.
+    apart_D = mix(np.arange(1, text_W[-1] + 2, dtype=np.uint64)) if len(text_W) else hash_W
     for n in range(1, max(wanted, default=0) + 1):
         if n > len(hash_W):
             return
@@ -135,7 +137,7 @@ def _windows(batch: _Batch, wanted: Mapping[int, float]) -> Iterator[tuple[int, 
             total_W = total_W[: len(offset_W)] + hash_W[n - 1 :] * power[offset_W]
         if n in wanted:
             inside = np.flatnonzero(text_W[: len(total_W)] == text_W[n - 1 :])
-            yield n, _grouped(mix(total_W[inside] + text_W[inside].astype(np.uint64) * BASE), inside)
+            yield n, _grouped(mix(total_W[inside] + apart_D[text_W[inside]]), inside)
 
 
 def _grouped(hash_G: NDArray[np.uint64], place_G: NDArray[np.int64]) -> _Windows:

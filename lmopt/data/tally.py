@@ -48,6 +48,7 @@ class Tally:
         self.documents_in = 0
         self.bytes_in = 0
         self.dropped: Counter[str] = Counter()
+        self.dropped_domains: dict[str, Counter[str]] = {}
         self.domains: dict[str, Counter[str]] = {}
         self.synthetic: dict[str, Counter[str]] = {}
         self.passed: list[StepCount] = []
@@ -68,6 +69,7 @@ class Tally:
     def drop(self, item: Dropped) -> None:
         """Count a removal."""
         self.dropped[item.reason] += 1
+        self.dropped_domains.setdefault(item.document.domain, Counter())[item.reason] += 1
 
     def spend(self, item: Spent) -> None:
         """Count what models cost."""
@@ -98,6 +100,9 @@ class Tally:
             "bytes_out": self.out("bytes"),
             **({"tokens": self.out("tokens")} if counted else {}),
             "dropped": dict(sorted(self.dropped.items())),
+            "dropped_domains": {
+                name: dict(sorted(found.items())) for name, found in sorted(self.dropped_domains.items())
+            },
             "domains": {name: dict(self.domains[name]) for name in sorted(self.domains)},
             "synthetic": {name: dict(self.synthetic[name]) for name in sorted(self.synthetic)},
             "passed": [{**asdict(count), "dropped": dict(sorted(count.dropped.items()))} for count in self.passed],

@@ -55,9 +55,19 @@ def test_what_a_step_dropped_is_shown(suite: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert main(["data", "describe", str(out / "dedup")]) == 0
     table = capsys.readouterr().out
-    assert re.search(r"^notes +\d+ ", table, re.MULTILINE)
+    assert re.search(r"^notes +\d+ .* 1\d$", table, re.MULTILINE)
+    assert re.search(r"^all +\d+ .* 1\d$", table, re.MULTILINE)
     assert re.search(r"^near_dedup +\d+ +\d+ ", table, re.MULTILINE)
     assert re.search(r"^dropped, near_duplicate: 1\d$", table, re.MULTILINE)
+    assert re.search(
+        r"^  [0-9a-f]{16}: estimated Jaccard similarity .*; [0-9a-f]{16} stays\n    \w", table, re.MULTILINE
+    )
+    assert main(["data", "describe", str(out / "corpus")]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"^held out, holdout: \d+ documents, .* tokens$", table, re.MULTILINE)
+    assert re.search(
+        r"^decontaminated, validation: holdout: \d+ texts, 0 documents cut, 0 dropped$", table, re.MULTILINE
+    )
     assert main(["data", "inspect", str(out / "dedup"), "--dropped", "--count", "2", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["reason"] for row in rows] == ["near_duplicate"] * 2

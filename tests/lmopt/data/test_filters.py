@@ -132,6 +132,15 @@ def test_repetition_equals_counting_one_by_one(texts: list[str]) -> None:
     assert [verdict and verdict[0] for verdict in repetition.judge(config, texts)] == expected
 
 
+def test_repetition_judges_a_text_alike_in_any_company() -> None:
+    """Numbers of texts once entered a hash as characters do: 'on the' was 'of the' of the text eight places on."""
+    texts = [prose(seed, 12) for seed in range(9)]
+    texts[0], texts[8] = "on the hill they met again every summer", "of the hill we know nothing at all today"
+    assert repetition.judge(GopherRepetition(), texts) == [
+        repetition.judge(GopherRepetition(), [text])[0] for text in texts
+    ]
+
+
 def test_repetition_without_rules_keeps_all() -> None:
     off = {"lines": None, "paragraphs": None, "line_characters": None, "paragraph_characters": None}
     assert _reasons(GopherRepetition(**off, top_ngrams=(), duplicate_ngrams=()), "a\n" * 50) == [None]
