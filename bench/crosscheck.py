@@ -30,8 +30,9 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_shapes(draft), *controls.findings(draft), *_gate(draft), *_tasks(draft),
-        *_budget(draft), *_planted(draft), *_starts(draft), *ablation.findings(draft), *tunecheck.findings(draft),
-        *infercheck.findings(draft, look_at_files=look_at_files), *finetunecheck.findings(draft),
+        *_budget(draft), *_planted(draft), *_starts(draft), *_teachers(draft), *ablation.findings(draft),
+        *tunecheck.findings(draft), *infercheck.findings(draft, look_at_files=look_at_files),
+        *finetunecheck.findings(draft),
     ]  # fmt: skip
     return found + (list(_files(draft)) if look_at_files else [])
 
@@ -143,6 +144,25 @@ def _starts(draft: Draft) -> Iterator[Finding]:
             if reason:
                 yield Finding(path, f"cannot start from `{against}` at scale `{scale.name}`: {reason}", None)
                 break
+
+
+def _teachers(draft: Draft) -> Iterator[Finding]:
+    """An arm that learns from another: the other is trained, and stands before it."""
+    names = [variant.name for variant in draft.variants]
+    trained = [variant.name for variant in draft.variants if variant.raw.get("role") != "timing"]
+    for variant in draft.variants:
+        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        teacher, path = value_of(holder, "objective", "teacher"), (*variant.path, inside, "objective", "teacher")
+        if not isinstance(teacher, str):
+            continue
+        if teacher not in names:
+            yield Finding(path, f"no arm is named {teacher!r}", suggest(teacher, trained))
+        elif teacher not in trained:
+            message = f"`{teacher}` is a timing arm: it is never trained to the end"
+            yield Finding(path, message, "give it `role: control`")
+        elif names.index(teacher) >= names.index(variant.name):
+            message = f"`{variant.name}` learns from `{teacher}`, which must stand before it"
+            yield Finding(path, message, "a teacher is an arm above its students")
 
 
 # --- axes ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.findings import Finding, has, validate, value_at
-from bench.merge import SCALE_PATHS, expand, spelled_out, without
+from bench.merge import SCALE_PATHS, expand, spelled_out, with_teacher, without
 from bench.source import DataPath
 from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale, Shape
 from lmopt.data.spec import Bpe, Data
@@ -87,7 +87,12 @@ class Draft:
 
     def expanded(self, variant: Variant, scale: Scale) -> dict[str, Any]:
         """The recipe mapping of a variant at a scale."""
-        return expand(self.recipe, scale.values(), self.vocab, variant.change, variant.shape(scale.name))
+
+        def alone(one: Variant) -> dict[str, Any]:
+            return expand(self.recipe, scale.values(), self.vocab, one.change, one.shape(scale.name))
+
+        known = {one.name: one for one in self.variants}
+        return with_teacher(alone(variant), lambda name: alone(known[name]) if name in known else None)
 
     def sizes(self) -> Mapping[int, Scale]:
         """The scales, or a stand-in where none is valid."""
@@ -219,6 +224,7 @@ def canonical(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if any(recipe is None for recipe in recipes):
         return data
     dumps = [recipe.model_dump(mode="json") for recipe in recipes if recipe is not None]
+    dumps = [without(dump, [("objective", "shape")]) for dump in dumps]  # it follows from the teacher, at every scale
     set_elsewhere = [SCALE_PATHS[name] for name in scale.values()] + [("model", "vocab")]
     baseline = {**data["baseline"], "recipe": without(dumps[0], set_elsewhere)}
     base = draft.expanded(draft.baseline, scale)

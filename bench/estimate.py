@@ -55,7 +55,8 @@ class Machine(Frozen):
         """
         batching = recipe.batching
         passes = batching.sequences // (getattr(batching, "micro_sequences", None) or batching.sequences)
-        calls_s = passes * (recipe.model.layers + 1) * (_of_kind(self.fixed_s, recipe) or 0.0)
+        forward_only = recipe.teacher.model.layers / 3 if recipe.teacher is not None else 0.0
+        calls_s = passes * (recipe.model.layers + 1 + forward_only) * (_of_kind(self.fixed_s, recipe) or 0.0)
         return calls_s + (cost_memory.update_bytes(recipe) / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 

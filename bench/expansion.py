@@ -38,6 +38,8 @@ def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
     allowed_flops = (1 - suite.hypothesis.saving.at_least) * _mean_flops_per_step(reference) * reference.steps(1.0)
     if recipe.start.kind == "upcycled":
         allowed_flops -= _mean_flops_per_step(reference) * reference.steps(recipe.start.horizon)
+    if recipe.objective.kind == "distillation":
+        allowed_flops -= cost.training_flops(suite.resolve(recipe.objective.teacher, scale.name), 1.0)
     steps = max(1, int(allowed_flops / _mean_flops_per_step(recipe)))
     if len(recipe.phases(1.0)) > 1:  # steps differ: the same share of every phase
         return round(steps / recipe.steps(1.0), 6)
@@ -124,13 +126,15 @@ def _shards_of(recipe: Recipe, shards: Mapping[str, Case]) -> Case:
 
 
 def _training(suite: Suite, arm: Arm, scale: Scale, seed: int, horizon: float, shards: Mapping[str, Case]) -> Case:
-    """A training. Its parents: its shards, the training whose weights it starts from if any, its trials, the corpus."""
+    """A training. Its parents: its shards, the training that it starts or learns from, its trials, the corpus."""
     recipe = suite.resolve(arm.name, scale.name)
     data = _shards_of(recipe, shards)
     begun: tuple[str, ...] = ()
     if recipe.start.kind == "upcycled":
         source = suite.arm(arm.against or suite.baseline.name)
         begun = (_training(suite, source, scale, seed, recipe.start.horizon, shards).id,)
+    elif recipe.objective.kind == "distillation":
+        begun = (_training(suite, suite.arm(recipe.objective.teacher), scale, seed, 1.0, shards).id,)
     tried = (trial.id for trial in _trials(suite, arm, scale, recipe, data))
     return identify(
         Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,

@@ -91,7 +91,7 @@ def _train(job: Job, folder: Path) -> Outcome:
     window.before_model()
     compile_s = _warm_up(recipe, seed, data)  # gone before the model is built: two would not fit where one just does
     state, log = _start_or_resume(job, folder)
-    counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
+    counts = _counts(state, horizon)
     batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions, horizon=horizon))
     log.begin(
         total_tokens=state.pace.total_tokens,
@@ -134,7 +134,7 @@ def _sample(job: Job, folder: Path) -> Outcome:
     progress.show(0, phase="drawing the model")
     state, log = workloads.start(recipe, seed=seed, horizon=horizon), TrainLog(folder / "checkpoint")
     progress.show(0, phase="counting FLOPs")
-    counts = {length: flops.count(state.model, recipe, length) for length in _lengths(recipe, horizon)}
+    counts = _counts(state, horizon)
     batches = Stall(workloads.batches(recipe, shards_folder(job), seed=seed))
     steps = workloads.train(state, batches)
     compile_s = 0.0
@@ -181,15 +181,23 @@ def shards_folder(job: Job) -> Path:
 def _start_or_resume(job: Job, folder: Path) -> tuple[TrainState, TrainLog]:
     recipe, seed, horizon = _training_of(job)
     log = TrainLog(folder / "checkpoint")
-    state = workloads.resume(folder / "checkpoint", recipe)
+    other = parents_of(job)[job.case.parents[1]] / "model"  # the training that this one starts or learns from, if any
+    teacher = other if recipe.teacher is not None else None
+    state = workloads.resume(folder / "checkpoint", recipe, teacher)
     if state is None:
-        state = workloads.start(recipe, seed=seed, horizon=horizon)
+        state = workloads.start(recipe, seed=seed, horizon=horizon, teacher=teacher)
         if recipe.start.kind != "scratch":
-            workloads.begin_from(state, parents_of(job)[job.case.parents[1]] / "model")
+            workloads.begin_from(state, other)
         return state, log
     # a step whose numbers were not read yet is yielded again
     log.restore(state.pace.tokens_by_length(state.yielded_tokens))
     return state, log
+
+
+def _counts(state: TrainState, horizon: float) -> dict[int, FlopCounts]:
+    """FLOPs of one sequence of each length that occurs."""
+    recipe, teacher = state.recipe, workloads.teacher_of(state)
+    return {length: flops.count(state.model, recipe, length, teacher) for length in _lengths(recipe, horizon)}
 
 
 def _lengths(recipe: Recipe, horizon: float) -> list[int]:

@@ -6,11 +6,11 @@ baseline's `recipe`, the values of a scale, an arm's `change`, the arm's numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from lmopt.quantities import human_count
 from lmopt.recipe import Recipe
@@ -66,6 +66,24 @@ def expand(
     merged = merge(merged, placed(scale))
     merged = merge(merged, nested({VOCAB_PATH: vocab}))
     return merge(merge(merged, change), placed(shape))
+
+
+def with_teacher(merged: dict[str, Any], expanded: Callable[[str], Mapping[str, Any] | None]) -> dict[str, Any]:
+    """The recipe mapping with the shape of its teacher, where its objective names one.
+
+    Args:
+        expanded: the recipe mapping of an arm at the same scale; None where no arm has that name.
+    """
+    objective: Any = merged.get("objective")
+    name = objective.get("teacher") if isinstance(objective, Mapping) else None
+    teacher = expanded(name) if isinstance(name, str) else None
+    if teacher is None:
+        return merged
+    try:
+        found = Recipe.model_validate(without(teacher, [("objective",), ("start",)]))
+    except ValidationError:
+        return merged  # what is wrong with the teacher is said where it stands
+    return {**merged, "objective": {**objective, "shape": found.model_dump(mode="json", include={"model", "ffn"})}}
 
 
 def placed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +194,6 @@ def _words(value: Any) -> str:
 
 def _is_told(value: BaseModel, key: str) -> bool:
     knob = getattr(value, key)
-    if key == "kind" or knob is None:
+    if key == "kind" or knob is None or key in getattr(value, "untold", ()):
         return False
     return key in getattr(value, "shown", ()) or knob != type(value).model_fields[key].get_default()

@@ -17,7 +17,7 @@ from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purp
 from bench.draft import Draft, canonical
 from bench.findings import Finding, validate
 from bench.inferstanza import Inference
-from bench.merge import expand, in_words
+from bench.merge import expand, in_words, with_teacher
 from bench.problems import Problem, SuiteError, format_problem, suggest
 from bench.stanzas import (
     MAX_ARMS,
@@ -134,9 +134,12 @@ class Suite(Frozen):
         Raises:
             SuiteError: no such arm or scale.
         """
-        variant, values = self.arm(arm), self.scale(scale).values()
-        vocab = self.data.tokenizer.vocab
-        return Recipe.model_validate(expand(self.baseline.recipe, values, vocab, variant.change, variant.shape(scale)))
+        values, vocab = self.scale(scale).values(), self.data.tokenizer.vocab
+
+        def alone(one: Arm) -> dict[str, Any]:
+            return expand(self.baseline.recipe, values, vocab, one.change, one.shape(scale))
+
+        return Recipe.model_validate(with_teacher(alone(self.arm(arm)), lambda name: alone(self.arm(name))))
 
     def describe_change(self, arm: str) -> str:
         """In words, how an arm differs from what it is compared with, at the first scale.

@@ -27,6 +27,7 @@ from bench.evaluate.practice import Practice
 from bench.evaluate.sets import Item
 from bench.record import Reading
 from lmopt.arch import transformer
+from lmopt.arch.transformer import Transformer
 from lmopt.compute import numa
 from lmopt.compute.memory import tune_allocator
 from lmopt.data import corpus, packing, shards, tokenizer, validation
@@ -36,6 +37,7 @@ from lmopt.recipe import DataStep, Recipe, Technique, builder
 from lmopt.step import Step
 from lmopt.train import checkpoint, loop
 from lmopt.train.checkpoint import CheckpointError
+from lmopt.train.distillation import DistillationLoss
 from lmopt.train.loop import TrainState
 
 if TYPE_CHECKING:
@@ -72,9 +74,33 @@ def prepared(out: Path) -> dict[str, Any]:
     return {name: facts[name] for name in kept if name in facts} | {"manifest_sha256": digest}
 
 
-def start(recipe: Recipe, *, seed: int, horizon: float) -> TrainState:
-    """A model, its optimizer and schedule at step 0."""
-    return loop.start(recipe, seed=seed, horizon=horizon, device=device())
+def start(recipe: Recipe, *, seed: int, horizon: float, teacher: Path | None = None) -> TrainState:
+    """A model, its optimizer and schedule at step 0.
+
+    Args:
+        teacher: folder of the trained model that the recipe learns from, if it does. Default: one of the same shape as
+            it was drawn, where steps are only timed or counted.
+    """
+    state = loop.start(recipe, seed=seed, horizon=horizon, device=device())
+    teach(state, teacher)
+    return state
+
+
+def teach(state: TrainState, folder: Path | None) -> None:
+    """Give a training the teacher that its recipe learns from, if it does: a trained one, or one as it was drawn."""
+    shape, loss = state.recipe.teacher, state.loss
+    if shape is None:
+        return
+    assert isinstance(loss, DistillationLoss)
+    drawn = folder is None
+    loss.learn_from(
+        transformer.build(shape, seed=0, device=device()) if drawn else checkpoint.load_model(folder, device())
+    )
+
+
+def teacher_of(state: TrainState) -> Transformer | None:
+    """The model that a training learns from, if it does."""
+    return getattr(state.loss, "teacher", None)
 
 
 def begin_from(state: TrainState, model_folder: Path) -> None:
@@ -143,15 +169,17 @@ def save(state: TrainState, folder: Path) -> None:
     checkpoint.save(state, folder)
 
 
-def resume(folder: Path, recipe: Recipe) -> TrainState | None:
+def resume(folder: Path, recipe: Recipe, teacher: Path | None = None) -> TrainState | None:
     """The state of the newest sound checkpoint; None where there is none, and training starts over."""
     if not checkpoint.exists(folder):
         return None
     try:
-        return checkpoint.load(folder, recipe, device())
+        state = checkpoint.load(folder, recipe, device())
     except CheckpointError as error:
         print(f"starting over: {error}")
         return None
+    teach(state, teacher)
+    return state
 
 
 def save_model(state: TrainState, folder: Path) -> None:

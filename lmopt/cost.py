@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmopt.recipe import Int8, Moe, Recipe, Recompute, Relu2, SwiGlu, Wasteful
+from lmopt.recipe import Distillation, Int8, Moe, Recipe, Recompute, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.routing import NoisyTopK, Switch
 
 ATTENTION_BACKWARD_EXECUTED = 2.5
@@ -203,10 +203,20 @@ def train_flops(recipe: Recipe, length: int, device: str = "cpu", tokens: int | 
     padding = (1 + BACKWARD_MODEL) * share * recipe.model.layers * length * ffn.padding_flops_per_token
     attention = share * forward.attention
     backward = BACKWARD_MODEL if keeps_probabilities(device, length) else ATTENTION_BACKWARD_EXECUTED
+    taught = teacher_flops(recipe, length)
     return TrainFlops(
-        executed=linear + padding + (1 + backward) * attention + recomputed_flops(recipe, length),
-        model=linear + (1 + BACKWARD_MODEL) * attention,
+        executed=linear + padding + (1 + backward) * attention + recomputed_flops(recipe, length) + taught,
+        model=linear + (1 + BACKWARD_MODEL) * attention + taught,
     )
+
+
+def teacher_flops(recipe: Recipe, length: int) -> float:
+    """FLOPs of the teacher's forward pass over one sequence; its head is asked where its probabilities are learnt."""
+    teacher = recipe.teacher
+    if teacher is None or not isinstance(recipe.objective, Distillation) or not recipe.objective.asks_teacher:
+        return 0
+    forward = forward_flops(teacher, length)
+    return forward.total - (0 if recipe.objective.probabilities else forward.head)
 
 
 def recomputed_flops(recipe: Recipe, length: int) -> float:

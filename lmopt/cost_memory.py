@@ -9,6 +9,8 @@ LOGIT_CHUNK_BYTES = 64 * 2**20
 """Logits that the fused loss holds at once, counted as float32 (lmopt.arch.loss.CHUNK_BYTES)."""
 HEAD_BYTES = 16 * 2**20
 """What stands beside them: the block in which softmax runs, and the head's gradient of a chunk."""
+DIVERGENCE_CHUNKS = 3
+"""Chunks of float32 logits that a divergence from a teacher holds at once."""
 TRANSIENT_SHARE = 0.2
 """Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
 and those below were read off trainings of 1 to 290 M parameters on a CPU (benchmarks/memory.py), dense and
@@ -35,9 +37,10 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     """Bytes that are held whatever the batch, and bytes that each sequence of a forward pass adds.
 
     Held: weights, gradients and moments as precision and optimizer keep them, a copy of the weights in the products'
-    type, the head's chunk. A sequence: the activations kept for backward, with what exists for a moment beside them. A
-    dense block that is computed again keeps its input; its copy and activations exist one block at a time. A sparse one
-    does too, but its many odd sizes leave holes in the heap: the peak measured is that of kept activations.
+    type, the head's chunk, a teacher's weights. A sequence: the activations kept for backward, with what exists for a
+    moment beside them. A dense block that is computed again keeps its input; its copy and activations exist one block
+    at a time. A sparse one does too, but its many odd sizes leave holes in the heap: the peak measured is that of kept
+    activations.
     """
     held, model, layers, sparse = parameters(recipe), recipe.model, recipe.model.layers, isinstance(recipe.ffn, Moe)
     again = recipe.activations.layers_of(layers) if isinstance(recipe.activations, Recompute) else 0
@@ -54,6 +57,10 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     whole = round(state + copies) + in_full + head + 8 * held.embedding + runtime
     if recipe.optimizer.kind == "adamw_8bit":
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
+    if recipe.teacher is not None:
+        logits = recipe.batching.held_sequences * recipe.batching.length * 4 * held.embedding // model.width
+        whole += 4 * parameters(recipe.teacher).total + DIVERGENCE_CHUNKS * min(logits, LOGIT_CHUNK_BYTES)
+        numbers += _kept_per_token(recipe.teacher)  # a block at a time, nothing is kept
     return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
 
 

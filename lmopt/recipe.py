@@ -32,12 +32,12 @@ from lmopt.techniques.difficulty import Difficulty
 from lmopt.techniques.feedforward import Moe, Relu2, SwiGlu, Wasteful
 from lmopt.techniques.filters import C4, Classifier, FineWeb, GopherQuality, GopherRepetition, Language
 from lmopt.techniques.infilling import Infilling
-from lmopt.techniques.objective import LayerSkip, NextToken
+from lmopt.techniques.objective import Distillation, LayerSkip, NextToken
 from lmopt.techniques.optimizer import AdamW, AdamW8bit, Cosine
 from lmopt.techniques.order import Curriculum, Shuffled
 from lmopt.techniques.placement import Anywhere, Bound, FirstTouch, Interleaved
 from lmopt.techniques.precision import Bf16, Bf16Stochastic, Fp32, Int8
-from lmopt.techniques.start import Scratch, Upcycled
+from lmopt.techniques.start import Scratch, TeacherLayers, Upcycled, unlike_teacher
 from lmopt.techniques.technique import (
     ENTRY_POINT_GROUP,
     MAX_CONTEXT,
@@ -53,13 +53,14 @@ from lmopt.techniques.technique import (
 __all__ = [
     "C4", "ENTRY_POINT_GROUP", "MAX_CONTEXT", "MAX_LAYERS", "MAX_WIDTH", "SEAMS", "Activations", "AdamW",
     "AdamW8bit", "AdaptiveMicro", "Anywhere", "BackTranslation", "BatchRamp", "Batching", "Bf16", "Bf16Stochastic",
-    "Bound", "Classifier", "Cosine", "Curriculum", "DataStep", "Decoding", "Difficulty", "EarlyExit", "ExactDedup",
+    "Bound", "Classifier", "Cosine", "Curriculum", "DataStep", "Decoding", "Difficulty", "Distillation", "EarlyExit",
+    "ExactDedup",
     "Ffn", "FineWeb", "FirstTouch", "FixedBatch", "Fp32", "GopherQuality", "GopherRepetition", "Infilling", "Int8",
     "Interleaved", "KeepActivations", "Language", "LayerSkip", "LengthWarmup", "Model", "Moe", "NearDedup",
     "NextToken", "NgramOverlap", "NoiseRamp", "Objective", "OneByOne", "Optimizer", "Order", "Packed", "Phase",
     "Placement", "Plain", "Positive", "Precision", "Recipe", "Recompute", "Relu2", "Schedule", "Scratch",
-    "Shuffled", "Speculative", "Start", "SubstringDedup", "SwiGlu", "Technique", "Upcycled", "Wasteful", "builder",
-    "plugins", "techniques",
+    "Shuffled", "Speculative", "Start", "SubstringDedup", "SwiGlu", "TeacherLayers", "Technique", "Upcycled",
+    "Wasteful", "builder", "plugins", "techniques",
 ]  # fmt: skip
 
 
@@ -75,11 +76,11 @@ Ffn = _union("ffn", SwiGlu, Relu2, Moe, Wasteful)
 Precision = _union("precision", Fp32, Bf16, Bf16Stochastic, Int8)
 Optimizer = _union("optimizer", AdamW, AdamW8bit)
 Schedule = _union("schedule", Cosine)
-Objective = _union("objective", NextToken, LayerSkip)
+Objective = _union("objective", NextToken, LayerSkip, Distillation)
 Activations = _union("activations", KeepActivations, Recompute)
 Batching = _union("batching", FixedBatch, LengthWarmup, BatchRamp, NoiseRamp, AdaptiveMicro, Packed)
 Placement = _union("placement", Anywhere, Bound, FirstTouch, Interleaved)
-Start = _union("start", Scratch, Upcycled)
+Start = _union("start", Scratch, Upcycled, TeacherLayers)
 Order = _union("order", Shuffled, Curriculum)
 Decoding = _union("decoding", OneByOne, EarlyExit, Speculative)
 DataStep = _union(
@@ -209,6 +210,10 @@ class Recipe(Plain):
         return self
 
     def _objective_fits(self) -> None:
+        if isinstance(self.start, TeacherLayers) and not isinstance(self.objective, Distillation):
+            raise ValueError(f"start (teacher_layers) takes a teacher's layers, but objective is {self.objective.kind}")
+        if isinstance(self.objective, Distillation):
+            self._teacher_fits(self.objective)
         if not isinstance(self.objective, LayerSkip):
             return
         beyond = [layer for layer in self.objective.exits if layer >= self.model.layers]
@@ -221,6 +226,38 @@ class Recipe(Plain):
             raise ValueError("objective layer_skip leaves out other layers each step: it cannot be compiled")
         if self.batching.kind == "packed":
             raise ValueError("objective layer_skip knows no document boundaries; allowed: batching other than packed")
+
+    def _teacher_fits(self, objective: Distillation) -> None:
+        if self.compile:
+            raise ValueError("objective distillation runs a second model: it cannot be compiled")
+        if self.batching.kind == "packed":
+            raise ValueError("objective distillation knows no document boundaries; allowed: batching other than packed")
+        if objective.shape is None:
+            return
+        theirs, name = Model.model_validate(objective.shape["model"]), f"objective.teacher ({objective.teacher})"
+        if theirs.vocab != self.model.vocab:
+            raise ValueError(f"{name} knows {theirs.vocab} tokens, the student {self.model.vocab}")
+        if theirs.context < self.model.context:
+            raise ValueError(f"{name} has a context of {theirs.context}, the student one of {self.model.context}")
+        if objective.hidden and theirs.width != self.model.width:
+            raise ValueError(
+                f"objective.hidden ({objective.hidden:g}) aligns states, and those of {objective.teacher} have width "
+                f"{theirs.width}, the student's {self.model.width}; hint: set `hidden: 0`"
+            )
+        reason = unlike_teacher(self, self.teacher) if isinstance(self.start, TeacherLayers) and self.teacher else None
+        if reason:
+            raise ValueError(f"start (teacher_layers) cannot take layers of {objective.teacher}: {reason}")
+
+    @property
+    def teacher(self) -> Recipe | None:
+        """The model that its objective learns from, as far as a forward pass of it goes; None where there is none."""
+        shape = getattr(self.objective, "shape", None)
+        if shape is None:
+            return None
+        batching = FixedBatch(sequences=1, length=self.batching.length)
+        return Recipe.model_validate(
+            {**shape, "precision": self.precision, "batching": batching, "tokens": self.batching.length}
+        )
 
     def phases(self, horizon: float) -> tuple[Phase, ...]:
         """What the steps at a horizon are like, as far as it is known before the training."""

@@ -108,8 +108,11 @@ class FlopCounts:
         }
 
 
-def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCounts:
+def count(model: nn.Module, recipe: Recipe, length: int | None = None, teacher: nn.Module | None = None) -> FlopCounts:
     """Count one sequence of a length (default: the recipe's), on the model as built. The model is left as it was.
+
+    Args:
+        teacher: what the recipe's objective learns from, if it does.
 
     Raises:
         LookupError: the feed-forward is a foreign technique that does not say what it costs.
@@ -120,6 +123,13 @@ def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCo
     whole = _without_dropout(recipe)
     closed_train = cost.train_flops(whole, length, device.type)
     objective = builder(whole.objective)
+
+    def loss_of(twin: Any, teacher: Any) -> Callable[[Tensor, Tensor], Any]:
+        loss = objective(whole.objective, twin)
+        if teacher is not None:
+            loss.learn_from(teacher)
+        return loss
+
     held = cost.parameters(recipe)
     autocast = recipe.precision.arithmetic == "bf16"
     forward = Counts(
@@ -129,9 +139,7 @@ def count(model: nn.Module, recipe: Recipe, length: int | None = None) -> FlopCo
     )
     train = Counts(
         closed_train.executed,
-        dispatched(
-            model, length, backward=True, autocast=autocast, loss_of=lambda twin: objective(whole.objective, twin)
-        ),
+        dispatched(model, length, backward=True, autocast=autocast, loss_of=loss_of, teacher=teacher),
     )
     params_total = sum(parameter.numel() for parameter in model.parameters())
     return FlopCounts(
@@ -173,29 +181,42 @@ def _text(value: float | None) -> str:
 # --- dispatched operations -----------------------------------------------------------------------
 
 
-LossOf = Callable[[Any], Callable[[Tensor, Tensor], Any]]
+LossOf = Callable[[Any, Any], Callable[[Tensor, Tensor], Any]]
 
 
-def _own_loss(model: LanguageModel) -> Callable[[Tensor, Tensor], Any]:
+def _own_loss(model: LanguageModel, _teacher: None) -> Callable[[Tensor, Tensor], Any]:
     return model.loss
 
 
 def dispatched(
-    model: nn.Module, length: int, *, backward: bool, autocast: bool = False, loss_of: LossOf = _own_loss
+    model: nn.Module,
+    length: int,
+    *,
+    backward: bool,
+    autocast: bool = False,
+    loss_of: LossOf = _own_loss,
+    teacher: nn.Module | None = None,
 ) -> float:
     """FLOPs of the operations that torch dispatches for one sequence: forward, or forward and backward of the loss.
 
     Args:
-        loss_of: what training descends, made of the model; default: the model's own loss.
+        loss_of: what training descends, made of the model and its teacher; default: the model's own loss.
+        teacher: what it learns from, if anything.
     """
+
+    def twins(replace: Callable[[Tensor], Tensor]) -> tuple[nn.Module, nn.Module | None]:
+        return _twin(model, replace), None if teacher is None else _twin(teacher, replace)
+
     try:
         with FakeTensorMode() as mode:
-            return _dispatched(_twin(model, mode.from_tensor), length, backward, autocast, loss_of)
+            return _dispatched(*twins(mode.from_tensor), length, backward, autocast, loss_of)
     except NEEDS_DATA:
-        return _dispatched(_twin(model, lambda tensor: tensor), length, backward, autocast, loss_of)
+        return _dispatched(*twins(lambda tensor: tensor), length, backward, autocast, loss_of)
 
 
-def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool, loss_of: LossOf) -> float:
+def _dispatched(
+    model: nn.Module, teacher: nn.Module | None, length: int, backward: bool, autocast: bool, loss_of: LossOf
+) -> float:
     model.train(backward)  # a router may do more in training
     parameters = list(model.parameters())
     device = parameters[0].device
@@ -203,7 +224,7 @@ def _dispatched(model: nn.Module, length: int, backward: bool, autocast: bool, l
     counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
     with counter, torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         if backward:
-            total = loss_of(model)(tokens_BT, tokens_BT).total
+            total = loss_of(model, teacher)(tokens_BT, tokens_BT).total
             torch.autograd.grad(total, parameters, allow_unused=True)
         else:
             cast(LanguageModel, model)(tokens_BT)

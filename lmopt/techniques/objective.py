@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lmopt.quantities import Share
-from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
+from lmopt.techniques.technique import MAX_LAYERS, Positive, Technique
 
 
 class NextToken(Technique):
@@ -73,21 +73,47 @@ class LayerSkip(Technique):
         return layers - 1 + self.exit_scale * (layers - 2) * (layers - 1) / 2
 
 
-class Distillation(Plain):
+class Distillation(Technique):
     """A teacher's probabilities beside the targets (Hinton et al. 1503.02531; DistilBERT, arXiv 1910.01108)."""
 
+    builder: ClassVar[str] = "lmopt.train.distillation:build"
+    untold: ClassVar[tuple[str, ...]] = ("shape",)
+    kind: Literal["distillation"] = "distillation"
+    teacher: Annotated[str, Field(min_length=1, max_length=64)]
+    """The arm whose model is learnt from, as it is trained to horizon 1.0 with the same seed; it stands before this one
+    and is charged to it."""
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     """T: both models' logits are divided by it; the divergence is multiplied by its square, so that the gradients keep
     their size."""
     targets: Annotated[float, Field(ge=0, le=100)] = 0.25
     """Weight of the cross-entropy (DistilBERT's 2 of 8)."""
-    teacher: Annotated[float, Field(ge=0, le=100)] = 0.625
+    probabilities: Annotated[float, Field(ge=0, le=100)] = 0.625
     """Weight of the divergence from the teacher (5 of 8)."""
     hidden: Annotated[float, Field(ge=0, le=100)] = 0.125
-    """Weight of 1 - cosine between the last states (1 of 8); needs equal widths."""
+    """Weight of 1 - cosine between the last states (1 of 8); needs equal widths, 0 for others."""
+    shape: dict[str, Any] | None = None
+    """`model` and `ffn` of the teacher: what its passes cost. A suite fills it in from the arm."""
 
     @model_validator(mode="after")
     def _something_weighs(self) -> Self:
-        if self.targets + self.teacher + self.hidden == 0:
-            raise ValueError("targets, teacher and hidden are all 0: nothing would be learnt")
+        if self.targets + self.probabilities + self.hidden == 0:
+            raise ValueError("targets, probabilities and hidden are all 0: nothing would be learnt")
         return self
+
+    def layer_dropout(self, layers: int) -> tuple[float, ...]:
+        """Share of sequences for which each of so many layers is left out: none."""
+        return (0.0,) * layers
+
+    def executed_share(self, layers: int) -> float:  # noqa: ARG002
+        """Share of the layers' work that a step does on average."""
+        return 1.0
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher is run at all: one that weighs nothing is not."""
+        return self.probabilities > 0 or self.hidden > 0
+
+    @property
+    def early_exits(self) -> int:
+        """Passes through the student's head a step beside that of the cross-entropy: one for the divergence."""
+        return int(self.probabilities > 0)

@@ -32,6 +32,39 @@ class Upcycled(Technique):
     """Horizon of the dense training, one of the suite's; of the arm that this one is compared with, same seed."""
 
 
+class TeacherLayers(Technique):
+    """A student's layers that begin as evenly spaced layers of its teacher (DistilBERT, arXiv 1910.01108).
+
+    Embedding, head and last norm are the teacher's too; needs `objective: {kind: distillation}`.
+    """
+
+    builder: ClassVar[str] = "lmopt.train.distillation:begin"
+    kind: Literal["teacher_layers"] = "teacher_layers"
+
+
+MAY_DIFFER = ("init_stream", "layers", "context")
+"""Numbers of a model that its weights do not depend on, but for how many layers there are."""
+
+
+def unlike_teacher(recipe: Recipe, teacher: Recipe) -> str | None:
+    """Why a student cannot begin with its teacher's layers, beginning with what is to blame; None where it can."""
+    if recipe.model.layers > teacher.model.layers:
+        return f"model.layers is {recipe.model.layers}: deeper than its teacher, which has {teacher.model.layers}"
+    for name in type(recipe.model).model_fields:
+        own, other = getattr(recipe.model, name), getattr(teacher.model, name)
+        if own != other and name not in MAY_DIFFER:
+            return f"model.{name} is {own}, the teacher's is {other}"
+    width = recipe.model.width
+    ours, theirs = (_with_hidden(one, width) for one in (recipe.ffn, teacher.ffn))
+    return None if ours == theirs else f"ffn is {ours}, the teacher's is {theirs}"
+
+
+def _with_hidden(ffn: Technique, width: int) -> Technique:
+    """With the inner width that its default stands for."""
+    own = getattr(ffn, "hidden_for", None)
+    return ffn if own is None else ffn.model_copy(update={"hidden": own(width)})
+
+
 def misfit(recipe: Recipe, source: Recipe) -> str | None:
     """Why a model cannot be upcycled from a source, beginning with what is to blame; None where it can."""
     ffn, dense, width = recipe.ffn, source.ffn, recipe.model.width

@@ -40,6 +40,8 @@ class Technique(Plain):
     """Whether a data step adds text that a model made, which is compared with held-out text once more."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Knobs that belong to a description in words even at their defaults."""
+    untold: ClassVar[tuple[str, ...]] = ()
+    """Knobs that do not belong to it, because they follow from others."""
 
 
 def builder(technique: Technique, part: str = "builder") -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 """A student that learns from a teacher's probabilities beside the text (DistilBERT, arXiv 1910.01108).
 
+    recipe = recipe.model_copy(update={"objective": Distillation(teacher="large")})
     state = loop.start(recipe, seed=0)
-    initialise(state.model, teacher)                                   # optional: every other layer of the teacher
-    state.loss = DistillationLoss(state.model, teacher, Distillation(temperature=2.0))
+    state.loss.learn_from(teacher)
+    initialise(state.model, teacher)                                   # optional: evenly spaced layers of the teacher
     for step in loop.train(state, batches): ...
 
 Letters: see lmopt/arch/transformer.py; W width of the teacher.
@@ -18,6 +19,17 @@ from lmopt.arch.loss import CHUNK_BYTES, cross_entropy
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
 from lmopt.techniques.objective import Distillation
+from lmopt.techniques.start import TeacherLayers
+
+
+def build(config: Distillation, model: Transformer) -> DistillationLoss:
+    """What training descends; it needs a teacher before it is called (`DistillationLoss.learn_from`)."""
+    return DistillationLoss(model, config)
+
+
+def begin(_config: TeacherLayers, model: Transformer, teacher: Transformer) -> None:
+    """Start a student with its teacher's layers (see `initialise`)."""
+    initialise(model, teacher)
 
 
 class _HeadDivergence(torch.autograd.Function):
@@ -38,7 +50,7 @@ class _HeadDivergence(torch.autograd.Function):
             log_q = torch.mm(x, weight.T).to(high).div_(temperature).log_softmax(-1)
             log_p = torch.mm(teacher_NW[rows].to(dtype), teacher.T).to(high).div_(temperature).log_softmax(-1)
             p = log_p.exp()
-            total += (p * (log_p - log_q)).sum()
+            total += log_p.sub_(log_q).mul_(p).sum()
             grad = log_q.exp_().sub_(p).to(dtype)  # d KL / d (z/T); T^2 x 1/T is left to backward
             grad_x_ND[rows] = torch.mm(grad, weight).to(x_ND.dtype)
             grad_weight_VD += torch.mm(grad.T, x)
@@ -56,7 +68,7 @@ class _HeadDivergence(torch.autograd.Function):
 def divergence(x_ND: Tensor, weight_VD: Tensor, teacher_NW: Tensor, teacher_VW: Tensor, temperature: float) -> Tensor:
     """T^2 mean_n KL(softmax(teacher_n / T) || softmax(student_n / T)) in nats: a scalar, float32 or better.
 
-    Gradients go to the student's states and head only. At most two chunks of `CHUNK_BYTES` of logits exist at once.
+    Gradients go to the student's states and head only. At most three chunks of `CHUNK_BYTES` of logits exist at once.
     """
     chunk = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
     return _HeadDivergence.apply(x_ND, weight_VD, teacher_NW, teacher_VW, temperature, chunk)
@@ -65,38 +77,55 @@ def divergence(x_ND: Tensor, weight_VD: Tensor, teacher_NW: Tensor, teacher_VW: 
 class DistillationLoss:
     """A student's loss beside a frozen teacher; in the place of `model.loss`.
 
-    Every call runs the teacher forward once (`lmopt.cost.forward_flops` of its recipe: part of what training costs).
-
-    Raises:
-        ValueError: vocabularies differ, or widths where states shall be aligned, or the teacher's context is shorter.
+    Every call runs the teacher forward once, if anything of it weighs (`lmopt.cost.teacher_flops`: part of what
+    training costs). It is no part of the student: a checkpoint does not hold it, so whoever continues a training gives
+    it again.
     """
 
-    def __init__(self, student: Transformer, teacher: Transformer, config: Distillation) -> None:
-        ours, theirs = student.model, teacher.model
+    def __init__(self, student: Transformer, config: Distillation, teacher: Transformer | None = None) -> None:
+        self.student, self.config = student, config
+        self.teacher: Transformer | None = None
+        if teacher is not None:
+            self.learn_from(teacher)
+
+    def learn_from(self, teacher: Transformer) -> None:
+        """Take a teacher, which learns nothing from here on.
+
+        Raises:
+            ValueError: vocabularies differ, or widths where states are aligned, or the teacher's context is shorter.
+        """
+        ours, theirs = self.student.model, teacher.model
         if ours.vocab != theirs.vocab:
             raise ValueError(f"the student knows {ours.vocab} tokens, the teacher {theirs.vocab}")
-        if config.hidden and ours.width != theirs.width:
+        if self.config.hidden and ours.width != theirs.width:
             raise ValueError(
                 f"states of width {ours.width} and {theirs.width} cannot be aligned\nhint: set hidden to 0"
             )
         if theirs.context < ours.context:
             raise ValueError(f"the teacher's context of {theirs.context} is shorter than the student's {ours.context}")
-        self.student, self.config = student, config
         self.teacher = teacher.eval().requires_grad_(False)
 
     def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
-        """`cross_entropy` is the student's own; `auxiliary` makes the sum the weighted loss."""
+        """`cross_entropy` is the student's own; `auxiliary` makes the sum the weighted loss.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
         config = self.config
-        with torch.no_grad():
-            teacher_BTW, _ = self.teacher.hidden(tokens_BT)
+        if self.teacher is None:
+            raise ValueError("there is no teacher to learn from\nhint: state.loss.learn_from(teacher) after loop.start")
         x_BTD, auxiliary = self.student.hidden(tokens_BT)
-        weight_VD = self.student.head_weight_VD
-        x_ND, teacher_NW = x_BTD.flatten(0, 1), teacher_BTW.flatten(0, 1)
+        weight_VD, x_ND = self.student.head_weight_VD, x_BTD.flatten(0, 1)
         own = cross_entropy(x_ND, weight_VD, targets_BT.flatten())
         mixed = config.targets * own
-        if config.teacher:
+        if not config.asks_teacher:
+            return Losses(own, auxiliary + (mixed - own))
+        with torch.no_grad():
+            teacher_BTW, _ = self.teacher.hidden(tokens_BT)
+        teacher_NW = teacher_BTW.flatten(0, 1)
+        if config.probabilities:
             from_teacher = divergence(x_ND, weight_VD, teacher_NW, self.teacher.head_weight_VD, config.temperature)
-            mixed = mixed + config.teacher * from_teacher
+            mixed = mixed + config.probabilities * from_teacher
         if config.hidden:
             cosine_N = functional.cosine_similarity(x_ND.float(), teacher_NW.float(), dim=-1)
             mixed = mixed + config.hidden * (1 - cosine_N).mean()

@@ -14,7 +14,20 @@ from bench.instruments import flops, formulas
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.transformer import build
-from lmopt.recipe import Bf16Stochastic, Fp32, Int8, LayerSkip, Model, Moe, Recipe, Relu2, SwiGlu, Wasteful, builder
+from lmopt.recipe import (
+    Bf16Stochastic,
+    Distillation,
+    Fp32,
+    Int8,
+    LayerSkip,
+    Model,
+    Moe,
+    Recipe,
+    Relu2,
+    SwiGlu,
+    Wasteful,
+    builder,
+)
 
 
 def recipe(ffn, length=16, **shape) -> Recipe:
@@ -67,6 +80,30 @@ def test_exits_are_counted_and_layer_dropout_is_what_it_is_on_average():
     assert found.agree
     left_out = 0.4 * ((2**0.5 - 1) + 1) / 3  # layers 2 and 3 of 3: p (2^(l/(L-1)) - 1)
     assert found.train_flops_per_token * 16 == pytest.approx(3 * ((1 - left_out) * layers + 2 * head))
+
+
+@pytest.mark.parametrize("teacher", ["swiglu", "moe", "gqa"])
+@pytest.mark.parametrize("knobs", [{}, {"probabilities": 0.0}, {"hidden": 0.0}], ids=["all", "states", "probabilities"])
+def test_the_passes_of_a_teacher_are_counted(teacher, knobs):
+    shape = KINDS[teacher].model_dump(mode="json", include={"model", "ffn"})
+    described = recipe(SwiGlu(), layers=1).model_copy(
+        update={"objective": Distillation(teacher="large", shape=shape, **knobs)}
+    )
+    found = flops.count(build(described, seed=0), described, teacher=build(described.teacher, seed=0))
+    assert found.train.closed == found.train.dispatched
+    assert found.agree
+    plain = flops.count(build(recipe(SwiGlu(), layers=1), seed=0), recipe(SwiGlu(), layers=1))
+    assert found.forward == plain.forward, "what the student costs by itself"
+    assert found.train.closed > plain.train.closed
+
+
+def test_a_teacher_that_weighs_nothing_is_not_run():
+    plain = recipe(SwiGlu())
+    shape = plain.model_dump(mode="json", include={"model", "ffn"})
+    silent = Distillation(teacher="large", shape=shape, targets=1.0, probabilities=0.0, hidden=0.0)
+    described = plain.model_copy(update={"objective": silent})
+    found = flops.count(build(described, seed=0), described, teacher=build(plain, seed=0))
+    assert found.train == flops.count(build(plain, seed=0), plain).train
 
 
 def test_by_hand():

@@ -1,14 +1,20 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
-from lmopt.recipe import AdamW, Fp32
-from lmopt.techniques.objective import Distillation
-from lmopt.train import distillation, loop
+from lmopt import cost
+from lmopt.cost_memory import peak_memory_bytes
+from lmopt.recipe import AdamW, Distillation, Fp32, Recipe, TeacherLayers, builder
+from lmopt.train import checkpoint, distillation, loop
 from lmopt.train.distillation import DistillationLoss, divergence, initialise, taken_layers
 from tests.lmopt.infer.models import SHAPES, VOCAB, recipe, tiny, tokens
 
 TEXT, TARGETS = tokens(3, 9), tokens(3, 9, seed=1)
+
+
+def taught(**knobs) -> Distillation:
+    return Distillation(teacher="large", **knobs)
 
 
 def student(**choices):
@@ -39,8 +45,8 @@ def test_divergence_is_the_obvious_one_gradients_included(monkeypatch, chunk_byt
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_is_the_weighted_sum(shape):
     ours, teacher = student(**SHAPES[shape]), tiny(**SHAPES[shape])
-    config = Distillation(temperature=2, targets=0.5, teacher=0.3, hidden=0.2)
-    losses = DistillationLoss(ours, teacher, config)(TEXT, TARGETS)
+    config = taught(temperature=2, targets=0.5, probabilities=0.3, hidden=0.2)
+    losses = DistillationLoss(ours, config, teacher)(TEXT, TARGETS)
     (x, auxiliary), (x_teacher, _) = ours.hidden(TEXT), teacher.hidden(TEXT)
     kl = 4 * functional.kl_div(
         (ours(TEXT) / 2).log_softmax(-1).flatten(0, 1),
@@ -55,20 +61,20 @@ def test_loss_is_the_weighted_sum(shape):
 
 def test_a_teacher_that_weighs_nothing_leaves_plain_training():
     ours = student()
-    losses = DistillationLoss(ours, tiny(), Distillation(targets=1, teacher=0, hidden=0))(TEXT, TARGETS)
+    losses = DistillationLoss(ours, taught(targets=1, probabilities=0, hidden=0), tiny())(TEXT, TARGETS)
     assert losses.total == ours.loss(TEXT, TARGETS).total
 
 
 def test_a_student_equal_to_its_teacher_has_no_divergence():
     teacher = tiny()
     ours = tiny().requires_grad_(True)
-    losses = DistillationLoss(ours, teacher, Distillation(targets=0, teacher=1, hidden=1))(TEXT, TARGETS)
+    losses = DistillationLoss(ours, taught(targets=0, probabilities=1, hidden=1), teacher)(TEXT, TARGETS)
     assert losses.total.abs() < 1e-5
 
 
 def test_the_teacher_learns_nothing():
     teacher = tiny().requires_grad_(True)
-    losses = DistillationLoss(student(), teacher, Distillation())(TEXT, TARGETS)
+    losses = DistillationLoss(student(), taught(), teacher)(TEXT, TARGETS)
     losses.total.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -105,18 +111,19 @@ class TestInitialise:
 )
 def test_a_teacher_that_does_not_fit_is_refused(teacher, words):
     with pytest.raises(ValueError, match=words):
-        DistillationLoss(student(), tiny(**teacher), Distillation())
+        DistillationLoss(student(), taught(), tiny(**teacher))
 
 
 def test_another_width_will_do_without_aligned_states():
-    losses = DistillationLoss(student(), tiny(width=16), Distillation(hidden=0))(TEXT, TARGETS)
+    losses = DistillationLoss(student(), taught(hidden=0), tiny(width=16))(TEXT, TARGETS)
     assert torch.isfinite(losses.total)
 
 
 def trained(seed):
     plan = recipe(layers=2).model_copy(update={"precision": Fp32(), "optimizer": AdamW(lr=1e-2), "tokens": 64 * 8})
+    plan = plan.model_copy(update={"objective": taught(targets=0, probabilities=1, hidden=0)})
     state = loop.start(plan, seed=seed)
-    state.loss = DistillationLoss(state.model, tiny(), Distillation(targets=0, teacher=1, hidden=0))
+    state.loss.learn_from(tiny())
     batch = tokens(2, 33)
     before = state.loss(batch[:, :-1], batch[:, 1:]).total.item()
     steps = list(loop.train(state, (batch for _ in range(8))))
@@ -127,3 +134,101 @@ def test_trains_in_the_loop_towards_the_teacher():
     first, again, other = trained(0), trained(0), trained(1)
     assert first == again != other
     assert first[2] < first[1]
+
+
+# --- as a recipe's objective ---------------------------------------------------------------------
+
+
+def shape(**model) -> dict[str, object]:
+    """What a suite fills in of a teacher."""
+    return recipe(layers=4, **model).model_dump(mode="json", include={"model", "ffn"})
+
+
+LAYERS = {"kind": "teacher_layers"}
+
+
+def distilled(precision="fp32", **knobs) -> Recipe:
+    plain = recipe(layers=2).model_dump() | {"precision": {"kind": precision}, "tokens": 64 * 8}
+    return Recipe.model_validate(plain | {"objective": taught(shape=shape(), **knobs)})
+
+
+def losses(state, steps=slice(None)):
+    batches = [tokens(2, 33, seed=number) for number in range(8)]
+    return [step.loss for step in loop.train(state, iter(batches[steps]))]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_objective_of_a_recipe_is_the_loss_of_the_library(precision):
+    state = loop.start(distilled(precision), seed=0)
+    with pytest.raises(ValueError, match="no teacher to learn from"):
+        state.loss(TEXT, TARGETS)
+    state.loss.learn_from(tiny(layers=4))
+    with state.compute.forward():
+        expected = DistillationLoss(state.model, taught(), tiny(layers=4))(TEXT, TARGETS).total
+        assert torch.equal(state.loss(TEXT, TARGETS).total, expected)
+
+
+def test_continued_training_has_the_same_bits_with_the_same_teacher(tmp_path):
+    plan = distilled("bf16")
+    whole, stopped = loop.start(plan, seed=3), loop.start(plan, seed=3)
+    for state in (whole, stopped):
+        state.loss.learn_from(tiny(layers=4))
+    expected = losses(whole)
+    steps = loop.train(stopped, (tokens(2, 33, seed=number) for number in range(8)))
+    first = [next(steps).loss for _ in range(3)]
+    checkpoint.save(stopped, tmp_path)
+    assert not any("teacher" in name for name in load_file(next(tmp_path.glob("step-*/model.safetensors"))))
+    again = checkpoint.load(tmp_path, plan)
+    again.loss.learn_from(tiny(layers=4))
+    assert first + losses(again, slice(3, None)) == expected
+    for (name, one), (_, two) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_another_teacher_is_another_training():
+    found = []
+    for seed in (0, 1):
+        state = loop.start(distilled(), seed=0)
+        state.loss.learn_from(tiny(layers=4, seed=seed))
+        found.append(losses(state))
+    assert found[0][0] == found[1][0], "the first loss is the student's own"
+    assert found[0][1:] != found[1][1:]
+
+
+def test_the_start_of_a_recipe_takes_the_layers():
+    ours, teacher = student(), tiny(layers=4)
+    start = TeacherLayers()
+    builder(start)(start, ours, teacher)
+    assert torch.equal(ours.blocks[1].ffn.down.weight, teacher.blocks[2].ffn.down.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": taught(shape=shape(vocab=50))}, r"objective.teacher \(large\) knows 50 tokens, the student 61"),
+        ({"objective": taught(shape=shape(width=64))}, r"objective.hidden \(0.125\) aligns states, and those of large"),
+        ({"compile": True}, "cannot be compiled"),
+        ({"batching": {"kind": "packed", "length": 32}}, "knows no document boundaries"),
+        ({"start": LAYERS, "objective": {"kind": "next_token"}}, "but objective is next_token"),
+        ({"model": {**shape()["model"], "layers": 5}, "start": LAYERS}, "of large: model.layers is 5: deeper than its"),
+        ({"model": {**shape()["model"], "context": 128}}, r"has a context of 64, the student one of 128"),
+        ({"ffn": {"hidden": 48}, "start": LAYERS}, "cannot take layers of large: ffn is .*48"),
+        ({"objective": {**taught().model_dump(), "targets": 0, "probabilities": 0, "hidden": 0}}, "nothing would be"),
+    ],
+)  # fmt: skip
+def test_a_recipe_refuses_what_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate(distilled().model_dump() | change)
+
+
+def test_a_teacher_of_any_width_costs_its_weights_and_passes():
+    plain, with_teacher = recipe(layers=2), distilled(hidden=0)
+    teacher = with_teacher.teacher
+    assert teacher is not None
+    forward = cost.forward_flops(teacher, 32)
+    assert cost.teacher_flops(with_teacher, 32) == forward.total
+    assert cost.teacher_flops(distilled(probabilities=0), 32) == forward.total - forward.head
+    head = 3 * cost.forward_flops(plain, 32).head
+    assert cost.train_flops(with_teacher, 32).model == cost.train_flops(plain, 32).model + head + forward.total
+    more = peak_memory_bytes(with_teacher) - peak_memory_bytes(plain.model_copy(update={"precision": Fp32()}))
+    assert more > 4 * cost.parameters(teacher).total
