@@ -21,17 +21,18 @@ def findings(draft: Draft, *, look_at_files: bool = False) -> Iterator[Finding]:
     """Every mistake; none where the stanza is wrong by itself or is not there."""
     raw = draft.data.get("inference")
     stanza = validate(Inference, raw)[0] if raw is not None else None
-    if stanza is None or stanza.own is None:
+    if not ownmodel.is_asked(draft.data):
         yield from _something_trained(draft)
+    wrong = list(ownmodel.findings(draft, look_at_files=look_at_files)) if ownmodel.is_asked(draft.data) else []
+    yield from wrong
     if stanza is None:
         return
     known = {variant.name: variant for variant in draft.variants}
     if stanza.own is not None:
         yield from _names(stanza, known)
         yield from _validation(draft, stanza)
-        wrong = list(ownmodel.findings(draft, stanza, look_at_files=look_at_files))
-        yield from wrong
         yield from _drafts(stanza, known)
+        yield from ownmodel.draft_findings(stanza) if look_at_files else ()
         if not any(finding.path[:2] == ownmodel.HERE for finding in wrong):
             yield from _fitting(draft, draft.baseline, stanza)
         return

@@ -92,31 +92,40 @@ def spelled_out(data: dict[str, Any]) -> dict[str, Any]:
 
     What the suite says itself is kept: `findings` compares it with the checkpoint.
     """
-    own = _own(data)
-    if own is None:
+    if not is_asked(data):
         return data
-    try:
-        found = describe(own.hf)
-    except InterchangeError:
-        found = None  # findings say why
+    own = named(data)
+    found = None if own is None else _described(own)
     recipe = placed(STAND_IN) if found is None else found.recipe.model_dump(mode="json")
     scale = {"name": SCALE, **{name: value_at(recipe, SCALE_PATHS[name]) for name in STAND_IN}}
     rest = without(recipe, [VOCAB_PATH, *(SCALE_PATHS[name] for name in STAND_IN)])
     text: dict[str, Any] = {"validation": [{"kind": "holdout", "share": HELD_OUT}], "decontaminate": None}
-    if found is not None:
+    if own is not None and found is not None:
         text["tokenizer"] = _tokenizer(own, found)
     return {
         **data,
         "data": _under(text, data.get("data")),
-        "baseline": _under({"name": _slug(own.hf), "recipe": rest}, data.get("baseline")),
+        "baseline": _under({"name": _slug(own), "recipe": rest}, data.get("baseline")),
         "arms": data.get("arms", []),
         "over": _under({"scale": [scale], "seed": [SEED], "horizon": [1.0]}, data.get("over")),
     }
 
 
-def _own(data: Mapping[str, Any]) -> OwnModel | None:
-    model = value_of(data, *HERE)
-    return validate(OwnModel, model)[0] if isinstance(model, Mapping) else None
+def is_asked(data: Mapping[str, Any]) -> bool:
+    """Whether the suite's model is a checkpoint, rightly named or not."""
+    return isinstance(value_of(data, *HERE), Mapping)
+
+
+def named(data: Mapping[str, Any]) -> OwnModel | None:
+    """The checkpoint that a suite names; None where it names none, or in a wrong way."""
+    return validate(OwnModel, value_of(data, *HERE))[0] if is_asked(data) else None
+
+
+def _described(own: OwnModel) -> Described | None:
+    try:
+        return describe(own.hf)
+    except InterchangeError:
+        return None  # findings say why
 
 
 def _under(defaults: dict[str, Any], given: Any) -> Any:
@@ -126,9 +135,10 @@ def _under(defaults: dict[str, Any], given: Any) -> Any:
     return merge(defaults, given) if isinstance(given, Mapping) else given
 
 
-def _slug(hf: str) -> str:
+def _slug(own: OwnModel | None) -> str:
     """A folder's name as the name of a model."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", Path(hf).name.lower()).strip("-._")[:64]
+    folder = "" if own is None else Path(own.hf).name.lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", folder).strip("-._")[:64]
     return name if re.match(NAME_PATTERN, name) else "model"
 
 
@@ -140,21 +150,28 @@ def _tokenizer(own: OwnModel, found: Described) -> dict[str, Any]:
 # --- what is wrong -------------------------------------------------------------------------------
 
 
-def findings(draft: Draft, stanza: Inference, *, look_at_files: bool) -> Iterator[Finding]:
+def findings(draft: Draft, *, look_at_files: bool) -> Iterator[Finding]:
     """What is wrong with a checkpoint as the model of a suite, and with the suite around it."""
-    assert stanza.own is not None
     yield from _of_training(draft.data)
-    if not look_at_files:
+    own = named(draft.data)
+    if own is None or not look_at_files:
         return
     try:
-        found = describe(stanza.own.hf)
+        found = describe(own.hf)
     except InterchangeError as error:
         yield Finding((*HERE, "hf"), *split_hint(str(error)))
         return
     yield from _other_model(draft, found)
-    if value_of(draft.data, "data", "tokenizer") != _tokenizer(stanza.own, found):
+    if value_of(draft.data, "data", "tokenizer") != _tokenizer(own, found):
         message = "the tokenizer is the checkpoint's own, and this is another"
         yield Finding(("data", "tokenizer"), message, "leave `tokenizer` out", at_key=True)
+
+
+def draft_findings(stanza: Inference) -> Iterator[Finding]:
+    """What is wrong with the checkpoints that draft for a checkpoint; none where that one is wrong itself."""
+    found = None if stanza.own is None else _described(stanza.own)
+    if found is None:
+        return
     for index, arm in enumerate(stanza.arms):
         decoding: Any = arm.decoding
         if isinstance(decoding, Speculative) and isinstance(decoding.draft, ModelDraft) and decoding.draft.hf:

@@ -278,6 +278,16 @@ def test_a_mistake_around_it_is_shown_at_its_line(
     assert [problem.line for problem in problems if message in problem.message] == [line], problems
 
 
+def test_every_mistake_is_shown_at_once_and_nothing_that_follows_from_one(place: Path) -> None:
+    path = written(place, ("{hf: model}", "{hf: nowhere}"), ("{kind: lookup}", "{kind: lokup}"))
+    assert [(problem.line, problem.message[:21]) for problem in check(path)] == [
+        (4, "nowhere: no such fold"),
+        (12, "unknown kind 'lokup'"),
+    ]
+    (problem,) = check(written(place, ("{hf: model}", "{hf: 3}")))
+    assert (problem.line, problem.message) == (4, "expected text, got 3")
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -232,3 +235,11 @@ def test_a_teacher_of_any_width_costs_its_weights_and_passes():
     assert cost.train_flops(with_teacher, 32).model == cost.train_flops(plain, 32).model + head + forward.total
     more = peak_memory_bytes(with_teacher) - peak_memory_bytes(plain.model_copy(update={"precision": Fp32()}))
     assert more > 4 * cost.parameters(teacher).total
+
+
+def test_the_program_of_the_page_runs():
+    page = (Path(__file__).parents[3] / "docs" / "techniques" / "distillation.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    short = recipe(layers=2).model_copy(update={"tokens": 64})
+    names = {"recipe": short, "Distillation": Distillation, "loop": loop, "initialise": initialise}
+    exec(program, names | {"teacher": tiny(layers=4), "batches": [tokens(2, 33)]})
