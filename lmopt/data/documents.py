@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-_SPACE = re.compile(r"\s+")
 _LINE_END = re.compile(r"\r\n?")
 
 
@@ -79,7 +78,7 @@ def is_synthetic(document: Document) -> bool:
 
 def normalised(text: str) -> str:
     """Text as exact deduplication sees it: compatibility forms (NFKC), case and runs of white space folded."""
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def fingerprint(text: str) -> bytes:

@@ -53,5 +53,7 @@ def html_text(page: str) -> str:
 
 def _paragraph(pieces: list[str]) -> list[str]:
     """The text between two block elements, if it is long enough."""
+    if sum(map(len, pieces)) < PARAGRAPH_CHARACTERS:  # no reference is shorter than what it stands for
+        return []
     text = " ".join("".join(map(unescape, pieces)).split())
     return [text] if len(text) >= PARAGRAPH_CHARACTERS else []
