@@ -331,6 +331,8 @@ def _add_data(commands: Any) -> None:
     inspect.add_argument("folder", type=Path, metavar="DIR")
     inspect.add_argument("--count", type=int, default=5, metavar="N")
     inspect.add_argument("--dropped", action="store_true", help="documents that a step dropped, with its reason")
+    inspect.add_argument("--reason", metavar="REASON", help="only those dropped for this reason")
+    inspect.add_argument("--domain", metavar="DOMAIN", help="only those of this domain")
     bring = actions.add_parser("import", help="put a file you have into the cache under a hub name")
     bring.add_argument("name", metavar="NAME")
     bring.add_argument("file", type=Path, metavar="FILE")

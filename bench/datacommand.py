@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -184,10 +185,17 @@ def inspect(arguments: argparse.Namespace) -> int:
     """A few documents, or dropped ones with the reason."""
     from lmopt.data.describe import documents
 
-    for shown, document in enumerate(documents(arguments.folder, dropped=arguments.dropped)):
-        if shown >= arguments.count:
-            break
+    wanted = {"domain": arguments.domain, "reason": arguments.reason}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    rows = documents(arguments.folder, dropped=arguments.dropped or arguments.reason is not None)
+    found = (row for row in rows if all(row[key] == value for key, value in wanted.items()))
+    shown = 0
+    for document in itertools.islice(found, arguments.count):
         print(json.dumps(document, ensure_ascii=False) if arguments.json else _as_text(document))
+        shown += 1
+    if not shown:
+        print(f"no document of {' and '.join(wanted.values()) or arguments.folder}", file=sys.stderr)
+        print(f"hint: lmbench data describe {arguments.folder} shows domains and reasons", file=sys.stderr)
     return 0
 
 

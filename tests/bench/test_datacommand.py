@@ -72,6 +72,10 @@ def test_what_a_step_dropped_is_shown(suite: Path, capsys: pytest.CaptureFixture
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["reason"] for row in rows] == ["near_duplicate"] * 2
     assert "Jaccard similarity" in rows[0]["detail"]
+    assert main(["data", "inspect", str(out / "dedup"), "--reason", "near_duplicate", "--domain", "notes"]) == 0
+    assert capsys.readouterr().out.count("reason=near_duplicate") == 5
+    assert main(["data", "inspect", str(out / "dedup"), "--reason", "too_loud", "--domain", "notes"]) == 0
+    assert capsys.readouterr().err.startswith("no document of notes and too_loud\nhint: lmbench data describe")
 
 
 def test_a_size_that_is_none_is_refused(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
