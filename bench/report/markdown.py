@@ -37,8 +37,12 @@ def _parts(page: Page, folder: str) -> Iterator[str]:
         yield "\n".join(f"- {escape(cell.text)}: {cell.value}" for cell in claim.conditions)
         yield f"**What would change it.** {escape(claim.next_step)}" if claim.next_step else ""
     yield "\n".join(f"- {escape(one.label)}: **{_entry(one.cell, {})}**" for one in page.headlines)
+    part = ""
     for section in page.sections:
-        yield f"## {escape(section.title)}"
+        if section.part != part:
+            part = section.part
+            yield f"## {escape(part)}"
+        yield f"### {escape(section.title)}"
         for block in section.blocks:
             yield from _block(block, folder)
 

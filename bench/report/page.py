@@ -36,29 +36,14 @@ from bench.report.sections import (
 )
 from bench.report.tree import Cell, Claim, Headline, Page, Tone, words
 
-SECTIONS = (
-    sample,
-    arms,
-    curves,
-    savings,
-    ablation,
-    sizes,
-    accuracy_section,
-    finetuning,
-    domains,
-    experts,
-    inference,
-    ledger,
-    tuning,
-    corpus,
-    certainty,
-    gaps,
-    counts,
-    profiles,
-    machine,
-    appendix,
-)
-"""In the order of the page. Each has `section(study)`; None where it would have nothing to say."""
+PARTS = {
+    "Compute efficiency": (sample, arms, curves, savings, ablation, experts, inference, ledger),
+    "Downstream performance": (accuracy_section, finetuning, domains),
+    "Scalability": (sizes,),
+    "What it rests on": (tuning, corpus, certainty, gaps, counts, profiles, machine, appendix),
+}
+"""In the order of the page: the questions of the paper's section IV, then the evidence. Each module has
+`section(study)`, None where it would have nothing to say."""
 OF_TRAINING = (arms, curves, savings, accuracy_section, ledger, corpus, certainty)
 """Those that a study which trains nothing has nothing to say in."""
 
@@ -76,7 +61,12 @@ NOT_TAKEN = "A reading that the answer needs was not taken."
 
 def compose(study: RunFolder) -> Page:
     """The whole page as a tree."""
-    made = [one.section(study) for one in SECTIONS if study.design.trains or one not in OF_TRAINING]
+    made = [
+        (part, one.section(study))
+        for part, modules in PARTS.items()
+        for one in modules
+        if study.design.trains or one not in OF_TRAINING
+    ]
     return Page(
         title=study.design.suite,
         about=_about(study.suite_text),
@@ -86,7 +76,7 @@ def compose(study: RunFolder) -> Page:
         hypothesis=_hypothesis(study),
         claims=_claims(study),
         headlines=_headlines(study),
-        sections=tuple(section for section in made if section is not None),
+        sections=tuple(replace(section, part=part) for part, section in made if section is not None),
     )
 
 

@@ -284,6 +284,8 @@ class Section:
     id: str
     title: str
     blocks: tuple[Block, ...]
+    part: str = ""
+    """Heading that stands above the first section of each part; the page sets it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,11 @@ LAWS = (("params", "N"), ("tokens", "D"), ("flops", "C"))
 
 
 def section(study: RunFolder) -> Section | None:
-    """Loss laws and savings against compute; None where the study asks for neither."""
+    """Loss laws and savings against compute; None where a study of one size claims nothing."""
     found = mapping((study.verdict or {}).get("sizes"))
     if not found:
-        return None
+        claims = any(study.role(arm) == "claim" for arm in study.arms[1:])
+        return _one_size(study) if claims and len(study.design.scales) == 1 else None
     arms = {name: mapping(one) for name, one in mapping(found.get("arms")).items()}
     blocks: list[Block] = [Paragraph(text=f"{sentence(str(one['warning']))}", kind="warning")
                            for one in arms.values() if one.get("warning")]  # fmt: skip
@@ -52,6 +53,15 @@ def section(study: RunFolder) -> Section | None:
                          panels=(_law(study, found),)))  # fmt: skip
     blocks.append(_law_table(found))
     return Section(id="sizes", title="What several sizes say", blocks=tuple(blocks))
+
+
+def _one_size(study: RunFolder) -> Section:
+    """A claim says nothing of other sizes, and the page says so."""
+    text = (
+        f"Not measured: this study has one size, {study.design.scales[0]}. Whether what holds here holds for larger "
+        "models is a question for a suite with several sizes, such as suites/ladder.yaml."
+    )
+    return Section(id="sizes", title="Other sizes", blocks=(Paragraph(text=text),))
 
 
 def _lead(study: RunFolder, found: dict[str, Any]) -> Paragraph:
