@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmopt.arch.causal import causal_attention
+from lmopt.arch.linear import Linear
 from lmopt.arch.norm import RmsNorm
 from lmopt.cost import keeps_probabilities
 from lmopt.recipe import Model
@@ -73,8 +74,8 @@ class Attention(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.heads, self.key_heads, self.head_width = model.heads, model.key_heads, model.head_width
-        self.qkv = nn.Linear(model.width, (model.heads + 2 * model.key_heads) * model.head_width, bias=False)
-        self.output = nn.Linear(model.width, model.width, bias=False)
+        self.qkv = Linear(model.width, (model.heads + 2 * model.key_heads) * model.head_width)
+        self.output = Linear(model.width, model.width)
         self.norms_all_heads = model.qk_norm_over == "all"
         heads, key_heads = (model.heads, model.key_heads) if self.norms_all_heads else (1, 1)
         self.query_norm = RmsNorm(heads * model.head_width, model.norm_eps) if model.qk_norm else None

@@ -96,17 +96,21 @@ def causal_attention_backward(
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
     scale = width**-0.5
     grad_q = torch.empty_like(q_BHTC, memory_format=torch.contiguous_format)
-    grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
-    used = 0
-    for start, end in _blocks(length):
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    used = kept.numel()
+    for start, end in reversed(list(_blocks(length))):
         rows = slice(start, end)
         q, grad = _group(q_BHTC, key_heads, rows), _group(grad_BHTC, key_heads, rows)
+        used -= q.shape[0] * q.shape[1] * end
         p = kept[used : used + q.shape[0] * q.shape[1] * end].view(q.shape[0], q.shape[1], end)
-        used += p.numel()
-        grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad)
         grad_p = torch.bmm(grad, v[:, :end].transpose(1, 2))
         grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
-        grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q)
+        if end == length:  # the last block sees every key: it sets what the others add to
+            torch.bmm(p.transpose(1, 2), grad, out=grad_v)
+            torch.bmm(grad_scores.transpose(1, 2), q, out=grad_k)
+        else:
+            grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad)
+            grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q)
         grad_q[:, :, rows] = torch.bmm(grad_scores, k[:, :end]).view(batch, heads, end - start, width)
     return grad_q.mul_(scale), grad_k.mul_(scale).view(k_BKTC.shape), grad_v.view(v_BKTC.shape)
 

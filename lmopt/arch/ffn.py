@@ -8,15 +8,20 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lmopt.arch.activation import relu2, swiglu
+from lmopt.arch.linear import Linear
 from lmopt.recipe import Model, Relu2, SwiGlu
 
 
 class SwiGluFfn(nn.Module):
-    """(silu(x W_gate) * x W_up) W_down; gate and up are one matrix (gate first)."""
+    """(silu(x W_gate) * x W_up) W_down; gate and up are one matrix (gate first).
+
+    `down` is torch's layer: where activations are computed again in backward, that ends before a block's last product,
+    and in a function of our own the product would come first.
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.gate_up = Linear(width, 2 * hidden)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
@@ -28,7 +33,7 @@ class Relu2Ffn(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:

@@ -27,17 +27,18 @@ class _HeadCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=high, device=x_ND.device)
         wants_grad = any(ctx.needs_input_grad)
         grad_x_ND = torch.empty(x_ND.shape, dtype=dtype, device=x_ND.device) if wants_grad else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=high) if wants_grad else None
+        grad_weight_VD = None
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
             logits = torch.mm(x, weight.T)
             total += _softmax_minus_target(logits, targets, high)
-            if grad_x_ND is None or grad_weight_VD is None:
+            if grad_x_ND is None:
                 continue
             ignored = (targets == IGNORED)[:, None]
             torch.mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
-            grad_weight_VD += torch.mm(logits.T, x.masked_fill(ignored, 0))
+            part_VD = torch.mm(logits.T, x.masked_fill(ignored, 0))
+            grad_weight_VD = part_VD.to(high) if grad_weight_VD is None else grad_weight_VD.add_(part_VD)
         if wants_grad:
             ctx.save_for_backward(grad_x_ND, grad_weight_VD, count)
             ctx.dtypes = x_ND.dtype, weight_VD.dtype

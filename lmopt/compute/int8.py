@@ -124,5 +124,5 @@ def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
         for block in model.blocks
         for parent in block.modules()
         for name, layer in parent.named_children()
-        if type(layer) is nn.Linear and name != "router"
+        if isinstance(layer, nn.Linear) and not isinstance(layer, Int8Linear) and name != "router"
     ]

@@ -1,0 +1,48 @@
+"""A linear layer whose weight gradient reads both of its operands along their rows (letters: N tokens, F out, D in)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmopt.arch.numbers import compute_dtype
+
+
+class Linear(nn.Linear):
+    """y = x W^T without bias; trains faster than `nn.Linear` in bfloat16 on a CPU, and is the same everywhere else.
+
+    The gradient of W contracts over tokens, so one operand of that product lies the wrong way round. oneDNN lays it out
+    anew as it goes, at less than half of its speed elsewhere (0.6 of 1.4 TFLOP/s for 2,048 tokens and 512 x 2,752 on one
+    core with matrix units). Copying the narrower operand first costs less: both then lie as the product wants them.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled() and self.weight.requires_grad and x.device.type == "cpu"
+        # as many outputs as inputs: no operand is the narrower one, and the copy takes what it saves
+        if not trains or self.in_features == self.out_features or compute_dtype(x) != torch.bfloat16:
+            return super().forward(x)
+        y_NF = _NarrowCopied.apply(x.flatten(0, -2).to(torch.bfloat16), self.weight)
+        return y_NF.unflatten(0, x.shape[:-1])
+
+
+class _NarrowCopied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor) -> Tensor:
+        cast_FD = weight_FD.to(x_ND.dtype)
+        ctx.save_for_backward(x_ND, cast_FD)
+        ctx.weight_dtype = weight_FD.dtype
+        return torch.mm(x_ND, cast_FD.T)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor | None, Tensor]:
+        x_ND, cast_FD = ctx.saved_tensors
+        grad_x_ND = torch.mm(grad_NF, cast_FD) if ctx.needs_input_grad[0] else None
+        if grad_NF.shape[1] < x_ND.shape[1]:
+            return grad_x_ND, torch.mm(grad_NF.T.contiguous(), x_ND).to(ctx.weight_dtype)
+        grad_weight_DF = torch.mm(x_ND.T.contiguous(), grad_NF)
+        return grad_x_ND, torch.empty_like(cast_FD, dtype=ctx.weight_dtype).copy_(grad_weight_DF.T)
