@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -158,7 +159,8 @@ def resampled(
 
     Draws that leave fewer than three sizes or lengths do not determine the law and are drawn again.
     """
-    start = [math.log(law.A), math.log(law.B), math.log(law.E), law.alpha, law.beta]
+    least = sys.float_info.min  # a floor E that the fit drove to zero
+    start = [*(math.log(max(value, least)) for value in (law.A, law.B, law.E)), law.alpha, law.beta]
     found: list[Chinchilla] = []
     for index in itertools.islice(_draws(n, d, seed), resamples):
         objective = _Objective(n[index], d[index], loss[index])

@@ -13,9 +13,9 @@ from lmopt.arch.numbers import compute_dtype
 class Linear(nn.Linear):
     """y = x W^T without bias; trains faster than `nn.Linear` in bfloat16 on a CPU, and is the same everywhere else.
 
-    The gradient of W contracts over tokens, so one operand of that product lies the wrong way round. oneDNN lays it out
-    anew as it goes, at less than half of its speed elsewhere (0.6 of 1.4 TFLOP/s for 2,048 tokens and 512 x 2,752 on one
-    core with matrix units). Copying the narrower operand first costs less: both then lie as the product wants them.
+    The gradient of W contracts over tokens, so one operand of that product lies the wrong way round. oneDNN lays it
+    out anew as it goes, at less than half of its speed elsewhere (0.6 of 1.4 TFLOP/s for 2,048 tokens and 512 x 2,752
+    on one core with matrix units). Copying the narrower operand first costs less: both then lie as the product wants.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:

@@ -23,7 +23,8 @@ def _gradients(layer: nn.Linear, x: Tensor, *, autocast: bool) -> tuple[Tensor, 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = layer(x)
     (y.float() * torch.linspace(-1, 1, y.shape[-1])).sum().backward()
-    assert x.grad is not None and layer.weight.grad is not None
+    assert x.grad is not None
+    assert layer.weight.grad is not None
     return y, x.grad, layer.weight.grad
 
 
