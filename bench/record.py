@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -203,15 +204,12 @@ def read(path: Path) -> list[Record]:
     """Every record of a file, in order.
 
     A last line without its newline is what a killed writer leaves: unless it is whole, it is left out. Anything else
-    that does not parse or verify is an error.
+    that does not parse or verify is an error. A published study may hold the file packed, as `records.jsonl.xz`.
 
     Raises:
         RecordError: the file is missing, unreadable, or holds a line that cannot be trusted.
     """
-    try:
-        *finished, rest = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    *finished, rest = _content(path).split(b"\n")
     records = [
         from_line(_text(line, f"{path}:{n}"), f"{path}:{n}") for n, line in enumerate(finished, 1) if line.strip()
     ]
@@ -220,6 +218,24 @@ def read(path: Path) -> list[Record]:
         records.append(torn)
     _refuse_contradictions(path, records)
     return records
+
+
+def packed(path: Path) -> Path:
+    """Where the same records lie packed (LZMA, as `xz` reads and writes it)."""
+    return path.with_name(path.name + ".xz")
+
+
+def _content(path: Path) -> bytes:
+    where = packed(path) if not path.exists() and packed(path).exists() else path
+    try:
+        content = where.read_bytes()
+        return lzma.decompress(content) if where != path else content
+    except OSError as error:
+        raise RecordError(f"{where}: cannot be read ({error.strerror})") from error
+    except (lzma.LZMAError, EOFError) as error:
+        raise RecordError(
+            f"{where}: cannot be unpacked ({error}); hint: take the file from where it came from"
+        ) from error
 
 
 def _text(line: bytes, where: str) -> str:

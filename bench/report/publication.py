@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.design import NAME_PATTERN
+from bench.record import packed
 
 
 class PublishError(ValueError):
@@ -28,6 +30,8 @@ OPTIONAL = ("looks.jsonl", "registered.json", "report.pdf")
 """Files that not every study has."""
 SHOWN = ("report.html", "report.pdf")
 """What a reader opens. Figures and tables stand in them; `lmbench report` writes them as files from the records."""
+PACKED_ABOVE_BYTES = 350_000
+"""Larger `records.jsonl` are published as `records.jsonl.xz`, a sixth to a tenth of their size; `xz -dc` shows them."""
 MAX_ITEMS_BYTES = 2_000_000
 """A per-item file above this stays behind: its hash is in the record."""
 MAX_TOTAL_BYTES = 15_000_000
@@ -42,7 +46,7 @@ def publish(run: Path, name: str, root: Path) -> list[Path]:
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise PublishError(f"{name!r} is no name for a published study; allowed: letters, digits, `.`, `_` and `-`")
-    wanted = [file for file in (*KEPT, *SHOWN) if not (run / file).exists() and file not in OPTIONAL]
+    wanted = [file for file in (*KEPT, *SHOWN) if not _held(run / file).exists() and file not in OPTIONAL]
     if wanted:
         raise PublishError(
             f"{run}: cannot be published without {', '.join(wanted)}; hint: finish, judge and report it first"
@@ -66,14 +70,27 @@ def _draft(target: Path, copies: list[tuple[Path, Path]]) -> Path:
         if copy.is_relative_to(target):
             place = draft / copy.relative_to(target)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, place)
+            place.write_bytes(_content(source, copy))
     return draft
+
+
+def _content(source: Path, copy: Path) -> bytes:
+    """What the copy will hold: the same bytes, or packed where its name says so."""
+    content = source.read_bytes()
+    return lzma.compress(content, preset=9) if copy.name == packed(source).name else content
+
+
+def _held(file: Path) -> Path:
+    """The file, or its packed form where only that is there."""
+    return packed(file) if not file.exists() and packed(file).exists() else file
 
 
 def _study(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
     for file in KEPT:
-        if (run / file).exists():
-            yield run / file, target / file
+        held = _held(run / file)
+        if held.exists():
+            large = held.name == "records.jsonl" and held.stat().st_size > PACKED_ABOVE_BYTES
+            yield held, target / (packed(held).name if large else held.name)
     for items in sorted(run.glob("cases/*/items.parquet")):
         if items.stat().st_size <= MAX_ITEMS_BYTES:
             yield items, target / items.relative_to(run)
@@ -88,7 +105,7 @@ def _report(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _refuse_if_large(copies: list[tuple[Path, Path]], root: Path, targets: tuple[Path, ...]) -> None:
-    new = sum(source.stat().st_size for source, _ in copies)
+    new = sum(len(_content(source, copy)) for source, copy in copies)
     old = sum(
         file.stat().st_size
         for folder in (root / "results" / "reference", root / "reports")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.design import ArmDesign, Design
-from bench.record import CaseKind, Record, read
+from bench.record import CaseKind, Record, packed, read
 from bench.study import StudyError
 
 
@@ -155,7 +155,7 @@ def load(run: Path) -> RunFolder:
     plan = _json(run / "plan.json")
     if plan is None:
         raise StudyError(f"{run}: holds no plan.json, so nothing can be reported; hint: is it a run folder?")
-    if not (run / "records.jsonl").exists():
+    if not any(file.exists() for file in (run / "records.jsonl", packed(run / "records.jsonl"))):
         raise StudyError(f"{run}: holds no records.jsonl yet; hint: `lmbench run` writes one as cases finish")
     try:
         design = Design.model_validate(plan.get("design"))

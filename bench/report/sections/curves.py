@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.record import Record
 from bench.report.numbers import count, listing
@@ -17,6 +18,8 @@ COSTS = (
     ("joules", "energy_j", "joules", "Training energy (J)", "J"),
 )
 """(name, metric of the record, key in a curve's points, axis label, unit)"""
+CURVE_POINTS = 60
+"""Of one faint line. All points of all trainings were two thirds of a large study's page, and nobody could see them."""
 
 
 def section(study: RunFolder) -> Section:
@@ -60,7 +63,7 @@ def _series(study: RunFolder, arm: str, scale: str, metric: str, key: str) -> Se
         if cost is None or loss is None or cost <= 0:
             continue
         by_horizon[record.case.horizon or 0.0].append((cost, loss))
-        if curve := tuple(_curve(record, key)):
+        if curve := _thinned(list(_curve(record, key))):
             curves.append(curve)
     if not by_horizon:
         return None
@@ -80,3 +83,13 @@ def _curve(record: Record, key: str) -> Iterator[tuple[float, float]]:
         cost, loss = number(point.get(key)), number(point.get(measure))
         if cost is not None and loss is not None and cost > 0:
             yield cost, loss
+
+
+def _thinned(curve: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """At most `CURVE_POINTS` of a line, evenly spaced in the logarithm of cost; the first and the last stay."""
+    if len(curve) <= CURVE_POINTS:
+        return tuple(curve)
+    low, high = math.log(curve[0][0]), math.log(curve[-1][0])
+    width = (high - low) / (CURVE_POINTS - 2) or 1.0
+    kept = {int((math.log(cost) - low) / width): (cost, loss) for cost, loss in curve[1:]}
+    return (curve[0], *kept.values())

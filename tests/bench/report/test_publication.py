@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import pytest
 
+from bench.record import RecordError, read
 from bench.report import publication, publish
 from bench.report.publication import PublishError
+from bench.report.runfolder import load
 from tests.bench.report.study_folder import write
 
 
@@ -49,6 +52,28 @@ def test_a_published_study_can_be_published_again_from_where_it_lies(run: Path, 
     assert (there / "records.jsonl").read_bytes() == before
     assert (root / "reports" / "first" / "report.pdf").read_text() == "drawn again"
     assert not list((root / "reports").glob(".*"))
+
+
+def test_large_records_are_packed_and_read_as_before(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, "PACKED_ABOVE_BYTES", 100)
+    root = tmp_path / "root"
+    there = root / "results" / "reference" / "first"
+    for source in (run, there):  # packed, then published again from where it lies
+        for name in ("report.html", "report.pdf"):
+            (source / name).write_text("drawn")
+        publish(source, "first", root)
+        assert not (there / "records.jsonl").exists()
+        assert (there / "records.jsonl.xz").stat().st_size < (run / "records.jsonl").stat().st_size
+        assert read(there / "records.jsonl") == read(run / "records.jsonl")
+        assert load(there).records == load(run).records
+
+
+def test_packed_records_that_are_damaged_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl.xz").write_bytes(lzma.compress(b"{}\n")[:-9])
+    with pytest.raises(RecordError, match=r"records\.jsonl\.xz: cannot be unpacked .*hint"):
+        read(tmp_path / "records.jsonl")
 
 
 def test_publishing_again_replaces_what_was_there(run: Path, tmp_path: Path) -> None:

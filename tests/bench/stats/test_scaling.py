@@ -77,7 +77,7 @@ def test_other_seeds_resample_otherwise_and_the_same_seed_the_same():
 
 def test_a_law_without_a_floor_can_be_resampled():
     """Small models far from any floor: the fit drives E to zero, whose logarithm is no start."""
-    n, d, loss = drawn(seed=3)
+    n, d, _ = drawn(seed=3)
     law = Chinchilla(482.0, 2085.4, 0.0, 0.3478, 0.3658)
     refits = resampled(n, d, law.loss(n, d), law, seed=0, resamples=3)
     assert all(math.isfinite(one.alpha) and one.E < 0.01 for one in refits)
