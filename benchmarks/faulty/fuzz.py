@@ -214,7 +214,7 @@ def _places(data: Any) -> Iterator[tuple[Any, Any]]:
 
 def records(place: Path, count: int, draw: random.Random, judged: int) -> Tally:
     """Reading changed records; of `judged` of them, changed by somebody who knows how they are hashed, a verdict."""
-    studies = [ROOT / "results" / "reference" / name for name in ("quickstart", "ablation", "selftest")]
+    studies = [ROOT / "results" / "reference" / name for name in ("quickstart", "ablation", "first")]
     place.mkdir(parents=True)
     tally = Tally(place)
     for number in range(count):
