@@ -132,10 +132,15 @@ def _chinchilla(n: Array, d: Array, loss: Array, targets: Sequence[Target], leve
         why = "the fitted loss does not fall with size and with length: these trainings do not determine the law"
         return nothing | {"why": why}
     refits = scaling.resampled(n, d, loss, law, seed=RESAMPLING_SEED)
+    bounds = scaling.intervals(refits, level)
+    for name in ("alpha", "beta"):
+        if bounds[name][0] <= 0:
+            why = f"the interval of {name} holds 0 ({bounds[name][0]:.2f} to {bounds[name][1]:.2f})"
+            return nothing | {"why": f"{why}: these trainings do not determine the law"}
     rest = np.log(np.asarray(law.loss(n, d))) - np.log(loss)
     return {
         "points": len(n), "parameters": {name: getattr(law, name) for name in Chinchilla.__slots__},
-        "bounds": {name: list(ends) for name, ends in scaling.intervals(refits, level).items()},
+        "bounds": {name: list(ends) for name, ends in bounds.items()},
         "residual_sd": float(math.sqrt((rest**2).mean())), "why": None,
         "at_targets": [_at_target(law, refits, target, level) for target in targets],
     }  # fmt: skip

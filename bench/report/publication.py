@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import re
 import shutil
@@ -75,8 +76,10 @@ def _draft(target: Path, copies: list[tuple[Path, Path]]) -> Path:
 
 
 def _content(source: Path, copy: Path) -> bytes:
-    """What the copy will hold: the same bytes, or packed where its name says so."""
+    """What the copy will hold: the same bytes, packed where its name says so; a plan without white space."""
     content = source.read_bytes()
+    if copy.name == "plan.json":
+        return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     return lzma.compress(content, preset=9) if copy.name == packed(source).name else content
 
 

@@ -25,13 +25,20 @@ PARAMS = {"a": 1e8, "b": 4e8, "c": 1.6e9, "d": 6.4e9}
 
 
 def sized(
-    *, scales: str = "abcd", dearer: float = 0.0, laws: bool = False, target: Sequence[Target] = (), **world: Any
+    *,
+    scales: str = "abcd",
+    dearer: float = 0.0,
+    laws: bool = False,
+    law_noise: float = 0.0005,
+    target: Sequence[Target] = (),
+    **world: Any,
 ) -> Synthetic:
     """A study of several scales, each with ten times the compute of the one before.
 
     Args:
         dearer: by how much ln cost of the arm grows from scale to scale: a saving that shrinks.
         laws: losses are those of Besiroglu's law; the arm's are those of a training 1 / 0.7 as long.
+        law_noise: relative size of what each loss differs from it by.
     """
     planted = {"arms": (Planted("all", role="claim", saving=0.3),), "layout": "economical", "items": 0, "seeds": 4,
                "horizons": (0.4, 0.7, 1.0, 1.4, 2.0), "timing_blocks": 2, "noise": 0.01}  # fmt: skip
@@ -48,7 +55,7 @@ def sized(
             if laws:
                 tokens = case.horizon * 20 * PARAMS[case.scale]
                 effective = tokens / (0.7 if case.arm == "all" else 1.0)
-                wobble = 1 + 0.0005 * math.sin(7 * case.seed + number + case.horizon)
+                wobble = 1 + law_noise * math.sin(7 * case.seed + number + case.horizon)
                 loss = float(BESIROGLU.loss(PARAMS[case.scale], effective)) * wobble
                 metrics["val_loss"] = reading(loss, "nat/token", "counted")
                 detail = {**detail, "tokens": tokens}
@@ -133,6 +140,15 @@ def test_the_baselines_law_is_the_one_that_it_was_drawn_from():
     exponent = found["laws"]["flops"]
     assert exponent["bounds"][0] <= exponent["exponent"] <= exponent["bounds"][1]
     assert np.isclose(found["targets"][0]["flops"], 6 * 7e10 * 1.4e12)
+
+
+def test_a_law_that_the_trainings_do_not_determine_is_not_carried_anywhere():
+    """Tokens grow with size, so beside noise this large no size effect of its own can be told."""
+    found = sizes(sized(laws=True, law_noise=0.3, target=[Target(params=1e10)]))
+    law = found["laws"]["chinchilla"]
+    assert law["parameters"] is None
+    assert law["at_targets"] == []
+    assert "holds 0" in law["why"]
 
 
 def test_the_report_draws_the_law_and_the_band(tmp_path):
