@@ -90,10 +90,11 @@ def work(folder: Path) -> int:
     wrong = json.loads((folder.parents[1] / "fault.json").read_text())
     if "sensor" in wrong:
         _break_sensor(wrong["sensor"])
-    if "spare_address_bytes" in wrong:
+    is_training = json.loads((folder / "case.json").read_text())["case"]["kind"] == "train"
+    if "spare_address_bytes" in wrong and is_training:
         own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (own_bytes + wrong["spare_address_bytes"],) * 2)
-    if "group" in wrong and json.loads((folder / "case.json").read_text())["case"]["kind"] == "train":
+    if "group" in wrong and is_training:
         (Path(wrong["group"]) / "cgroup.procs").write_text(str(os.getpid()))
     return worker.work(folder)
 
@@ -191,7 +192,7 @@ def hung(place: Path) -> dict[str, Any]:
     stopper = Stopper(place / "hung")
     try:
         stopper.start()
-        folder = _run(place, "hung", {}, hang_s=3.0)
+        folder = _run(place, "hung", {}, hang_s=15.0)
     finally:
         stopper.is_over = True
         stopper.join()
@@ -261,8 +262,11 @@ def sigterm(place: Path, draw: random.Random, times: int = 12) -> dict[str, Any]
         folder = place / f"stopped-{found['studies']}"
         while True:
             before = study.lines(folder)
+            started_s = time.time()
             process = study.start(place, folder, LMBENCH_CHECKPOINT_EVERY_S="3600")
-            is_there = found["signals"] < times and study.until(lambda folder=folder: _trains(folder), process)
+            is_there = found["signals"] < times and study.until(
+                lambda folder=folder, started_s=started_s: _trains(folder, started_s), process
+            )
             if is_there:
                 time.sleep(draw.uniform(0, 0.5))
                 everyone = study.family(process.pid) if found["signals"] % 2 else []
@@ -282,10 +286,11 @@ def sigterm(place: Path, draw: random.Random, times: int = 12) -> dict[str, Any]
     return found
 
 
-def _trains(folder: Path) -> bool:
-    """Whether a training is under way: it has shown a step, and has no outcome yet."""
+def _trains(folder: Path, since_s: float = 0.0) -> bool:
+    """Whether a training is under way: it has shown a step since then, and has no outcome yet."""
     for progress in folder.glob("cases/*/progress.json"):
-        if '"unit": "steps"' in progress.read_text() and not (progress.parent / "model").exists():
+        shown = '"unit": "steps"' in progress.read_text() and progress.stat().st_mtime > since_s
+        if shown and not (progress.parent / "model").exists():
             return True
     return False
 
