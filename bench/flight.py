@@ -188,5 +188,18 @@ def _outcome(place: Path, ended: Exit, reason: str | None) -> Outcome:
         if ended.signal == signal.SIGKILL:
             reason += " (by hand, or by the kernel for want of memory)"
     if reason is None:
-        reason = f"its process left with code {ended.code} and no result; see {place.name}/log.txt"
+        reason = f"its process left with code {ended.code} and no result{_want(place)}; see {place.name}/log.txt"
     return Outcome(status="failed", reason=reason)
+
+
+LAST_BYTES = 4096
+"""Of a log, in which an error is looked for."""
+
+
+def _want(place: Path) -> str:
+    """What its last words say that it had too little of: where memory is short, an outcome cannot be written either."""
+    try:
+        last = (place / "log.txt").read_bytes()[-LAST_BYTES:]
+    except OSError:
+        return ""
+    return ", out of memory" if b"MemoryError" in last or b"allocate memory" in last else ""

@@ -71,6 +71,18 @@ def test_a_killed_child_is_a_failure_with_the_signal_in_its_reason(tmp_path: Pat
     assert "SIGKILL" in (record.reason or "")
 
 
+@pytest.mark.parametrize(("last", "said"), [("MemoryError\n", True), ("ValueError: no\n", False)])
+def test_a_child_that_could_not_even_say_so_was_out_of_memory_by_its_log(tmp_path: Path, last: str, said: bool) -> None:
+    def fail(job: Job, folder: Path) -> Exit:
+        (folder / "log.txt").write_text(last)
+        return Exit(1)
+
+    one = case(1)
+    run_cases(tmp_path, plan(one), context({one.id: fail}))
+    (record,) = read(tmp_path / "records.jsonl")
+    assert ("out of memory" in (record.reason or "")) == said
+
+
 def test_what_builds_on_a_failed_case_is_not_started(tmp_path: Path) -> None:
     cases = chain(3)
     ctx = context({cases[0].id: lambda job, folder: Exit(3)})
