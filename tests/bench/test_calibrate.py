@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -68,15 +71,18 @@ def test_other_work_meanwhile_is_noticed(monkeypatch: pytest.MonkeyPatch, others
     assert calibrate.measure("0123456789", busy=False, clock=lambda: next(ticks), widths=(8,)).busy is busy
 
 
-def test_our_own_seconds_are_not_those_of_others() -> None:
-    def all_s() -> float:
-        times = psutil.cpu_times()
-        return sum(times[:8]) - times.idle - times.iowait
+def test_our_own_seconds_are_not_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From fixed readings: what a real machine counts between two calls depends on who else is on it."""
+    of_all = namedtuple("of_all", "user nice system idle iowait irq softirq steal guest guest_nice")
+    monkeypatch.setattr(psutil, "cpu_times", lambda: of_all(100.0, 1.0, 20.0, 500.0, 30.0, 0.5, 0.25, 4.0, 7.0, 8.0))
+    own = SimpleNamespace(user=40.0, system=5.0, children_user=90.0, children_system=9.0)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: own))
+    # neither waiting nor what guests have, which is in `user` already
+    assert calibrate._others_s() == 100.0 + 1.0 + 20.0 + 0.5 + 0.25 + 4.0 - 45.0
 
-    own_s, whole_s, others_s = psutil.Process().cpu_times().user, all_s(), calibrate._others_s()
-    while psutil.Process().cpu_times().user < own_s + 0.5:
-        sum(range(1000))
-    assert (all_s() - whole_s) - (calibrate._others_s() - others_s) == pytest.approx(0.5, abs=0.2)
+
+def test_real_readings_are_read() -> None:
+    assert 0 < calibrate._others_s() < math.inf
 
 
 def test_a_failure_of_the_measuring_process_says_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
