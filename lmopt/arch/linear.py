@@ -11,7 +11,7 @@ from lmopt.arch.numbers import compute_dtype
 
 WIDE = 320
 """Narrower layers are torch's. Measured on one core with AMX, 2,048 tokens (`python benchmarks/linear.py`): forward and
-backward pass 0.9 times as fast at 192 and 256 inputs, 1.0 to 1.1 at 320, 1.1 at 512."""
+backward pass 0.9 to 1.0 times as fast at 192 and 256 inputs, 1.0 to 1.1 at 320, 1.1 at 512."""
 
 
 class Linear(nn.Linear):
