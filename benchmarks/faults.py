@@ -4,7 +4,7 @@ Does to real runs of a tiny study what machines and people do: kill -9 at a hund
 the process of a case or the server that forks it, of a rank under torchrun), full and read-only disks, checkpoints and
 records that are half there or changed, a clock that jumps, sensors that fail, cases that hang, memory that ends,
 SIGTERM, several runners on one folder, ten thousand changed suites and records. Counts what was lost, what is there
-twice, what was not noticed, and whether the end is the same to the last bit as without the fault. Half an hour on one
+twice, what was not noticed, and whether the end is the same to the last bit as without the fault. An hour on one
 core; mounting small disks and limiting memory need root, and are left out with the reason where they may not be done.
 """
 
