@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import stats
 
+from bench.stats.additive import LOOKED_AT
+
 STUDIES = 40_000
 CANDIDATES = (0.1, 0.3, 0.5, 0.7, 1.01)
 
@@ -43,7 +45,8 @@ def coverage(sds: Sequence[float], reference: float, seeds: int, draw: int) -> d
     found: dict[float, tuple[float, float]] = {}
     for candidate in CANDIDATES:
         apart = p < candidate
-        se = np.where(apart, np.sqrt(own / own_df / seeds), np.sqrt(2 * pooled / df / seeds))
+        share = LOOKED_AT.get(own_df, 1.0)
+        se = np.where(apart, np.sqrt(own / own_df / seeds), share * np.sqrt(2 * pooled / df / seeds))
         half = se * np.where(apart, stats.t.ppf(0.975, own_df), stats.t.ppf(0.975, df))
         found[candidate] = (float((np.abs(y.mean(2)) <= half).mean(0).min()), float(np.median(half)))
     return found

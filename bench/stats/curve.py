@@ -4,7 +4,9 @@ Never fitted: one straight line through all horizons reads a true saving of 20% 
 bracket a loss the curve is a straight piece bent by the curvature that a third horizon shows (a parabola through
 three points): the straight piece alone lies above a convex curve, by 0.3% of C between horizons 0.8 and 1.0, which is
 half a standard error of a quiet study with 5 seeds. Beyond the ends the outermost piece is extended by at most
-`MAX_EXTENSION` in C; farther out the cost is only known to lie beyond (censored).
+`MAX_EXTENSION` in C; farther out the cost is only known to lie beyond (censored). Trainings of nearly the same cost (a
+claim point beside a horizon) are two readings of one place and become one point: a piece between them would be all
+noise.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from bench.stats.additive import Value, exactly
 
 MAX_EXTENSION = 0.05
 """Share of C by which a curve may be read beyond its ends."""
+SAME_PLACE = 0.03
+"""Costs that differ by less than this share are averaged, in ln C and loss: a convex curve bends by nothing over it."""
 BISECTIONS = 60
 """Halvings of a bracket: to the last bit of a double."""
 MIN_SPREAD = 0.5
@@ -45,7 +49,7 @@ def log_cost_at(points: Sequence[Point], loss: float) -> Value:
         A known value between the ends and up to 5% beyond them; else one that is only known to lie above the longest
         horizon's cost (the loss is never reached) or below the shortest one's (it is reached already there).
     """
-    curve = sorted(points, key=lambda point: point.cost)
+    curve = _places(points)
     starts_above, ends_above = curve[0].loss > loss, curve[-1].loss > loss
     inside = _crossings(curve, loss)
     if starts_above and not ends_above:
@@ -54,6 +58,22 @@ def log_cost_at(points: Sequence[Point], loss: float) -> Value:
         # Reached on the way and lost again (noise, or a long training that diverged): at the first place or never.
         return Value(inside[0].low, math.inf, None) if inside else _beyond_longest(curve, loss)
     return Value(-math.inf, math.inf, None) if ends_above else _below_shortest(curve, loss)
+
+
+def _places(points: Sequence[Point]) -> list[Point]:
+    """Ordered by cost, trainings at the same place made one point."""
+    groups: list[list[Point]] = []
+    for point in sorted(points, key=lambda point: point.cost):
+        if groups and point.cost <= groups[-1][0].cost * (1 + SAME_PLACE):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return [group[0] if len(group) == 1 else _mean(group) for group in groups]
+
+
+def _mean(group: Sequence[Point]) -> Point:
+    log_cost = math.fsum(math.log(point.cost) for point in group) / len(group)
+    return Point(math.exp(log_cost), math.fsum(point.loss for point in group) / len(group))
 
 
 def _crossings(curve: Sequence[Point], loss: float) -> list[Value]:

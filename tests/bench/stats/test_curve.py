@@ -88,3 +88,17 @@ def test_another_unit_of_cost_shifts_every_reading(cost, unit):
     scaled = log_cost_at([Point(point.cost * unit, point.loss) for point in CURVE], convex(cost))
     plain = log_cost_at(CURVE, convex(cost))
     assert scaled.low == pytest.approx(plain.low + math.log(unit), abs=1e-9)
+
+
+def test_two_trainings_of_nearly_the_same_cost_are_two_readings_of_one_place():
+    """A claim point beside a horizon: a piece between the two would be all noise, and read as three crossings."""
+    low, high = convex(0.8) - 0.01, convex(0.8) + 0.01
+    value = log_cost_at([CURVE[0], Point(0.799, low), Point(0.801, high), CURVE[2]], convex(0.8))
+    assert value.low == pytest.approx(math.log(0.8), abs=5e-4)
+    apart = log_cost_at([CURVE[0], Point(0.78, low), Point(0.82, high), CURVE[2]], convex(0.8))
+    assert apart.low != pytest.approx(math.log(0.8), abs=5e-4)
+
+
+def test_a_diverged_training_beside_a_finished_one_leaves_the_place_unreached():
+    value = log_cost_at([CURVE[0], Point(0.799, convex(0.8)), Point(0.8, math.inf), CURVE[2]], convex(0.9))
+    assert (value.low, value.high) == (pytest.approx(math.log(0.8), abs=2e-3), pytest.approx(0.0))
