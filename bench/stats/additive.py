@@ -30,9 +30,9 @@ seeds, .93 at 3 and .94 at 4; with .3 throughout it was .87, .91 and .93."""
 NOISIER_P_OF_MANY = 0.3
 """The same from 5 seeds on: worst coverage .93."""
 LOOKED_AT = {2: 0.88, 3: 0.88}
-"""Seeds less one -> what the standard error of a pooled arm is multiplied by. Only an arm that looks no noisier than its
-class is pooled, so its ratio of mean to standard error is no longer Student's: among equals, intervals without this would
-cover .97 to .98, with it they cover .96 (same simulation; from 5 seeds on the F test is strict enough to need none)."""
+"""Seeds less one -> what the standard error of a pooled arm is multiplied by. Only an arm that looks no noisier than
+its class is pooled, so its ratio of mean to standard error is no longer Student's: among equals, intervals without this
+would cover .97 to .98, with it they cover .96 (same simulation; from 5 seeds on the F test alone does it)."""
 
 
 def noisier_p(own_df: int) -> float:
