@@ -2,7 +2,7 @@
 
     FOLDER/step-00000120/model.safetensors      parameters and persistent buffers, by name
                          optimizer.safetensors  moment/NAME, and generator/DEVICE: random state as bytes
-                         checkpoint.json        what trained, how far, and the SHA-256 of the other two
+                         checkpoint.json        what trained, how far, the SHA-256 of the other two and its own
 
 A checkpoint is written beside its place and renamed into it; the one before is kept until the next. Nothing is ever
 unpickled. Training that continues from a checkpoint gives the same bits as training that was never interrupted.
@@ -31,7 +31,7 @@ from lmopt.recipe import Recipe
 from lmopt.train import loop
 from lmopt.train.loop import Dispatched, TrainState
 
-SCHEMA = 2
+SCHEMA = 3
 KEPT = 2
 """Checkpoints kept in a folder: the newest, and the one before in case the newest turns out damaged."""
 DESCRIPTION = "checkpoint.json"
@@ -138,8 +138,7 @@ def _write(place: Path, description: Mapping[str, Any], tensors: Mapping[str, Ma
         for name, content in tensors.items():
             save_file({key: t.detach().cpu().contiguous() for key, t in content.items()}, partial / name)
         files = {name: {"sha256": sha256(partial / name)} for name in tensors}
-        text = json.dumps({"schema": SCHEMA, **description, "files": files}, indent=1)
-        (partial / DESCRIPTION).write_text(text, encoding="utf-8")
+        describe(partial, {**description, "files": files})
         for path in [*partial.iterdir(), partial]:
             flush(path)
         if place.exists():  # the same step again: rename cannot replace a full folder
@@ -148,6 +147,18 @@ def _write(place: Path, description: Mapping[str, Any], tensors: Mapping[str, Ma
         flush(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe(place: Path, facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint's description, with a hash of itself: a number changed in it is damage like any other."""
+    description = {"schema": SCHEMA, **facts}
+    text = json.dumps(description | {"sha256": _own_sha256(description)}, indent=1)
+    (place / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def _own_sha256(description: Mapping[str, Any]) -> str:
+    facts = {key: value for key, value in description.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def flush(path: Path) -> None:
@@ -193,6 +204,8 @@ def verified(place: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a whole description of a checkpoint ({error})") from error
     if schema != SCHEMA:
         raise CheckpointError(f"{path}: schema {schema}, this version reads {SCHEMA}")
+    if description.get("sha256") != _own_sha256(description):
+        raise CheckpointError(f"{path}: damaged (its SHA-256 is not the one written in it)")
     for name, facts in files:
         try:
             found = sha256(place / name)

@@ -1,7 +1,7 @@
 """Checkpoints of a training on many devices: every rank writes its own shards, any number of ranks reads them.
 
     FOLDER/step-00000120/shard-*.safetensors   parameters and optimizer state, by torch.distributed.checkpoint
-                         checkpoint.json       what trained, how far, and the SHA-256 of every file
+                         checkpoint.json       what trained, how far, the SHA-256 of every file and its own
 
 Written in safetensors (torch's Hugging Face storage), so that nothing is ever unpickled; beside its place first and
 renamed by rank 0, as lmopt.train.checkpoint does. A training with another number of ranks goes on from the same numbers
@@ -11,7 +11,6 @@ in training continues with other noise.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from lmopt.recipe import Recipe
-from lmopt.train.checkpoint import DESCRIPTION, SCHEMA, CheckpointError, checkpoints, flush, recipe_of, sha256, verified
+from lmopt.train.checkpoint import CheckpointError, checkpoints, describe, flush, recipe_of, sha256, verified
 from lmopt.train.distributed import Sharding, World, start
 from lmopt.train.loop import TrainState
 
@@ -53,8 +52,7 @@ def save(state: TrainState, folder: Path, world: World) -> Path:
 
 def _finish(state: TrainState, partial: Path, place: Path, world: World) -> None:
     """Describe the files, flush everything, and move the folder to its place."""
-    description = {
-        "schema": SCHEMA,
+    facts = {
         "recipe": state.recipe.model_dump(mode="json"),
         "seed": state.seed,
         "horizon": state.horizon,
@@ -63,7 +61,7 @@ def _finish(state: TrainState, partial: Path, place: Path, world: World) -> None
         "ranks": world.size,
         "files": {path.name: {"sha256": sha256(path)} for path in sorted(partial.iterdir())},
     }
-    (partial / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    describe(partial, facts)
     for path in [*partial.iterdir(), partial]:
         flush(path)
     shutil.rmtree(place, ignore_errors=True)  # the same step again: rename cannot replace a full folder

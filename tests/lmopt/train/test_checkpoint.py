@@ -101,6 +101,12 @@ def flip_a_byte(path):
     path.write_bytes(content)
 
 
+def edit(path, pattern, replacement):
+    text, times = re.subn(pattern, replacement, path.read_text(), count=1)
+    assert times
+    path.write_text(text)
+
+
 DAMAGE = {
     "flipped bit": (lambda place: flip_a_byte(place / "model.safetensors"), r"model\.safetensors: damaged"),
     "optimizer cut short": (
@@ -113,6 +119,14 @@ DAMAGE = {
         r"checkpoint\.json: not a whole description",
     ),
     "no description": (lambda place: (place / "checkpoint.json").unlink(), r"checkpoint\.json: cannot be read"),
+    "another learning rate": (
+        lambda place: edit(place / "checkpoint.json", r'"lr": [^,\n]+', '"lr": 0.5'),
+        r"checkpoint\.json: damaged \(its SHA-256",
+    ),
+    "another step": (
+        lambda place: edit(place / "checkpoint.json", r'"step": \d+', '"step": 3'),
+        r"checkpoint\.json: damaged \(its SHA-256",
+    ),
     "a list": (
         lambda place: (place / "checkpoint.json").write_text("[]"),
         r"checkpoint\.json: not a whole description",
@@ -159,7 +173,8 @@ def rewrite(place, change):
     save_file(tensors, path)
     description = json.loads((place / "checkpoint.json").read_text())
     description["files"]["model.safetensors"]["sha256"] = checkpoint.sha256(path)
-    (place / "checkpoint.json").write_text(json.dumps(description))
+    del description["schema"], description["sha256"]
+    checkpoint.describe(place, description)
 
 
 def test_wrong_keys_and_shapes_are_named(two):
@@ -178,9 +193,9 @@ def test_another_recipe_is_refused(two, recipe):
 
 def test_another_schema_is_refused(two):
     path = two / "step-00000004" / "checkpoint.json"
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 9'))
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 9'))
     shutil.rmtree(two / "step-00000002")
-    with pytest.raises(CheckpointError, match="schema 9, this version reads 2"):
+    with pytest.raises(CheckpointError, match="schema 9, this version reads 3"):
         checkpoint.load(two)
 
 
