@@ -142,6 +142,22 @@ def test_chunked_loss_is_the_same_at_any_chunk_and_leaves_ignored_targets_out(ch
         torch.testing.assert_close(loss.cross_entropy(x, weight, targets), expected)
 
 
+@pytest.mark.parametrize("rows", [40, 200])  # the gradient of the head the other way round from 128 rows on
+def test_loss_in_bfloat16_has_the_float32_gradients_to_its_rounding(rows, monkeypatch):
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 150 * 300 * 4)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(rows, 32, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(300, 32, generator=generator).mul_(0.2).requires_grad_()
+    targets = torch.randint(300, (rows,), generator=generator)
+    targets[::7] = loss.IGNORED
+    exact_x, exact_weight = (t.detach().float().bfloat16().float().requires_grad_() for t in (x, weight))
+    functional.cross_entropy(exact_x @ exact_weight.T, targets).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.cross_entropy(x, weight, targets).backward()
+    for ours, exact in ((x.grad, exact_x.grad), (weight.grad, exact_weight.grad)):
+        torch.testing.assert_close(ours.float(), exact, rtol=0.05, atol=0.02 * exact.abs().max().item())
+
+
 def test_loss_never_holds_the_logits_of_all_tokens():
     largest = 0
 
