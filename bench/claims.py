@@ -180,8 +180,10 @@ def _at_point(difference: Difference | None, alpha: float, wanted: str) -> dict[
         }
     shown = f"{signless(effect.value, 4)} nats" if effect.value is not None else "a training diverged"
     met = effect.upper(alpha) < 0
-    verb = "is" if met else "is not shown to be" if effect.low <= 0 else "is not"
-    why = f"its loss at the claim point {verb} {wanted} ({shown} {interval(described['bounds'], 1.0, 4)})"
+    found = f"is {wanted}" if met else f"is not shown to be {wanted}"
+    if effect.lower(alpha) > 0:
+        found = f"is {wanted.removeprefix('no ')}" if wanted.startswith("no ") else f"is not {wanted}"
+    why = f"its loss at the claim point {found} ({shown} {interval(described['bounds'], 1.0, 4)})"
     return described | {"met": met, "why": why}
 
 

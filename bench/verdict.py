@@ -264,7 +264,10 @@ def _reference(study: Study, scale: str) -> dict[str, Any]:
 def _combine(arm: ArmDesign, scales: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """An arm's outcome: that of its scales where they agree, else undecided."""
     outcomes = {scale: str(judged["outcome"]) for scale, judged in scales.items()}
-    steps = [step for judged in scales.values() for step in judged.get("next", [])]
+    steps = [
+        step if len(scales) == 1 else f"at {scale}: {step}"
+        for scale, judged in scales.items() for step in judged.get("next", [])
+    ]  # fmt: skip
     ahead = {"next": steps[0] if steps else None}
     distinct = set(outcomes.values())
     if len(scales) == 1:
