@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.findings import Finding, has, validate, value_at
-from bench.merge import SCALE_PATHS, expand, spelled_out, with_teacher, without
+from bench.merge import SCALE_PATHS, expand, merge, nested, spelled_out, with_teacher, without
 from bench.source import DataPath
 from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale, Shape
 from lmopt.data.spec import Bpe, Data
@@ -231,8 +231,20 @@ def canonical(data: Mapping[str, Any]) -> Mapping[str, Any]:
     arms = list(_listed(data.get("arms")))
     for variant, dump in zip(draft.arms, dumps[1:], strict=True):
         assert variant.index is not None
-        arms[variant.index] = {**variant.raw, "change": spelled_out(variant.change, base, dump)}
+        arms[variant.index] = {**variant.raw, "change": _of_every_scale(variant, scale.name, base, dump)}
     return {**data, "baseline": baseline, "arms": arms}
+
+
+def _of_every_scale(
+    variant: Variant, scale: str, base: Mapping[str, Any], dump: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """An arm's change spelled out at a scale, without what holds at that scale alone (`at`)."""
+    spelled = spelled_out(variant.change, base, dump)
+    for path in (SCALE_PATHS[name] for name in variant.shape(scale)):
+        spelled = without(spelled, [path])
+        if has(variant.change, path):
+            spelled = merge(spelled, nested({path: value_at(variant.change, path)}))
+    return spelled
 
 
 def value_of(data: Mapping[str, Any], *path: str) -> Any:

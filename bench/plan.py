@@ -120,5 +120,5 @@ def _facts(suite: Suite, arm: Arm, scale: Scale) -> ArmFacts:
         params_active=count.active,
         train_flops_per_token=cost.train_flops_per_token(recipe).executed,
         infer_flops_per_token=cost.infer_flops_per_token(recipe),
-        change=suite.describe_change(arm.name),
+        change=suite.describe_change(arm.name, scale.name),
     )

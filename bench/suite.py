@@ -141,17 +141,17 @@ class Suite(Frozen):
 
         return Recipe.model_validate(with_teacher(alone(self.arm(arm)), lambda name: alone(self.arm(name))))
 
-    def describe_change(self, arm: str) -> str:
-        """In words, how an arm differs from what it is compared with, at the first scale.
+    def describe_change(self, arm: str, scale: str | None = None) -> str:
+        """In words, how an arm differs from what it is compared with, at a scale (default: the first).
 
         A cell of an ablation is told from the combined change where that is shorter. The smaller control's also say how
         close it comes to the FLOPs that a claim may spend.
         """
-        first = self.over.scale[0].name
+        at = scale or self.over.scale[0].name
         reference = self.arm(arm).against or self.baseline.name
-        words = in_words(self.resolve(reference, first), self.resolve(arm, first))
+        words = in_words(self.resolve(reference, at), self.resolve(arm, at))
         if self.ablation is not None and arm != self.ablation.of:
-            apart = in_words(self.resolve(self.ablation.of, first), self.resolve(arm, first))
+            apart = in_words(self.resolve(self.ablation.of, at), self.resolve(arm, at))
             words = min(words, f"as {self.ablation.of}, but {apart}", key=len)
         return f"{words}; {self._spends(arm, reference)}" if arm == self.controls.smaller else words
 

@@ -115,6 +115,20 @@ def test_changes_in_words(tmp_path: Path) -> None:
     assert suite.describe_change("moe").startswith("ffn: swiglu -> moe (experts 8, top_k 2")
 
 
+def test_what_holds_at_one_scale_stays_there(tmp_path: Path) -> None:
+    shaped = (
+        "arms:\n",
+        "arms:\n"
+        "  - {name: square, change: {ffn: {kind: relu2}}, at: {s: {hidden: 96}}}\n"
+        "  - {name: flat, change: {model: {layers: 3, qk_norm: true}}, at: {s: {layers: 1}}}\n",
+    )
+    suite = loaded(tmp_path, shaped)
+    assert [suite.resolve("square", scale).ffn.hidden for scale in "sm"] == [96, None]
+    assert [suite.resolve("flat", scale).model.layers for scale in "sm"] == [1, 3]
+    assert suite.describe_change("square") == "ffn: swiglu -> relu2 (hidden 96)"
+    assert suite.describe_change("square", "m") == "ffn: swiglu -> relu2"
+
+
 def test_unknown_names_are_a_user_mistake(tmp_path: Path) -> None:
     suite = loaded(tmp_path)
     with pytest.raises(SuiteError, match="no arm is named 'mo'") as caught:
