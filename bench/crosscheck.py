@@ -142,7 +142,8 @@ def _starts(draft: Draft) -> Iterator[Finding]:
                 break
             reason = misfit(own, other)
             if reason:
-                yield Finding(path, f"cannot start from `{against}` at scale `{scale.name}`: {reason}", None)
+                why, hint = split_hint(reason)
+                yield Finding(path, f"cannot start from `{against}` at scale `{scale.name}`: {why}", hint)
                 break
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from bench.findings import Finding, has, validate, value_at
-from bench.merge import SCALE_PATHS, expand, merge, nested, spelled_out, with_teacher, without
+from bench.merge import SCALE_PATHS, expand, is_other_kind, merge, nested, spelled_out, with_teacher, without
 from bench.source import DataPath
 from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale, Shape
 from lmopt.data.spec import Bpe, Data
@@ -171,9 +171,25 @@ def _placed(draft: Draft, variant: Variant, scale_index: int, finding: Finding) 
         place = _place(draft, variant, scale_index, path)
         if place is not None:
             return _moved(finding, place)
+        lost = _lost(draft, variant, scale_index, path)
+        if lost is not None:
+            return _moved(replace(finding, hint=finding.hint or lost), (*variant.path, "change", path[0], "kind"))
     if variant.index is None and finding.is_cross_field and scale_index in draft.scales:
         return _moved(finding, ("over", "scale", scale_index, "name"))
     return _moved(finding, (*variant.path, "name"))
+
+
+def _lost(draft: Draft, variant: Variant, scale_index: int, path: DataPath) -> str | None:
+    """What to do where a change names another kind and so leaves a knob of the baseline's behind; None elsewhere."""
+    scale = draft.sizes().get(scale_index)
+    if scale is None or len(path) != 2:
+        return None
+    old = _mapping(draft.expanded(draft.baseline, scale).get(str(path[0])))
+    new = _mapping(variant.change.get(str(path[0])))
+    knob = str(path[1])
+    if not is_other_kind(old, new) or knob not in old or knob in new:
+        return None
+    return f"another `kind` starts from its own defaults: repeat `{knob}: {old[knob]}`"
 
 
 def _moved(finding: Finding, path: DataPath) -> Finding:

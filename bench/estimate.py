@@ -16,10 +16,14 @@ from bench.expansion import flops_per_step
 from bench.suite import Suite
 from lmopt import cost, cost_memory
 from lmopt.compute.topology import Node, not_applicable
+from lmopt.quantities import human_bytes
 from lmopt.recipe import Recipe
 
 CHECKPOINT_COPIES = 3
 """Weights and two Adam moments, each in float32."""
+
+MACHINE = "this machine has"
+"""What limits memory where nothing else does."""
 
 BUILT_A_SECOND = 30e6
 """Parameters drawn, counted and let go of in a second, about: what a sample takes beside its steps."""
@@ -66,19 +70,30 @@ def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     if reason:  # it will not run, so it costs nothing
         return case.model_copy(update={"estimate": Estimate(time_s=0), "applies": False, "reason": reason})
     estimate = _estimate(case, suite, machine)
-    own = getattr(case.recipe.batching, "memory", None) if case.recipe else None
-    limit = min(filter(None, (suite.limits.case_memory, machine.memory_bytes, own)), default=None)
+    limit = _memory_limit(case, suite, machine)
     reason = None
-    if limit and estimate.peak_memory_bytes and estimate.peak_memory_bytes > limit:
+    if limit and estimate.peak_memory_bytes and estimate.peak_memory_bytes > limit[0]:
+        hint = "a smaller model" if case.kind == "generate" else "lower batching.micro_sequences or the scale"
+        if limit[1] != MACHINE:
+            hint += ", or raise the limit"
         reason = (
-            f"needs about {estimate.peak_memory_bytes / 2**30:.1f} GiB of memory, {limit / 2**30:.1f} GiB are there; "
-            f"hint: {'a smaller model' if case.kind == 'generate' else 'lower batching.micro_sequences or the scale'}"
+            f"needs about {human_bytes(estimate.peak_memory_bytes)} of memory, {limit[1]} {human_bytes(limit[0])}; "
+            f"hint: {hint}"
         )
     elif machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
-        reason = (
-            f"needs about {estimate.disk_bytes / 2**30:.1f} GiB of disk, {machine.disk_bytes / 2**30:.1f} GiB are free"
-        )
+        reason = f"needs about {human_bytes(estimate.disk_bytes)} of disk, {human_bytes(machine.disk_bytes)} are free"
     return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
+
+
+def _memory_limit(case: Case, suite: Suite, machine: Machine) -> tuple[int, str] | None:
+    """The tightest limit in bytes, and what sets it in words that go before the number."""
+    own = getattr(case.recipe.batching, "memory", None) if case.recipe else None
+    limits = (
+        (machine.memory_bytes, MACHINE),
+        (suite.limits.case_memory, "limits.case_memory allows"),
+        (own, "batching.memory allows"),
+    )
+    return min(((size, words) for size, words in limits if size), default=None)
 
 
 def _not_applicable(case: Case, machine: Machine) -> str | None:

@@ -151,7 +151,8 @@ def spelled_out(change: Mapping[str, Any], base: Mapping[str, Any], result: Mapp
 def in_words(reference: Recipe, recipe: Recipe) -> str:
     """How a recipe differs from its reference: `ffn: swiglu -> moe (experts 8, top_k 2); tokens: 1M -> 2M`.
 
-    Of a technique's knobs those are named that are not at their defaults, and those that it always shows.
+    Of a technique's knobs those are named that are not at their defaults, those that it always shows, and those that
+    it shares with the technique it replaces and has at another value.
     """
     return "; ".join(_differences(reference, recipe)) or "no change"
 
@@ -166,7 +167,7 @@ def _differences(before: BaseModel, after: BaseModel, prefix: str = "") -> Itera
         elif isinstance(old, tuple) and isinstance(new, tuple) and set(map(repr, old)) & set(map(repr, new)):
             yield f"{name}: {_changed(old, new)}"
         else:
-            yield f"{name}: {_words(old)} -> {_words(new)}"
+            yield f"{name}: {_words(old, new)} -> {_words(new, old)}"
 
 
 def _changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
@@ -176,9 +177,10 @@ def _changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
     return ", ".join(filter(None, parts)) or f"{_words(old)} -> {_words(new)}"
 
 
-def _words(value: Any) -> str:
+def _words(value: Any, beside: Any = None) -> str:
     if isinstance(value, BaseModel):
-        knobs = [f"{key} {_words(getattr(value, key))}" for key in type(value).model_fields if _is_told(value, key)]
+        told = (key for key in type(value).model_fields if _is_told(value, key) or _is_other(value, beside, key))
+        knobs = [f"{key} {_words(getattr(value, key))}" for key in told]
         kind = str(getattr(value, "kind", "none"))
         return f"{kind} ({', '.join(knobs)})" if knobs else kind
     if isinstance(value, list | tuple):
@@ -197,3 +199,9 @@ def _is_told(value: BaseModel, key: str) -> bool:
     if key == "kind" or knob is None or key in getattr(value, "untold", ()):
         return False
     return key in getattr(value, "shown", ()) or knob != type(value).model_fields[key].get_default()
+
+
+def _is_other(value: BaseModel, beside: Any, key: str) -> bool:
+    """Whether a knob that two techniques share stands at different values, both of them set."""
+    knob, other = getattr(value, key), getattr(beside, key, None)
+    return key != "kind" and knob is not None and other is not None and knob != other

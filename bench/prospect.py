@@ -90,8 +90,9 @@ def render(plan: Plan, noise: dict[str, Noise]) -> str:
             "are written; `lmbench explain` says how many more would decide"
         )
     lines = [f"what this study can show, with {percent(POWER, 0)} power at one-sided alpha {alpha:g}:"]
-    if not any(arm.role in ("claim", "component", "control") and not arm.parallel for arm in design.arms):
-        lines.append("  nothing on savings: for arms that are only timed, or parallel, no noise is known beforehand")
+    nothing = _nothing(plan)
+    if nothing:
+        lines.append(f"  nothing on savings: {nothing}")
         return "\n".join([*lines, *(f"  {line}" for line in _accuracy(plan, alpha))])
     for scale in design.scales:
         one = noise.get(scale, DEFAULT)
@@ -100,6 +101,26 @@ def render(plan: Plan, noise: dict[str, Noise]) -> str:
         lines += [f"  {line}{where}" for line in _savings(design, one, alpha)]
     lines += [f"  {line}" for line in _accuracy(plan, alpha)]
     return "\n".join(lines)
+
+
+def _nothing(plan: Plan) -> str | None:
+    """Why a study shows no saving at equal loss, whatever its noise; None where it may."""
+    design = plan.design
+    if design.layout == "sample":
+        return "a few steps of every arm show what they cost, not what they reach"
+    if not any(arm.role in ("claim", "component", "control") and not arm.parallel for arm in design.arms):
+        return "for arms that are only timed, or parallel, no noise is known beforehand"
+    trained = {
+        case.horizon
+        for case in plan.cases
+        if case.kind == "train" and case.arm == design.baseline and case.purpose != "tune"
+    }
+    if len(trained) < 2:
+        return (
+            f"{design.baseline} is trained to one horizon, and that is no curve to read them on\n"
+            "  hint: horizons around 1.0, as in `over: {horizon: [0.6, 1.0, 1.4]}`"
+        )
+    return None
 
 
 def _savings(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
@@ -184,7 +205,10 @@ def describe(plan: Plan, noise: dict[str, Noise]) -> dict[str, Any]:
     families = _families(specs)
     return {
         "power": POWER, "alpha": alpha,
-        "scales": {scale: _described(design, noise.get(scale, DEFAULT), alpha) for scale in design.scales},
+        "scales": {
+            scale: _described(design, noise.get(scale, DEFAULT), alpha, shown=_nothing(plan) is None)
+            for scale in design.scales
+        },
         "accuracy": {
             "margin": drop.less_than, "kind": drop.kind, "items_compared": families,
             "margin_shown": {
@@ -199,15 +223,16 @@ def describe(plan: Plan, noise: dict[str, Noise]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _described(design: Design, noise: Noise, alpha: float) -> dict[str, Any]:
-    """Of each arm whose noise is known: what it would show, in shares of the training FLOPs; null with one seed."""
+def _described(design: Design, noise: Noise, alpha: float, *, shown: bool) -> dict[str, Any]:
+    """Of each arm whose noise is known: what it would show, in shares of the training FLOPs; null with one seed, and
+    where the design shows no savings (`shown`)."""
     saving, n = design.hypothesis.saving, len(design.seeds)
     arms: dict[str, Any] = {}
     for roles in (("claim",), ("component", "control")):
         same = [arm for arm in design.arms if arm.role in roles and not arm.parallel]
         for arm in same:
             se, df = noise.sd / math.sqrt(n), pooled_df(len(_class(same, arm)), n)
-            least = room(se, df, alpha) if n > 1 else None
+            least = room(se, df, alpha) if n > 1 and shown else None
             arms[arm.name] = {
                 "role": arm.role,
                 "saves_from": None if least is None else -math.expm1(-least),
@@ -216,8 +241,10 @@ def _described(design: Design, noise: Noise, alpha: float) -> dict[str, Any]:
             if arm.role == "claim":
                 distance = math.log(1 - saving.at_least) - math.log(1 - saving.target)
                 arms[arm.name] |= {
-                    "power_at_target": power(distance, se, df, alpha) if n > 1 else None,
-                    "seeds_needed": seeds_needed(distance, noise.sd, alpha, POWER, len(_class(same, arm))),
+                    "power_at_target": power(distance, se, df, alpha) if n > 1 and shown else None,
+                    "seeds_needed": seeds_needed(distance, noise.sd, alpha, POWER, len(_class(same, arm)))
+                    if shown
+                    else None,
                 }
     return {"noise_sd": noise.sd, "noise_from": noise.origin, "seeds": n, "arms": arms}
 

@@ -104,6 +104,8 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
     losses: Counter[str] = Counter()
     tuning: dict[str, dict[str, Any]] = {}
     made: list[Record] = []
+    broken: dict[str, str] = {}
+    """Case -> the case that failed first on the way to it, and why."""
 
     def note(case: Case, outcome: Outcome) -> None:
         attempts[case.id] += 1
@@ -113,7 +115,11 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
         made.append(record)
         if record.status != "failed":
             finished[case.id] = record
+            broken.pop(case.id, None)
             _drop_checkpoint(folder, case)
+        else:
+            why = f"{case.label} ({case.id}) failed: {(record.reason or 'no reason').splitlines()[0]}"
+            broken[case.id] = next((broken[parent] for parent in case.parents if parent in broken), why)
         context.display.case_ended(case, record)
 
     context.display.begin(plan, finished)
@@ -123,7 +129,7 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
                 while len(flights) < context.executor.slots and (case := _next(waiting, flights)):
                     waiting.remove(case)
                     context.display.case_started(case)
-                    begun, tuning[case.id] = _begin(folder, case, cases, finished, context)
+                    begun, tuning[case.id] = _begin(folder, case, cases, finished, broken, context)
                     if isinstance(begun, Outcome):
                         note(case, begun)
                     else:
@@ -164,13 +170,18 @@ def _stop_all(flights: Sequence[Flight], context: RunContext) -> None:
 
 
 def _begin(
-    folder: Path, case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record], context: RunContext
+    folder: Path,
+    case: Case,
+    cases: Mapping[str, Case],
+    finished: Mapping[str, Record],
+    broken: Mapping[str, str],
+    context: RunContext,
 ) -> tuple[Flight | Outcome, dict[str, Any]]:
     """Start a case, with the setting that its trials chose where it has any; and how that was chosen.
 
     A case that cannot run, or whose outcome a killed runner left behind, has its outcome at once.
     """
-    blocked = _blocked(case, cases, finished)
+    blocked = _blocked(case, cases, finished, broken)
     if blocked is not None:
         return blocked, {}
     if "tune" not in case.spec or case.recipe is None:
@@ -185,7 +196,9 @@ def _begin(
     return launch(folder, tuned, context), {"tuning": choice.to_dict(case.spec["tune"]["metric"])}
 
 
-def _blocked(case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record]) -> Outcome | None:
+def _blocked(
+    case: Case, cases: Mapping[str, Case], finished: Mapping[str, Record], broken: Mapping[str, str]
+) -> Outcome | None:
     """A case that cannot run gets its reason instead. A trial that diverged is a bad setting, not an obstacle."""
     if not case.applies:
         return Outcome(status="not_applicable", reason=case.reason)
@@ -194,11 +207,11 @@ def _blocked(case: Case, cases: Mapping[str, Case], finished: Mapping[str, Recor
     for parent in case.parents:
         record = finished.get(parent)
         if record is None:
-            return Outcome(status="failed", reason=f"not run: case {parent}, which it builds on, has no result")
+            return Outcome(status="failed", reason=f"not run: {broken[parent]}")
         if record.status == "not_applicable":
             return Outcome(status="not_applicable", reason=record.reason)
         if record.status == "diverged" and cases[parent].purpose != "tune":
-            return Outcome(status="failed", reason=f"not run: case {parent}, which it builds on, diverged")
+            return Outcome(status="failed", reason=f"not run: {cases[parent].label} ({parent}), its parent, diverged")
     return None
 
 

@@ -75,7 +75,10 @@ def misfit(recipe: Recipe, source: Recipe) -> str | None:
     if not isinstance(dense, SwiGlu | Relu2) or dense.kind != ffn.activation:
         return f"ffn.activation is {ffn.activation}, the source's feed-forward is {dense.kind}"
     if ffn.hidden_for(width) != dense.hidden_for(width):
-        return f"ffn.hidden is {ffn.hidden_for(width)}, the source's is {dense.hidden_for(width)}"
+        return (
+            f"ffn.hidden is {ffn.hidden_for(width)}, the source's is {dense.hidden_for(width)}"
+            "; hint: split: 1 makes each expert as wide as the dense layer"
+        )
     for name in type(recipe.model).model_fields:
         own, other = getattr(recipe.model, name), getattr(source.model, name)
         if own != other and name != "init_stream":

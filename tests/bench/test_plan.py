@@ -112,6 +112,11 @@ def test_what_does_not_fit_says_why_and_shows_in_the_forecast(suite: Suite) -> N
     assert misfits
     assert all("memory" in (case.reason or "") for case in misfits)
     assert "does not fit" in render(small)
+    assert all("this machine has 10 MiB" in (case.reason or "") for case in misfits)
+    limited = suite.model_copy(update={"limits": suite.limits.model_copy(update={"case_memory": 10**7})})
+    (first, *_) = [case for case in make_plan(limited, MACHINE).cases if not case.fits]
+    assert "limits.case_memory allows 9.54 MiB" in (first.reason or "")
+    assert "raise the limit" in (first.reason or "")
 
 
 def test_a_plan_reads_back_from_its_json(plan: Plan) -> None:
@@ -327,6 +332,7 @@ def test_a_memory_limit_below_one_sequence_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(text)
     made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
     assert {c.fits for c in made.cases if c.arm == "micro"} == {False}
+    assert all("batching.memory allows 977 KiB" in (c.reason or "") for c in made.cases if c.arm == "micro")
 
 
 # --- a training that starts from another ---------------------------------------------------------

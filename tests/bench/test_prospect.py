@@ -39,6 +39,28 @@ def test_where_arms_are_only_timed_no_noise_is_claimed(tmp_path: Path) -> None:
     assert "noise:" not in text
 
 
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (("horizon: [0.5, 1.0]", "horizon: [1.0]\ncontrols: {truncated: false, half: false}"), "to one horizon"),
+        (("over:", "layout: sample\nover:"), "a few steps of every arm"),
+    ],
+)
+def test_a_design_that_shows_no_saving_promises_none(edit: tuple[str, str], why: str, tmp_path: Path) -> None:
+    plan = make_plan(loaded(tmp_path, edit), MACHINE)
+    text = render(plan, {})
+    assert "nothing on savings: " in text
+    assert why in text
+    assert "power" not in text.split("\n", 1)[1]
+    found = describe(plan, {})["scales"]["s"]["arms"]["all"]
+    assert found["saves_from"] is found["power_at_target"] is found["seeds_needed"] is None
+
+
+def test_controls_make_a_curve_of_one_horizon(tmp_path: Path) -> None:
+    text = render(make_plan(loaded(tmp_path, ("horizon: [0.5, 1.0]", "horizon: [1.0]")), MACHINE), {})
+    assert "claim all, true saving 30% against 20%: power" in text
+
+
 def test_an_ablation_says_what_its_table_shows(tmp_path: Path) -> None:
     suite = loaded(
         tmp_path, ("over:", "ablation: {of: all, design: [factorial]}\nover:"), ("seed: [0, 1]", "seed: [0, 1, 2]")

@@ -42,7 +42,7 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         (MOE, "change: {ffn: {kind: moe}, start: {kind: upcycled}}"),
         "13:39",
         "cannot start from `dense` at scale `s`: ffn.hidden is 96, the source's is 192",
-        None,
+        "split: 1",
     ),
     "start from a later arm": (
         (MOE, "against: all\n    change: {ffn: {kind: moe, experts: 4, split: 1}, start: {kind: upcycled}}"),
@@ -264,6 +264,16 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "30:16",
         "no arm of role control is named 'moe'",
         "role: control",
+    ),
+    "a knob lost with its kind": (
+        (
+            "batching: {sequences: 8, length: 64}\narms:",
+            "batching: {sequences: 8, length: 64}\n    model: {context: 64}\narms:\n"
+            "  - {name: warm, change: {batching: {kind: length_warmup, start: 16}}}",
+        ),
+        "12:44",
+        "batching.length (256) must not exceed model.context (64) (arm `warm` at scales `s`, `m`)",
+        "another `kind` starts from its own defaults: repeat `length: 64`",
     ),
     "a control that is nobody": (
         ("gate:", "controls: {smaller: nobody}\ngate:"),
