@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from bench.casefolder import write_atomically
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
 from bench.suite import Suite, load_suite
+from bench.words import several
 from lmopt.compute.topology import nodes
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class RunResult:
     folder: Path
     """The run folder."""
     failed: tuple[str, ...]
-    """A line for each case that failed in this run or has no result."""
+    """A line for each case that failed in this run or has no result; those that build on it are counted there."""
     verdict: Mapping[str, Any]
     """The content of verdict.json."""
     written: tuple[Path, ...]
@@ -157,12 +159,16 @@ def _without_result(folder: Path, planned: Plan) -> list[str]:
     from bench.record import read
 
     last = {record.case.id: record for record in read(folder / "records.jsonl")}
-    lines: list[str] = []
-    for case in planned.cases:
-        record = last.get(case.id)
-        if record is None or record.status == "failed":
-            lines.append(f"{case.label} ({case.id}): {record.reason if record else 'no record'}")
-    return lines
+    failed = {case.id: case for case in planned.cases if case.id not in last or last[case.id].status == "failed"}
+    reasons = {key: (last[key].reason or "no reason") if key in last else "no record" for key in failed}
+    cause = {key: next((one for one in failed if f"({one}) failed:" in reasons[key]), key) for key in failed}
+    behind = Counter(one for key, one in cause.items() if one != key)
+    return [
+        f"{case.label} ({key}): {reasons[key]}"
+        + (f"\nnot run for it: {several(behind[key], 'case')}" if behind[key] else "")
+        for key, case in failed.items()
+        if cause[key] == key
+    ]
 
 
 def judge(run: Path | str) -> dict[str, Any]:

@@ -156,16 +156,17 @@ def _covers_claim_point(context: Context, endpoint: Endpoint) -> bool:
 def _counted(context: Context, endpoint: Endpoint) -> dict[str, Any]:
     """Whether FLOPs were counted independently and agree (a disagreement is caught before)."""
     study = context.study
-    unchecked = [
-        case.label
+    trained = [
+        (case.label, record)
         for name in (context.arm.name, study.reference(context.arm))
         for case in study.planned("train", name, context.scale)
-        if (record := study.finished(case)) is not None
-        and record.status == "ok"
-        and (record.detail.get("counts") or {}).get("agree") is not True
+        if (record := study.finished(case)) is not None and record.status == "ok"
     ]
-    met = endpoint != "flops" or not unchecked
-    why = "all counts of FLOPs agree" if met else f"FLOPs of {unchecked[0]} were not confirmed by a second count"
+    unchecked = [label for label, record in trained if (record.detail.get("counts") or {}).get("agree") is not True]
+    met = endpoint != "flops" or not unchecked if trained else None
+    why = f"FLOPs of {unchecked[0]} were not confirmed by a second count" if unchecked else "all counts of FLOPs agree"
+    if not trained:
+        why = "no training has finished"
     return {"name": "counts", "met": met, "why": why}
 
 

@@ -15,7 +15,7 @@ from bench.stats.effect import Effect
 from bench.stats.holm import Adjusted, OneSided, holm
 from bench.stats.power import detectable
 from bench.study import Study
-from bench.words import Outcome, finite, interval, percent, several
+from bench.words import NEAR_ALL, Outcome, finite, interval, percent, several
 
 WORDS: dict[Endpoint, str] = {"flops": "training FLOPs", "time": "training time", "energy": "training energy"}
 
@@ -202,7 +202,7 @@ def _censored_words(described: Mapping[str, Any], saving: Saving) -> str:
     parts += [f"{several(at_once, 'seed')} {below}"] if at_once else []
     low, high = described["bounds"]
     known = []
-    if high is not None:
+    if high is not None and high < NEAR_ALL:
         known.append(f"at most {percent(high)}")
     if low is not None:
         known.append(f"at least {percent(low)}")

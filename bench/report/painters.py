@@ -31,6 +31,8 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 
 WIDTH_PX = 340
 """Design width of a panel; shown at about this size everywhere, so that its text stays readable on a telephone."""
 LABEL_CHARACTERS = 13
+UP = "\u2191"
+"""Beside the name of an arm whose last point lies above the plot."""
 NAME_CHARACTERS = 28
 ROW_PX = 36
 
@@ -100,7 +102,7 @@ def frame(figure: Any, height: int, left: int, right: int, top: int, bottom: int
 def _curves(figure: Any, panel: Curves, height: int) -> None:
     axes = frame(figure, height, left=34, right=88, top=22, bottom=42)
     ends = [end for series in panel.series for end in series.ends]
-    low, high = min(y for _, y in ends), max(y for _, y in ends)
+    low, high = panel.range
     room = max(0.35 * (high - low), 0.02 * high)
     axes.set_xscale("log")
     axes.set_xlim(0.42 * min(x for x, _ in ends), 1.08 * max(x for x, _ in ends))
@@ -188,12 +190,14 @@ def end_labels(axes: Axes, series: Sequence[Series]) -> None:
     right = float(axes.transAxes.transform((1, 0))[0])
     back = axes.figure.transFigure.inverted() if axes.figure else None
     assert back is not None
+    highest = axes.get_ylim()[1]
     for ((x, y), one), place in zip(ends, places, strict=True):
-        start = back.transform(axes.transData.transform((x, y)))
+        start = back.transform(axes.transData.transform((x, min(y, highest))))
+        name = shorten(one.name) if y <= highest else f"{shorten(one.name, LABEL_CHARACTERS - 2)} {UP}"
         elbow, label = back.transform((right + 4, place)), back.transform((right + 9, place))
         line = _line((start[0], elbow[0]), (start[1], elbow[1]), color=colour(one.style), linewidth=0.6, alpha=0.6)
         axes.figure.add_artist(line)
-        axes.figure.text(label[0], label[1], shorten(one.name), fontsize=10, color=colour(one.style), va="center",
+        axes.figure.text(label[0], label[1], name, fontsize=10, color=colour(one.style), va="center",
                          weight="bold" if one.style == 0 else "normal")  # fmt: skip
 
 

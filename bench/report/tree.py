@@ -114,6 +114,10 @@ class Series:
     """Loss while training, one line a seed, drawn faint."""
 
 
+BEYOND = 3.0
+"""Times the lowest end: what ended higher would press all other curves flat, so it lies beyond the plot."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
     """Loss against a cost on a logarithmic axis."""
@@ -127,6 +131,17 @@ class Curves:
     alt: str
     missing: str | None = None
     """Why there is nothing to draw."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest end, and the highest that is shown."""
+        ends = [y for series in self.series for _, y in series.ends]
+        return min(ends), max(y for y in ends if y <= max(BEYOND * min(ends), min(ends)))
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """Arms of which an end lies above what is shown."""
+        return tuple(one.name for one in self.series if any(y > self.range[1] for _, y in one.ends))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

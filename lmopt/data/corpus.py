@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ from lmopt.step import Step
 DOCUMENTS, DROPPED, TOKENIZER, VALIDATION = "documents.parquet", "dropped.parquet", "tokenizer.json", "validation"
 STEP_DOCUMENTS = 2048
 """Documents a unit of progress."""
+FEW_DOCUMENTS = 50
+"""A corpus of fewer is more likely not cut into documents than held out by too small a share."""
 
 
 def build(
@@ -113,7 +116,7 @@ def _build(
                     count += 1
                     yield Step(count, 0, notes=tally.notes())
     if not tally.out("documents"):
-        raise DataError(f"{out}: no training document is left\nhint: a smaller `share` is held out of a small corpus")
+        raise DataError(f"no training document is left{_why_none(tally)}")
     yield Step(count + 1, 0, notes=tally.notes())
     words = _tokenizer(out, data.tokenizer, tally.out("bytes"))
     encoder = Encoder(words)
@@ -182,7 +185,7 @@ def _hold_out(
     entry: Any, origin: _Origin, held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
 ) -> dict[str, Any]:
     """Fill one validation set; its facts."""
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     if isinstance(entry, Holdout):
         found = _held_out(entry, origin.documents(), seen)
     else:
@@ -201,7 +204,7 @@ def _hold_out(
             f"hint: its domains are {', '.join(sorted(seen))}"
         )
     if not taken:
-        raise DataError(f"validation set {entry.name}: no document is left\nhint: a larger `share`, or another source")
+        raise DataError(f"validation set {entry.name}: no document is left{_why_unheld(entry, seen.total())}")
     return {
         "documents": len(taken),
         "bytes": sum(len(document.text.encode()) for document in taken),
@@ -209,10 +212,31 @@ def _hold_out(
     }
 
 
-def _held_out(entry: Holdout, documents: Iterable[Document], seen: set[str]) -> Iterator[Document]:
-    """Documents whose hash falls into the share of their domain; notes which domains there are."""
+def _why_unheld(entry: Any, documents: int) -> str:
+    """What became of a validation set without a document, and what helps."""
+    if not isinstance(entry, Holdout):
+        return "\nhint: another source: all of its text is held out by another set already"
+    found = f": none of {documents} in the corpus falls into its share"
+    if documents < FEW_DOCUMENTS:
+        return (
+            f"{found}\nhint: documents are held out whole, and a text file is one: cut it into many (a file or a line "
+            "of JSONL each), or name a set of its own: {kind: source, name: held, source: FILE}"
+        )
+    return f"{found}\nhint: a larger `share`, or another source"
+
+
+def _why_none(tally: Tally) -> str:
+    """What became of the training text, and what helps."""
+    if not tally.dropped:
+        return "\nhint: a smaller `share` is held out of a small corpus"
+    counted = ", ".join(f"{reason} {number}" for reason, number in tally.dropped.most_common())
+    return f": of {tally.documents_in} all were dropped ({counted})\nhint: is the validation text the same text?"
+
+
+def _held_out(entry: Holdout, documents: Iterable[Document], seen: Counter[str]) -> Iterator[Document]:
+    """Documents whose hash falls into the share of their domain; counts those that there are, by domain."""
     for document in documents:
-        seen.add(document.domain)
+        seen[document.domain] += 1
         if is_held_out(document, entry.share_of(document.domain)):
             yield document
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,18 @@ from lmopt.data import documents
 from lmopt.data.archives import is_archive, members
 from lmopt.data.cache import Fetched, SourceError, files_of
 from lmopt.data.documents import Document
-from lmopt.data.formats import COMPRESSED, ENDINGS, READERS, Passage, format_of, opened
+from lmopt.data.formats import COMPRESSED, ENDINGS, READERS, Passage, format_of, opened, text_of
 from lmopt.data.packages import PACKAGES
 
 if TYPE_CHECKING:
     from lmopt.data.spec import SourceOptions
+
+LOOKED_AT_BYTES = 65_536
+"""Of a file's beginning, to tell whether it is UTF-8."""
+MAX_STRAY = 0.005
+"""Share of characters that may be none: text in Latin-1 has more accents than this, damaged UTF-8 fewer."""
+FEW_STRAY = 10
+"""Characters that may be none in any file, however short."""
 
 
 def read(fetched: Fetched, options: SourceOptions) -> Iterator[Document]:
@@ -54,8 +62,26 @@ def _passages(fetched: Fetched, options: SourceOptions) -> Iterator[Passage]:
 
 def _file(path: Path, name: str, options: SourceOptions) -> Iterator[Passage]:
     reader = format_of(name) if options.reader == "auto" else options.reader
+    if reader != "parquet":
+        _refuse_other_encodings(path, name)
     with opened(path) as stream:
         yield from READERS[reader](stream, name, options.field)
+
+
+def _refuse_other_encodings(path: Path, name: str) -> None:
+    """A stray byte becomes U+FFFD; a file in another encoding than UTF-8 would become a corpus of nonsense.
+
+    Raises:
+        SourceError: more than `MAX_STRAY` of the file's beginning is no UTF-8, or null bytes, as in UTF-16.
+    """
+    with opened(path) as stream:
+        text = text_of(stream.read(LOOKED_AT_BYTES))
+    stray = text.count("\ufffd") + text.count("\0")
+    if stray > max(FEW_STRAY, MAX_STRAY * len(text)):
+        raise SourceError(
+            f"{name}: not UTF-8: {stray:,} of the first {len(text):,} characters cannot be read\n"
+            f"hint: iconv -f LATIN1 -t UTF-8 {shlex.quote(name)} > utf8.txt, with the encoding that it has"
+        )
 
 
 def _members(path: Path, options: SourceOptions) -> Iterator[Passage]:

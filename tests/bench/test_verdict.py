@@ -304,6 +304,29 @@ def test_uncounted_flops_never_support():
     assert "second count" in arm["why"]
 
 
+def test_where_nothing_was_trained_no_count_agrees():
+    seeds = (0, 1, 2)
+    arms = (Planted("all", role="claim", failed=seeds), Planted("moe", failed=seeds))
+    synthetic = synthesize(arms=arms, seeds=3, items=0)
+
+    def fail(record):
+        if record.case.kind != "train":
+            return record
+        return record.model_copy(update={"status": "failed", "reason": "no room", "metrics": {}, "detail": {}})
+
+    conditions = arm_of(with_records(synthetic, fail))["scales"]["s"]["conditions"]
+    assert {condition["met"] for condition in conditions} == {None}
+
+
+def test_a_bound_that_says_nothing_is_not_said():
+    arms = (Planted("all", role="claim", saving=-9.0, noise=1.0),)
+    synthetic = synthesize(arms=arms, seeds=2, items=0, layout="economical")
+    found = endpoint_of(synthetic)
+    assert found["censored"]["never_reached"] == 2
+    assert found["bounds"][1] > 0.9995
+    assert "at most" not in found["why"]
+
+
 # --- accuracy ------------------------------------------------------------------------------------
 
 

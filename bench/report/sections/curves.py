@@ -37,6 +37,8 @@ def _figure(study: RunFolder, scale: str) -> Figure:
     suffix = f" at scale {scale}" if len(study.design.scales) > 1 else ""
     drawn = listing([panel.title.lower() for panel in panels if panel.missing is None])
     caption = f"Validation loss against training {drawn}{suffix}." if drawn else f"No training has finished{suffix}."
+    beyond = sorted({name for panel in panels if panel.missing is None for name in panel.beyond})
+    caption += f" Ends of {listing(beyond)} lie far above what is shown." if beyond else ""
     return Figure(id=f"loss-{scale}", caption=caption, panels=panels)
 
 

@@ -74,6 +74,8 @@ def _estimate(study: RunFolder, arm: str, scale: str, name: str) -> Estimate:
     found = endpoint(study, arm, scale, name)
     low, high = found.bounds or (found.value, found.value)
     text = one_sided(low, high)
+    if found.value is None and not text:
+        low = high = None
     if found.value is not None:
         text = numbers.percent(found.value) + (f" {numbers.interval(low, high, 0)}" if found.bounds else "")
     return Estimate(

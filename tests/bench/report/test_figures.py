@@ -106,3 +106,14 @@ def test_one_point_one_curve_and_equal_costs_are_drawn() -> None:
     alone = Series(name="dense", style=0, ends=((1e13, 4.0),), means=((1e13, 4.0),))
     panel = Curves(id="c", title="t", x_label="x", y_label="y", unit="J", series=(alone,), alt="a")
     ElementTree.fromstring(figures.draw(panel, themed=False, text=False))
+
+
+def test_an_exploded_arm_does_not_press_the_others_flat() -> None:
+    calm = Series(name="dense", style=0, ends=((1e13, 4.0), (2e13, 3.8)), means=((1e13, 4.0), (2e13, 3.8)))
+    wild = Series(name="hot", style=1, ends=((2e13, 40_000.0),), means=((2e13, 40_000.0),))
+    panel = Curves(id="c", title="t", x_label="x", y_label="y", unit="J", series=(calm, wild), alt="a")
+    assert (panel.range, panel.beyond) == ((3.8, 4.0), ("hot",))
+    drawing = figures.draw(panel, themed=False, text=True)
+    assert "hot \u2191" in drawing
+    assert "e+0" not in drawing  # no tick of thousands
+    assert curves().beyond == ()

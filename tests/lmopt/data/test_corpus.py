@@ -137,6 +137,19 @@ def test_a_small_domain_may_hold_out_more(tmp_path: Path) -> None:
         _build(_data("stdlib:", corpus=[web, letters], validation=[entry]), tmp_path / "d")
 
 
+def test_a_corpus_of_one_document_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\n\n".join(TEXTS))
+    with pytest.raises(DataError, match=r"none of 1 in the corpus falls into its share\nhint: .*cut it into many"):
+        _build(_data(f"file:{tmp_path}/book.txt"), tmp_path / "c")
+
+
+def test_a_corpus_that_is_its_own_validation_says_where_it_went(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS[:20])
+    entry = {"kind": "source", "name": "same", "source": source}
+    with pytest.raises(DataError, match=r"of 20 all were dropped \(duplicates_validation 20\)\nhint: .*the same text"):
+        _build(_data(source, validation=[entry]), tmp_path / "c")
+
+
 def test_a_holdout_without_shares_of_its_own_is_written_as_before() -> None:
     plain, own = ({"kind": "holdout", "share": 0.1, **more} for more in ({}, {"domains": {"web": 0.2}}))
     for entry, keys in ((plain, {"kind", "name", "share"}), (own, {"kind", "name", "share", "domains"})):
@@ -209,7 +222,7 @@ def test_domains_are_counted_apart(tmp_path: Path) -> None:
 
 def test_nothing_left_is_said(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS[:1])
-    with pytest.raises(DataError, match=r"no (training )?document is left\nhint"):
+    with pytest.raises(DataError, match=r"no (training )?document is left.*\nhint"):
         _build(_data(source), tmp_path / "c")
 
 

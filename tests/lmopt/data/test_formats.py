@@ -101,6 +101,14 @@ def test_bytes_that_are_not_utf8_become_replacement_characters(tmp_path: Path) -
     assert _read(tmp_path / "a.txt")[0].text == "good \ufffd bad\nline\nend"
 
 
+@pytest.mark.parametrize(("encoding", "ending"), [("latin1", "txt"), ("utf-16", "csv"), ("utf-16-le", "jsonl")])
+def test_another_encoding_than_utf8_is_refused(encoding: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(("text\n" + "un café très à la mode, où l'été s'achève\n" * 200).encode(encoding))
+    with pytest.raises(SourceError, match=f"a.{ending}: not UTF-8: .*\nhint: iconv"):
+        _read(path)
+
+
 def test_lone_surrogates_of_json_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n')
     assert _read(tmp_path / "a.jsonl")[0].text.encode() == "a\ufffd\ufffd\ufffdb".encode()
