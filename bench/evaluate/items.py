@@ -41,6 +41,11 @@ SCHEMA = pa.schema(
 )
 
 
+ENCODINGS = {"item": "DELTA_BYTE_ARRAY", "choice_bits_per_byte": "BYTE_STREAM_SPLIT"}
+"""Of the columns in which hardly a value comes twice: sorted names share their beginnings, floats their high bytes. A
+third off a table of 17,000 items."""
+
+
 class BadItems(ValueError):
     """A file of items that cannot be trusted."""
 
@@ -55,7 +60,10 @@ def write(path: Path, rows: Iterable[ItemRow]) -> str:
     _refuse_unusable(ordered)
     names = [field.name for field in fields(ItemRow)]
     table = pa.table({name: [getattr(row, name) for row in ordered] for name in names}, schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd", compression_level=9)
+    pq.write_table(
+        table, path, compression="zstd", compression_level=19, column_encoding=ENCODINGS,
+        use_dictionary=[name for name in names if name not in ENCODINGS],
+    )  # fmt: skip
     return sha256(path)
 
 

@@ -18,8 +18,11 @@ COSTS = (
     ("joules", "energy_j", "joules", "Training energy (J)", "J"),
 )
 """(name, metric of the record, key in a curve's points, axis label, unit)"""
-CURVE_POINTS = 60
-"""Of one faint line. All points of all trainings were two thirds of a large study's page, and nobody could see them."""
+CURVE_POINTS = (12, 60)
+"""Of one faint line, at least and at most. All points of all trainings were two thirds of a large study's page, and
+nobody could see them."""
+PANEL_POINTS = 3000
+"""Of all faint lines of a panel together, if `CURVE_POINTS` allows: many lines need not be drawn finely to be seen."""
 
 
 def section(study: RunFolder) -> Section:
@@ -43,7 +46,9 @@ def _figure(study: RunFolder, scale: str) -> Figure:
 
 
 def _panel(study: RunFolder, scale: str, name: str, metric: str, key: str, label: str, unit: str) -> Curves:
-    series = tuple(one for arm in study.arms if (one := _series(study, arm, scale, metric, key)) is not None)
+    least, most = CURVE_POINTS
+    fine = min(most, max(least, PANEL_POINTS // max(1, len(study.of("train", scale=scale)))))
+    series = tuple(one for arm in study.arms if (one := _series(study, arm, scale, metric, key, fine)) is not None)
     title = {"flops": "Compute", "seconds": "Time", "joules": "Energy"}[name]
     ends = [f"{one.name} {min(y for _, y in one.ends):.3f}" for one in series]
     missing = None if series else over_seeds(study.of("train", scale=scale), metric).reason or "nothing was recorded"
@@ -57,7 +62,7 @@ def _panel(study: RunFolder, scale: str, name: str, metric: str, key: str, label
     )  # fmt: skip
 
 
-def _series(study: RunFolder, arm: str, scale: str, metric: str, key: str) -> Series | None:
+def _series(study: RunFolder, arm: str, scale: str, metric: str, key: str, fine: int) -> Series | None:
     by_horizon: dict[float, list[tuple[float, float]]] = defaultdict(list)
     curves: list[tuple[tuple[float, float], ...]] = []
     for record in study.of("train", arm, scale):
@@ -65,7 +70,7 @@ def _series(study: RunFolder, arm: str, scale: str, metric: str, key: str) -> Se
         if cost is None or loss is None or cost <= 0:
             continue
         by_horizon[record.case.horizon or 0.0].append((cost, loss))
-        if curve := _thinned(list(_curve(record, key))):
+        if curve := _thinned(list(_curve(record, key)), fine):
             curves.append(curve)
     if not by_horizon:
         return None
@@ -87,11 +92,11 @@ def _curve(record: Record, key: str) -> Iterator[tuple[float, float]]:
             yield cost, loss
 
 
-def _thinned(curve: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """At most `CURVE_POINTS` of a line, evenly spaced in the logarithm of cost; the first and the last stay."""
-    if len(curve) <= CURVE_POINTS:
+def _thinned(curve: Sequence[tuple[float, float]], most: int) -> tuple[tuple[float, float], ...]:
+    """At most so many points of a line, evenly spaced in the logarithm of cost; the first and the last stay."""
+    if len(curve) <= most:
         return tuple(curve)
     low, high = math.log(curve[0][0]), math.log(curve[-1][0])
-    width = (high - low) / (CURVE_POINTS - 2) or 1.0
+    width = (high - low) / (most - 2) or 1.0
     kept = {int((math.log(cost) - low) / width): (cost, loss) for cost, loss in curve[1:]}
     return (curve[0], *kept.values())
