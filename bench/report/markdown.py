@@ -33,7 +33,9 @@ def _parts(page: Page, folder: str) -> Iterator[str]:
     yield " \u00b7 ".join(f"{term}: {_entry(cell, {})}" for term, cell in page.facts)
     yield f"## The answer\n\n> {escape(page.hypothesis)}"
     for claim in page.claims:
-        yield f"**{escape(claim.outcome)}** \u2013 {_code(claim.name)}: {escape(claim.statement)} {escape(claim.why)}"
+        said = f"{claim.statement} {claim.why}".rstrip()
+        yield f"**{escape(claim.outcome)}** \u2013 {_code(claim.name)}: {escape(said)}"
+        yield "\n".join(f"- {_code(scale)}: {escape(why)}" for scale, why in claim.by_size)
         yield "\n".join(f"- {escape(cell.text)}: {cell.value}" for cell in claim.conditions)
         yield f"**What would change it.** {escape(claim.next_step)}" if claim.next_step else ""
     yield "\n".join(f"- {escape(one.label)}: **{_entry(one.cell, {})}**" for one in page.headlines)

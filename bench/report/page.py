@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from bench.report import numbers
 from bench.report.cells import points_cell, share_cell, tone_of
@@ -155,12 +156,29 @@ def _claims(study: RunFolder) -> tuple[Claim, ...]:
                 outcome=outcome.replace("_", " "),
                 tone=tone_of(outcome),
                 statement=_statement(study, arm.name),
-                why=sentence(str(judged.get("why") or UNJUDGED)),
+                why=_why(judged),
+                by_size=_by_size(judged),
                 conditions=_conditions(study, arm.name),
                 next_step=sentence(str(step)) if step else None,
             )
         )
     return tuple(found)
+
+
+def _by_size(judged: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    scales = mapping(judged.get("scales"))
+    if len(scales) < 2:
+        return ()
+    return tuple((scale, sentence(str(mapping(one).get("why") or UNJUDGED))) for scale, one in scales.items())
+
+
+def _why(judged: Mapping[str, Any]) -> str:
+    """An arm's reason, without those of its sizes where these stand by themselves."""
+    why = str(judged.get("why") or UNJUDGED)
+    if _by_size(judged):
+        whole, differ, _ = why.partition("; at ")
+        return sentence(whole) if differ and why.startswith("the scales differ") else ""
+    return sentence(why)
 
 
 def _decodings(study: RunFolder) -> Iterator[Claim]:

@@ -30,7 +30,9 @@ def _lines(page: Page) -> Iterator[str]:
     yield from _wrapped(page.hypothesis)
     for claim in page.claims:
         yield ""
-        yield from _wrapped(f"{claim.outcome}: {claim.name}. {claim.statement} {claim.why}")
+        yield from _wrapped(f"{claim.outcome}: {claim.name}. {claim.statement} {claim.why}".rstrip())
+        for scale, why in claim.by_size:
+            yield from _wrapped(f"{scale}: {why}", indent="  ")
         for cell in claim.conditions:
             yield f"  - {clean(cell.text)}: {cell.value}"
         if claim.next_step:

@@ -312,6 +312,9 @@ class Claim:
     tone: Tone
     statement: str
     why: str
+    """Of the whole outcome; empty where the sizes say it all."""
+    by_size: tuple[tuple[str, str], ...] = ()
+    """(scale, why) where a study has several."""
     conditions: tuple[Cell, ...] = ()
     """What the claim needs; each value is `shown`, `not shown` or `not measured`."""
     next_step: str | None = None

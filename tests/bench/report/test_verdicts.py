@@ -11,6 +11,7 @@ import pytest
 
 from bench.report import terminal
 from bench.report.html import render
+from bench.report.markdown import render as markdown
 from bench.report.page import compose
 from bench.report.runfolder import load
 from bench.report.sections import savings
@@ -49,7 +50,16 @@ def test_the_page_says_what_the_verdict_says(tmp_path: Path, planted: dict[str, 
     page, verdict = judged(tmp_path, **planted)
     (claim,) = page.claims
     assert claim.outcome == verdict["arms"]["all"]["outcome"]
-    assert claim.why.lower().rstrip(".") == verdict["arms"]["all"]["why"].lower().rstrip(".")
+    told = verdict["arms"]["all"]
+    if len(told["scales"]) == 1:
+        assert claim.why.lower().rstrip(".") == told["why"].lower().rstrip(".")
+    else:  # each size by itself, in every form of the report
+        assert [scale for scale, _ in claim.by_size] == list(told["scales"])
+        for scale, why in claim.by_size:
+            assert why.lower().rstrip(".") == told["scales"][scale]["why"].lower().rstrip(".")
+            assert f"<dt>{scale}</dt>" in render(page)
+            assert f"- `{scale}`: " in markdown(page)
+            assert f"\n{scale}: " in terminal(tmp_path).replace("\n  ", "\n")
     text = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", render(page), flags=re.S)
     assert not re.search(r"\b(None|nan|NaN|inf|null)\b", text)
     assert max(map(len, terminal(tmp_path).splitlines())) <= 100
