@@ -15,7 +15,7 @@ from bench.stats.effect import Effect
 from bench.stats.holm import Adjusted, OneSided, holm
 from bench.stats.power import detectable
 from bench.study import Study
-from bench.words import NEAR_ALL, Outcome, finite, interval, percent, several
+from bench.words import NEAR_ALL, TENFOLD, Outcome, finite, interval, percent, several
 
 WORDS: dict[Endpoint, str] = {"flops": "training FLOPs", "time": "training time", "energy": "training energy"}
 
@@ -201,12 +201,13 @@ def _censored_words(described: Mapping[str, Any], saving: Saving) -> str:
     parts += [f"{several(never, 'seed')} {above}"] if never else []
     parts += [f"{several(at_once, 'seed')} {below}"] if at_once else []
     low, high = described["bounds"]
-    known = []
+    known: list[str] = []
     if high is not None and high < NEAR_ALL:
-        known.append(f"at most {percent(high)}")
-    if low is not None:
-        known.append(f"at least {percent(low)}")
-    saved = f"; it saves {' and '.join(known)} of the {WORDS[saving.endpoint]}" if known else ""
+        known.append(f"saves at most {percent(high)}" if high >= 0 else f"costs at least {percent(-high)} more")
+    if low is not None and low > TENFOLD:
+        known.append(f"saves at least {percent(low)}" if low >= 0 else f"costs at most {percent(-low)} more")
+    of = "of the " if known and known[-1].startswith("saves") else ""
+    saved = f"; it {' and '.join(known)} {of}{WORDS[saving.endpoint]}" if known else ""
     return " and ".join(parts) + saved
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 Outcome = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "SAVES", "COSTS", "UNCLEAR", "INFERIOR"]
 MINUS = "\u2212"
-NEAR_ALL = 0.9995
-"""A share that is written as 100.0%: a saving that is at most this says nothing."""
+NEAR_ALL, TENFOLD = 0.9995, -9.0
+"""Savings that say nothing: at most what is written as 100.0%, and at least a cost of ten times as much."""
 
 
 def percent(share: float, decimals: int = 1) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.report import numbers
 from bench.report.runfolder import Mean
 from bench.report.tree import Cell, Tone, absent
-from bench.words import NEAR_ALL
+from bench.words import NEAR_ALL, TENFOLD
 
 OUTCOME_TONES: dict[str, Tone] = {
     "SUPPORTED": "good", "SAVES": "good", "NON-INFERIOR": "good", "PASSED": "good", "BETTER": "good",
@@ -67,7 +67,7 @@ def share_cell(
 
 def one_sided(low: float | None, high: float | None) -> str:
     """What is known where only a bound is: `≥ 1.4 %`. Empty where nothing is."""
-    if low is not None:
+    if low is not None and low > TENFOLD:
         return f"\u2265{numbers.THIN}{numbers.percent(low)}"
     return "" if high is None or high >= NEAR_ALL else f"\u2264{numbers.THIN}{numbers.percent(high)}"
 

@@ -6,8 +6,11 @@ from typing import Any
 
 from bench.record import Record
 from bench.report import numbers
-from bench.report.runfolder import RunFolder, mapping, number
+from bench.report.runfolder import RunFolder, mapping, number, sequence
 from bench.report.tree import Block, Cell, Column, Paragraph, Row, Section, Table, absent, words
+
+WORTHWHILE_PASSES = 4
+"""Passes over a text that are worth nearly as much as new text (Muennighoff et al., arXiv 2305.16264, section 1)."""
 
 
 def section(study: RunFolder) -> Section | None:
@@ -15,7 +18,7 @@ def section(study: RunFolder) -> Section | None:
     prepared = [record for record in study.of("prepare") if number(record.detail.get("documents_in")) is not None]
     if not prepared:
         return None
-    blocks: list[Block] = [_kept(prepared)]
+    blocks: list[Block] = [_kept(prepared), *_passes(study, prepared)]
     for record in prepared:
         if "decontamination" in record.detail:
             blocks += _decontamination(record)
@@ -45,6 +48,34 @@ def _kept(prepared: list[Record]) -> Table:
         ),
         rows=tuple(rows),
     )
+
+
+def _passes(study: RunFolder, prepared: list[Record]) -> list[Paragraph]:
+    """How often trainings went through their text, at most; a warning where that is more than repeating is worth."""
+    parents = {str(case.get("id")): sequence(case.get("parents")) for case in map(mapping, study.plan.get("cases", []))}
+    size = {record.case.id: number(record.detail.get("tokens")) for record in prepared}
+    most: dict[str, float] = {}
+    for record in study.of("train"):
+        tokens = number(record.detail.get("tokens"))
+        for parent in parents.get(record.case.id, []):
+            held = size.get(parent)
+            if tokens is not None and held:
+                arm = record.case.arm
+                most[arm] = max(most.get(arm, 0.0), tokens / held)
+    if not most:
+        return []
+    arm, times = max(most.items(), key=lambda item: item[1])
+    text = (
+        f"Each training takes what it needs of its text and begins again at the end: the longest, of {arm}, read it "
+        f"{numbers.significant(times, 2)} times."
+    )
+    if times <= WORTHWHILE_PASSES:
+        return [Paragraph(text=text)]
+    text += (
+        f" Up to {WORTHWHILE_PASSES} times repeated text teaches nearly as much as new text (Muennighoff et al., "
+        "2305.16264); beyond, what is compared here is also how well arms put up with too little of it."
+    )
+    return [Paragraph(text=text, kind="warning")]
 
 
 def _decontamination(record: Record) -> list[Block]:

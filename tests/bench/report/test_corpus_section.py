@@ -70,3 +70,18 @@ def test_the_page_holds_it(study: RunFolder) -> None:
 
     page = compose(_with(study, stage="corpus", decontamination=CLEANED))
     assert "text" in [section.id for section in page.sections]
+
+
+@pytest.mark.parametrize(("held", "kind", "said"), [(6_500, "warning", "9.2 times"), (600_000, "plain", "0.10 times")])
+def test_how_often_the_text_was_read(study: RunFolder, held: int, kind: str, said: str) -> None:
+    (text,), (train, *_) = study.of("prepare"), study.of("train", "all")
+    records = (
+        text.model_copy(update={"detail": {"stage": "shards", "documents_in": 9, "tokens": held}}),
+        train.model_copy(update={"detail": {"tokens": 60_000}}),
+    )
+    cases = [{"id": train.case.id, "parents": [text.case.id]}]
+    section = corpus.section(replace(study, records=records, plan={**study.plan, "cases": cases}))
+    assert section is not None
+    passes = section.blocks[1]
+    assert isinstance(passes, Paragraph)
+    assert (passes.kind, said in passes.text, "Muennighoff" in passes.text) == (kind, True, kind == "warning")
