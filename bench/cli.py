@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +63,11 @@ def _code_of(error: Exception) -> int | None:
     return expected.get(type(error).__name__)
 
 
+def _width() -> int:
+    """Letters a line of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -75,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     result = api.run(arguments.suite, out=arguments.out, budget=arguments.budget, executor=arguments.executor)
     _say("")
-    _say(terminal(result.folder))
+    _say(terminal(result.folder, _width()))
     for path in result.written:
         if path.suffix in (".html", ".pdf"):
             _say(f"report: {path}")
@@ -122,7 +128,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     from bench.report import terminal
 
     verdict = api.judge(arguments.run)
-    print(json.dumps(verdict, indent=1, ensure_ascii=False) if arguments.json else terminal(arguments.run))
+    print(json.dumps(verdict, indent=1, ensure_ascii=False) if arguments.json else terminal(arguments.run, _width()))
     return OK
 
 

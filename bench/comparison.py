@@ -1,15 +1,16 @@
-"""Two or more runs side by side: the mean of each metric over the seeds of an arm, and how runs differ."""
+"""Two or more runs side by side: the mean of each metric over the seeds that they share, and how runs differ."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.forecast import columns
-from bench.record import Record, RecordError, read
+from bench.record import Record, RecordError, packed, read
+from bench.words import listed, several
 
 SHOWN = (
     "val_loss",
@@ -23,58 +24,100 @@ SHOWN = (
     "peak_memory_bytes",
     "params_total",
     "params_active",
+    "decode_flops_per_token",
+    "decode_time_ratio",
+    "decode_tokens_per_s",
+    "token_accuracy",
+    "token_agreement",
 )
 """Metrics compared beside the accuracies."""
+Key = tuple[str, str, str | None, float | None, str, str]
+"""kind, arm, scale, horizon, metric, unit"""
 
 
 def rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row an arm, scale, horizon and metric: `values` holds each run's mean over seeds (None where it has none).
+    """A row a kind of case, arm, scale, horizon and metric.
+
+    `values` holds each run's mean over `seeds`, those that all runs with this row share (None where a run lacks it);
+    where they share none, each has the mean over its own and is not `paired`. `modelled`: some reading is an estimate.
 
     Raises:
         RecordError: a run's records cannot be trusted, or fewer than two runs were named.
     """
     if len(runs) < 2:
         raise RecordError("compare needs at least two run folders")
-    means = [_means(read(run / "records.jsonl")) for run in runs]
-    keys = sorted({key for run in means for key in run}, key=str)
-    return [
-        {"arm": arm, "scale": scale, "horizon": horizon, "metric": metric, "unit": unit,
-         "values": [run.get((arm, scale, horizon, metric, unit)) for run in means]}
-        for arm, scale, horizon, metric, unit in keys
-    ]  # fmt: skip
+    found = [_readings(_records(run)) for run in runs]
+    keys = sorted({key for by_seed in found for key in by_seed}, key=str)
+    return [_row(key, [by_seed.get(key, {}) for by_seed in found]) for key in keys]
 
 
-def _means(records: Sequence[Record]) -> dict[tuple[str, str | None, float | None, str, str], float]:
-    found: dict[tuple[str, str | None, float | None, str, str], list[float]] = {}
+def _row(key: Key, found: Sequence[Mapping[int | None, tuple[float, str | None]]]) -> dict[str, Any]:
+    kind, arm, scale, horizon, metric, unit = key
+    there = [by_seed for by_seed in found if by_seed]
+    shared = set(there[0]).intersection(*there[1:])
+    values = [
+        statistics.fmean(value for seed, (value, _) in by_seed.items() if seed in shared or not shared)
+        if by_seed
+        else None
+        for by_seed in found
+    ]
+    grades = {grade for by_seed in there for _, grade in by_seed.values()}
+    return {
+        "kind": kind, "arm": arm, "scale": scale, "horizon": horizon, "metric": metric, "unit": unit,
+        "modelled": "modelled" in grades, "seeds": sorted(seed for seed in shared if seed is not None),
+        "paired": bool(shared), "values": values,
+    }  # fmt: skip
+
+
+def _records(run: Path) -> list[Record]:
+    path = run / "records.jsonl"
+    if not path.exists() and not packed(path).exists():
+        raise RecordError(f"{run}: holds no records.jsonl; hint: give the run folders that `lmbench run` printed")
+    return read(path)
+
+
+def _readings(records: Sequence[Record]) -> dict[Key, dict[int | None, tuple[float, str | None]]]:
+    """key -> seed -> (value, grade). Preparation is left out: it is done once, and `lmbench report` bills it."""
+    found: dict[Key, dict[int | None, tuple[float, str | None]]] = {}
     for record in records:
-        if record.status != "ok" or record.is_trial:
+        case = record.case
+        if record.status != "ok" or record.is_trial or case.kind == "prepare":
             continue
         for name, reading in record.metrics.items():
             if reading.value is None or not (name in SHOWN or name.startswith("accuracy/")):
                 continue
-            key = (record.case.arm, record.case.scale, record.case.horizon, name, reading.unit)
-            found.setdefault(key, []).append(float(reading.value))
-    return {key: statistics.fmean(values) for key, values in found.items()}
+            key = (case.kind, case.arm, case.scale, case.horizon, name, reading.unit)
+            found.setdefault(key, {})[case.seed] = (float(reading.value), reading.grade)
+    return found
+
+
+# --- as text -------------------------------------------------------------------------------------
 
 
 def render(found: Sequence[dict[str, Any]], runs: Sequence[Path]) -> str:
-    """The rows as text, with each run's change against the first, and a warning where machines differ."""
-    table = [
-        ("arm", "scale", "horizon", "metric", *(run.name for run in runs), *(f"{run.name} vs 1st" for run in runs[1:]))
-    ]
+    """The rows as text, with each run's change against the first, and warnings where runs hardly compare."""
+    names = _names(runs)
+    table = [("case", "scale", "horizon", "metric", *names, *(f"{name} vs 1st" for name in names[1:]))]
     for row in found:
         values: list[float | None] = row["values"]
+        unit = f"{row['unit']}, modelled" if row["modelled"] else row["unit"]
         table.append(
             (
-                row["arm"],
+                f"{row['kind']} {row['arm']}",
                 row["scale"] or "",
                 "" if row["horizon"] is None else f"{row['horizon']:g}",
-                f"{row['metric']} [{row['unit']}]",
+                f"{row['metric']} [{unit}]",
                 *("" if value is None else f"{value:.5g}" for value in values),
-                *(_change(values[0], value) for value in values[1:]),
+                *(_change(values[0], value) if row["paired"] else "other seeds" for value in values[1:]),
             )
         )
-    return "\n\n".join(part for part in (columns(table, numeric_from=4), _warning(runs)) if part)
+    return "\n\n".join(part for part in (columns(table, numeric_from=4), "\n".join(_warnings(runs, names))) if part)
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names; their paths where two have the same."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def _change(first: float | None, value: float | None) -> str:
@@ -83,13 +126,29 @@ def _change(first: float | None, value: float | None) -> str:
     return f"{100 * (value / first - 1):+.2f} %"
 
 
-def _warning(runs: Sequence[Path]) -> str:
-    machines = set[str]()
-    for run in runs:
-        try:
-            machines.add(json.loads((run / "plan.json").read_text())["machine_class"])
-        except (OSError, ValueError, KeyError):
-            machines.add("unknown")
-    if len(machines) < 2:
-        return ""
-    return f"warning: different machines ({', '.join(sorted(machines))}): times and joules do not compare"
+def _warnings(runs: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
+    plans = [_plan(run) for run in runs]
+    machines = sorted({str(plan.get("machine_class", "unknown")) for plan in plans})
+    if len(machines) > 1:
+        yield f"warning: different machines ({', '.join(machines)}): times and joules do not compare"
+    suites = sorted({str((plan.get("design") or {}).get("suite", "unknown")) for plan in plans})
+    if len(suites) > 1:
+        yield f"warning: different suites ({', '.join(suites)}): an arm of the same name may be another arm"
+    for run, name in zip(runs, names, strict=True):
+        lost = [record for record in _last(_records(run)) if record.status in ("failed", "diverged")]
+        if lost:
+            labels = [f"{one.case.kind} {one.case.arm} seed {one.case.seed}" for one in lost]
+            yield f"warning: {name}: {several(len(lost), 'case')} failed or diverged ({listed(labels)}): left out"
+
+
+def _last(records: Sequence[Record]) -> list[Record]:
+    """The last record of each case: an attempt that failed may have been made good."""
+    return list({record.case.id: record for record in records}.values())
+
+
+def _plan(run: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}

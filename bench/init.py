@@ -72,7 +72,7 @@ def init(path: Path, *, data: str, size: str, budget: str) -> None:
         OSError: the file cannot be written.
     """
     if path.exists():
-        raise _refused("PATH", f"{path} exists already", "choose another name")
+        raise _refused(str(path), "exists already", "choose another name")
     text = suite_text(_suite_name(path), data=data, size=size, budget=budget)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:

@@ -177,7 +177,8 @@ class Study:
         if record is not None and record.status == "not_applicable":
             return f"{case.label}: {record.reason}"
         if record is not None:
-            return f"{case.label}: failed ({record.reason or 'no reason was recorded'})"
+            why = (record.reason or "no reason was recorded").replace("\nhint:", "; hint:")
+            return f"{case.label}: failed ({why})"
         return f"{case.label}: " + ("no record" if case.fits else f"does not fit ({case.reason})")
 
 

@@ -51,8 +51,8 @@ def build(run: Path) -> list[Path]:
     return written
 
 
-def terminal(run: Path) -> str:
-    """The answer and the table of arms as plain text, within 100 columns.
+def terminal(run: Path, width: int = 100) -> str:
+    """The answer and the table of arms as plain text, within `width` letters a line (40 to 100).
 
     Raises:
         StudyError, RecordError: as `build`.
@@ -61,7 +61,7 @@ def terminal(run: Path) -> str:
     from bench.report.page import compose
     from bench.report.runfolder import load
 
-    return screen.render(compose(load(run)))
+    return screen.render(compose(load(run)), width)
 
 
 def _write(path: Path, text: str) -> Path:

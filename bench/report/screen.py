@@ -1,4 +1,4 @@
-"""The answer in a terminal: within 100 columns, and whole without colour."""
+"""The answer in a terminal: within 100 columns, or fewer where it is narrower, and whole without colour."""
 
 from __future__ import annotations
 
@@ -17,31 +17,38 @@ DECODING_COLUMNS = ("arm", "outcome", "saving_time", "kept", "decode_tokens_per_
                     "mean_exit_layer", "time_to_first_token_s", "decode_j_per_token")  # fmt: skip
 """The same of the table of ways of decoding."""
 MAX_WORD = 22
+LEAST_WIDTH, LEAST_COLUMNS = 40, 3
+"""Columns of letters of the narrowest terminal that is written for, and columns of a table that are never left off."""
 
 
-def render(page: Page) -> str:
-    """Hypothesis, outcomes with reasons, and the table of arms."""
-    return "\n".join(line.rstrip() for line in _lines(page)) + "\n"
+def render(page: Page, width: int = WIDTH) -> str:
+    """Hypothesis, outcomes with reasons, and the table of arms.
+
+    Args:
+        width: letters a line; more than 100 are not used, and at least 40 are.
+    """
+    letters = max(LEAST_WIDTH, min(WIDTH, width))
+    return "\n".join(line.rstrip() for line in _lines(page, letters)) + "\n"
 
 
-def _lines(page: Page) -> Iterator[str]:
+def _lines(page: Page, width: int) -> Iterator[str]:
     yield f"{clean(page.title)}  (run {clean(page.run)})"
     yield ""
-    yield from _wrapped(page.hypothesis)
+    yield from _wrapped(page.hypothesis, width)
     for claim in page.claims:
         yield ""
-        yield from _wrapped(f"{claim.outcome}: {claim.name}. {claim.statement} {claim.why}".rstrip())
+        yield from _wrapped(f"{claim.outcome}: {claim.name}. {claim.statement} {claim.why}".rstrip(), width)
         for scale, why in claim.by_size:
-            yield from _wrapped(f"{scale}: {why}", indent="  ")
+            yield from _wrapped(f"{scale}: {why}", width, indent="  ")
         for cell in claim.conditions:
             yield f"  - {clean(cell.text)}: {cell.value}"
         if claim.next_step:
-            yield from _wrapped(f"What would change it: {claim.next_step}", indent="  ")
+            yield from _wrapped(f"What would change it: {claim.next_step}", width, indent="  ")
     shown = {"arms": COLUMNS, "inference": DECODING_COLUMNS}
     for block in (block for section in page.sections for block in section.blocks):
         if isinstance(block, Table) and block.id in shown and block.rows:
             yield ""
-            yield from _table(block, shown[block.id])
+            yield from _table(block, shown[block.id], width)
 
 
 def clean(text: str) -> str:
@@ -49,11 +56,11 @@ def clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in plain(text))
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(clean(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=True)
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(clean(text), width, initial_indent=indent, subsequent_indent=indent, break_long_words=True)
 
 
-def _table(table: Table, keys: Sequence[str]) -> Iterator[str]:
+def _table(table: Table, keys: Sequence[str], width: int) -> Iterator[str]:
     """Aligned columns; each row's second line holds intervals and spreads. Columns are left off from the right."""
     notes = reasons(table)
     chosen = [index for key in keys for index, column in enumerate(table.columns) if column.key == key]
@@ -64,30 +71,30 @@ def _table(table: Table, keys: Sequence[str]) -> Iterator[str]:
             max(len(line) for lines in [head, *(row[place] for row in cells)] for line in lines)
             for place, head in enumerate(heads)
         ]
-        if sum(widths) + 2 * (len(widths) - 1) <= WIDTH or len(chosen) <= 3:
+        if sum(widths) + 2 * (len(widths) - 1) <= width or len(chosen) <= LEAST_COLUMNS:
             break
         chosen.pop()
     right = [table.columns[index].numeric for index in chosen]
-    yield _line([head[0] for head in heads], widths, right)
-    yield "  ".join("-" * width for width in widths)
+    yield _line([head[0] for head in heads], widths, right, width)
+    yield "  ".join("-" * each for each in widths)[:width]
     shown: set[str] = set()
     for row, lines in zip(table.rows, cells, strict=True):
         for depth in range(max(len(part) for part in lines)):
-            yield _line([part[depth] if depth < len(part) else "" for part in lines], widths, right)
+            yield _line([part[depth] if depth < len(part) else "" for part in lines], widths, right, width)
         shown |= {reason for index in chosen if (reason := row.cells[index].reason) is not None}
     for reason, number in notes.items():
         if reason in shown:
             yield from textwrap.wrap(
-                clean(f"[{number}] not measured: {reason}"), WIDTH, subsequent_indent="    ", break_long_words=True
+                clean(f"[{number}] not measured: {reason}"), width, subsequent_indent="    ", break_long_words=True
             )
 
 
-def _line(parts: list[str], widths: list[int], right: list[bool]) -> str:
+def _line(parts: list[str], widths: list[int], right: list[bool], most: int) -> str:
     padded = (
         part.rjust(width) if flush else part.ljust(width)
         for part, width, flush in zip(parts, widths, right, strict=True)
     )
-    return "  ".join(padded)[:WIDTH]
+    return "  ".join(padded)[:most]
 
 
 def _cell(cell: Cell, notes: dict[str, int]) -> list[str]:

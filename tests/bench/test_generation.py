@@ -108,14 +108,20 @@ def test_too_few_texts_say_how_many_there_are(folder: Path) -> None:
     corpus = next(path.parent for path in folder.glob("cases/*/data/tokenizer.json"))
     spec = {
         "validation": None, "prompt_tokens": 12, "new_tokens": 12, "quality_texts": 10_000, "calibration_texts": 4,
+        "decoding": {"kind": "speculative"},
     }  # fmt: skip
     with pytest.raises(writers.TooFewTexts, match=r"holds \d+ texts of 24 tokens for quality_texts, 10000 are asked"):
         writers.texts(corpus, spec)
+    spec |= {"quality_texts": 8, "calibration_texts": 10_000}
+    assert len(writers.texts(corpus, spec).judged) == 8  # nothing is calibrated
+    with pytest.raises(writers.TooFewTexts, match="for calibration_texts, 10000 are asked"):
+        writers.texts(corpus, spec | {"decoding": {"kind": "early_exit"}})
 
 
 def test_no_document_is_both_calibrated_on_and_judged(folder: Path) -> None:
     corpus = next(path.parent for path in folder.glob("cases/*/data/tokenizer.json"))
-    spec = {"validation": None, "prompt_tokens": 12, "new_tokens": 12, "quality_texts": 40, "calibration_texts": 30}
+    spec = {"validation": None, "prompt_tokens": 12, "new_tokens": 12, "quality_texts": 40, "calibration_texts": 30,
+            "decoding": {"kind": "early_exit"}}  # fmt: skip
     found = writers.texts(corpus, spec)
     assert found.judged.shape == (40, 24)
     assert found.calibration.shape == (30, 24)

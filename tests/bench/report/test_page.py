@@ -279,8 +279,9 @@ def test_odd_studies_are_reported(tmp_path: Path, what: dict[str, object]) -> No
     assert len(found.ids) == len(set(found.ids))
     assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
     assert not re.search(r"\b(None|nan|NaN|inf|null)\b", found.text)
-    lines = terminal(tmp_path).splitlines()
-    assert max(map(len, lines)) <= 100
+    for width in (200, 60, 40, 1):
+        lines = terminal(tmp_path, width).splitlines()
+        assert max(map(len, lines)) <= max(40, min(width, 100))
 
 
 def test_what_was_not_run_is_listed(tmp_path: Path) -> None:
