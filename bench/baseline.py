@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.design import Design, GateRule
 from bench.metrics import Metric, find
+from bench.plausible import MOST
 from bench.record import Record
 from bench.stats.noise import pooled
-from bench.study import Study, same_horizon
+from bench.study import PlannedCase, Study, same_horizon
 
 SCHEMA = 1
 WITHOUT_SEED = "-"
@@ -25,6 +26,10 @@ class BaselineError(ValueError):
     """A baseline file that cannot be used: says the file, what is wrong and what to do."""
 
 
+Stored = Annotated[float, Field(ge=-MOST, le=MOST)]
+"""A value that can be summed and squared."""
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -32,9 +37,9 @@ class _Stored(BaseModel):
 class Cell(_Stored):
     """One metric of one case, over its seeds."""
 
-    values: dict[str, float]
+    values: dict[str, Stored]
     """seed -> value."""
-    samples: tuple[float, ...] = ()
+    samples: tuple[Stored, ...] = ()
     """Repeated readings inside one case (interleaved blocks), where the case has no seeds to repeat over."""
 
 
@@ -51,7 +56,7 @@ class Floor(_Stored):
 class Baseline(_Stored):
     """Everything a run is compared with."""
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(alias="schema")
     suite: str
     run: str
     machine_class: str
@@ -72,16 +77,15 @@ def cells(study: Study, metric: Metric, rule: GateRule) -> dict[str, Cell]:
             continue
         value = metric.of(record)
         if value is not None:
-            key = cell_name(study, record)
+            key = cell_name(study, case)
             values.setdefault(key, {})[seed_name(record)] = value
             samples[key] = _samples(record, metric.name)
     return {key: Cell(values=found, samples=samples[key]) for key, found in values.items()}
 
 
-def cell_name(study: Study, record: Record) -> str:
+def cell_name(study: Study, case: PlannedCase) -> str:
     """`train all/s x1`: the case without its seed. A claim point keeps its name when its horizon moves."""
-    case = record.case
-    name = f"{'trial' if record.is_trial else case.kind} {case.arm}" + (f"/{case.scale}" if case.scale else "")
+    name = f"{'trial' if case.is_trial else case.kind} {case.arm}" + (f"/{case.scale}" if case.scale else "")
     point = study.design.claim_points.get(case.arm, {}).get(case.scale or "")
     if same_horizon(case.horizon, point) and not same_horizon(case.horizon, 1.0):
         return f"{name} at its claim point"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench import baseline as stored
@@ -20,7 +21,7 @@ from bench.record import RecordError
 from bench.stats.effect import Effect, combine, mean_of
 from bench.stats.noise import Noise
 from bench.stats.power import detectable
-from bench.study import Study, StudyError, load
+from bench.study import PlannedCase, Study, StudyError, load
 from bench.words import interval, percent
 
 FLOP_METRICS = ("train_flops", "train_model_flops", "train_flops_per_token", "infer_flops_per_token")
@@ -113,10 +114,35 @@ def _apply(study: Study, baseline: Baseline, rule: GateRule, same_machine: bool)
             yield Check(rule, name, "could not measure", disagreement)
         elif diverged := _diverged(study, name):
             yield Check(rule, name, "regressed", diverged)
-        elif exact:
-            yield _exact(rule, metric, name, before[name], after[name])
         else:
-            yield _noisy(rule, metric, name, (before[name], after[name]), study.design.hypothesis.alpha, noise)
+            alpha = study.design.hypothesis.alpha
+            check = (
+                _exact(rule, metric, name, before[name], after[name])
+                if exact
+                else _noisy(rule, metric, name, (before[name], after[name]), alpha, noise)
+            )
+            lost = _lost_seeds(study, rule.metric, name, before[name], after[name])
+            if lost and check.finding in ("passed", "improved"):
+                check = replace(check, finding="could not measure", why=f"{check.why}; but {lost}")
+            yield check
+
+
+def _lost_seeds(study: Study, metric: str, cell: str, before: Cell, after: Cell) -> str | None:
+    """Seeds of the baseline that this run was to train and has no value of: those that ended may be the lucky ones."""
+    lost = [seed for seed in before.values if seed not in after.values and seed in map(str, study.design.seeds)]
+    if not lost or stored.WITHOUT_SEED in after.values:
+        return None
+    cases = [case for case in study.cases.values() if str(case.seed) in lost and stored.cell_name(study, case) == cell]
+    why = f" ({_why_lost(study, metric, cases[0])})" if cases else ""
+    return f"seed {', '.join(lost)} of the baseline has no value here{why}"
+
+
+def _why_lost(study: Study, metric: str, case: PlannedCase) -> str:
+    record = study.finished(case)
+    if record is None or record.status != "ok":
+        return study.missing_words(case)
+    found = record.metrics.get(metric)
+    return (found.reason if found else None) or "its record does not hold it"
 
 
 def _concerns(cell: str, rule: GateRule) -> bool:
@@ -138,6 +164,8 @@ def _disagreement(study: Study) -> str | None:
         counts = record.detail.get("counts") or {}
         if counts.get("agree") is False:
             return f"the independent FLOP counts of {record.case.arm} disagree: {counts.get('disagreement')}"
+        if record.case.kind == "train" and record.status == "ok" and counts.get("agree") is not True:
+            return f"the FLOPs of {record.case.arm} were not confirmed by a second count"
     return None
 
 
@@ -148,14 +176,15 @@ def _absent(study: Study, rule: GateRule, cell: str) -> Check:
         return Check(rule, cell, "regressed", diverged)
     for case in study.cases.values():
         record = study.records.get(case.id)
-        if record is not None and stored.cell_name(study, record) == cell and record.status == "failed":
+        if record is not None and stored.cell_name(study, case) == cell and record.status == "failed":
             return Check(rule, cell, "could not measure", study.missing_words(case))
     return Check(rule, cell, "could not measure", f"in the baseline, not in the run{_why(study, rule)}")
 
 
 def _diverged(study: Study, cell: str) -> str | None:
-    for record in study.records.values():
-        if record.status == "diverged" and stored.cell_name(study, record) == cell:
+    for case in study.cases.values():
+        record = study.records.get(case.id)
+        if record is not None and record.status == "diverged" and stored.cell_name(study, case) == cell:
             return f"seed {record.case.seed} diverged ({record.reason})"
     return None
 

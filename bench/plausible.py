@@ -15,9 +15,11 @@ from bench.record import Record
 
 POSITIVE = frozenset(
     {"train_flops", "train_model_flops", "train_flops_per_token", "infer_flops_per_token", "params_total",
-     "params_active", "step_time_s", "step_time_ratio", "tokens_per_s", "perplexity"}
+     "params_active", "step_time_s", "step_time_ratio", "tokens_per_s", "perplexity", "val_loss", "bits_per_byte"}
 )  # fmt: skip
 """Metrics that a finished case cannot have zero of."""
+MOST = 1e100
+"""No reading is larger: sums and squares of larger ones would leave what a float holds."""
 SIGNED = frozenset({"energy_net_j"})
 """Metrics that may be negative: less power than before the run."""
 SHARES = ("accuracy/", "acceptance_rate")
@@ -49,7 +51,8 @@ def _readings(record: Record) -> Iterator[str]:
         value = reading.value
         if value is None:
             continue
-        if known is not None and ((value < 0 and name not in SIGNED) or (value == 0 and name in POSITIVE)):
+        below = known is not None and ((value < 0 and name not in SIGNED) or (value == 0 and name in POSITIVE))
+        if below or abs(value) > MOST:
             yield f"{name} is {value:g}, which cannot be"
         elif name.startswith(SHARES) and value > 1:
             yield f"{name} is {value:g}, expected a share from 0 to 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -378,3 +379,48 @@ def test_the_rules_in_the_documents_are_valid():
     block = page.partition("```yaml\n")[2].partition("```")[0]
     rules = [GateRule.model_validate(rule) for rule in YAML(typ="safe").load(block)["gate"]]
     assert [find(rule.metric).exact for rule in rules] == [True, True, False, False]
+
+
+# --- what must not slip through ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rules", [EXACT, NOISY], ids=["exact", "noisy"])
+@pytest.mark.parametrize("lost", ["failed", "never run", "without a value"])
+def test_a_seed_that_is_lost_is_not_a_pass(rules, lost):
+    def lose(record):
+        if (record.case.arm, record.case.kind, record.case.seed) != ("all", "train", 2):
+            return record
+        if lost == "never run":
+            return None
+        if lost == "failed":
+            return record.model_copy(update={"status": "failed", "metrics": {}, "reason": "killed"})
+        gone = {name: missing(found.unit, "no sensor") for name, found in record.metrics.items()}
+        return record.model_copy(update={"metrics": gone})
+
+    result = gated(study(rules), changed(study(rules), lose))
+    assert result.outcome == "could not measure"
+    assert any("seed 2 of the baseline has no value here" in check.why for check in result.checks)
+
+
+def test_fewer_planned_seeds_are_compared_with_theirs():
+    assert gated(study(NOISY), study(NOISY, seeds=(0, 1))).outcome == "pass"
+
+
+def test_flops_without_a_second_count_are_not_a_pass():
+    def uncounted(record):
+        return record.model_copy(update={"detail": {k: v for k, v in record.detail.items() if k != "counts"}})
+
+    result = gated(study(), changed(study(), uncounted))
+    assert result.outcome == "could not measure"
+    assert "not confirmed by a second count" in result.to_text()
+
+
+@pytest.mark.parametrize("edit", ['"schema": 1, ', '"values": {"0": 1e308, '])
+def test_a_baseline_without_a_version_or_with_numbers_past_summing_is_refused(edit, tmp_path):
+    file = tmp_path / "baseline.json"
+    text = json.dumps(json.loads(baseline.of(study_of(study(NOISY))).model_dump_json(by_alias=True)))
+    text = text.replace(edit, "") if "schema" in edit else re.sub(r'"values": \{"0": [0-9.]+, ', edit, text)
+    file.write_text(text)
+    result = gate(make_run(tmp_path / "run", gate=NOISY, items=0), file)
+    assert result.outcome == "could not measure"
+    assert "write it again with --update" in result.to_text()

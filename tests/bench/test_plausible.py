@@ -60,6 +60,8 @@ def facts(**to: Any) -> Change:
         ("train", value("train_flops", 0), StudyError, "train_flops is 0, which cannot be"),
         ("train", value("train_flops", -1e12), StudyError, "train_flops is -1e+12, which cannot be"),
         ("train", value("val_loss", -3.0), StudyError, "val_loss is -3, which cannot be"),
+        ("train", value("val_loss", 0), StudyError, "val_loss is 0, which cannot be"),
+        ("train", value("energy_j", 1e200), StudyError, "energy_j is 1e+200, which cannot be"),
         ("train", value("val_loss", "3.0"), RecordError, "'3.0', expected a number or null"),
         ("train", value("val_loss", True), RecordError, "True, expected a number or null"),
         ("train", value("val_loss", float("nan")), RecordError, "NaN is not a number a record may hold"),
