@@ -181,7 +181,7 @@ def _begin(
 
     A case that cannot run, or whose outcome a killed runner left behind, has its outcome at once.
     """
-    blocked = _blocked(case, cases, finished, broken)
+    blocked = _blocked(case, cases, finished, broken) or _bereft(folder, case, cases)
     if blocked is not None:
         return blocked, {}
     if "tune" not in case.spec or case.recipe is None:
@@ -212,6 +212,19 @@ def _blocked(
             return Outcome(status="not_applicable", reason=record.reason)
         if record.status == "diverged" and cases[parent].purpose != "tune":
             return Outcome(status="failed", reason=f"not run: {cases[parent].label} ({parent}), its parent, diverged")
+    return None
+
+
+def _bereft(folder: Path, case: Case, cases: Mapping[str, Case]) -> Outcome | None:
+    """A case whose parents ended well and left what is no longer there, as when only the records were copied."""
+    for parent in case.parents:
+        left = folder / "cases" / parent
+        if cases[parent].purpose != "tune" and not left.is_dir():
+            reason = (
+                f"not run: what {cases[parent].label} left is gone ({left}); hint: bring the folder back, or begin "
+                "anew with --out DIR"
+            )
+            return Outcome(status="failed", reason=reason)
     return None
 
 

@@ -182,7 +182,7 @@ def test_a_case_that_is_lost_again_and_again_is_left_to_the_next_run(tmp_path: P
     lose = {one.id: lambda _job, _folder: Exit(None, 9, lost=True)}
     made = run_cases(tmp_path, plan(one, two), context(FakeExecutor(lose)))
     assert [record.case.id for record in made] == [one.id] * (MAX_LOSSES + 1) + [two.id]
-    assert "has no result" in (made[-1].reason or "")
+    assert f"not run: {one.label} ({one.id}) failed:" in (made[-1].reason or "")
 
 
 def test_time_in_a_queue_is_not_time_of_the_case(tmp_path: Path) -> None:

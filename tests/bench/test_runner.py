@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_what_builds_on_a_failed_case_is_not_started(tmp_path: Path) -> None:
     assert "code 3" in (records[0].reason or "")
     first = f"{cases[0].label} ({cases[0].id}) failed: {records[0].reason}"  # whatever stands between
     assert [r.reason for r in records[1:]] == [f"not run: {first}"] * 2
+
+
+def test_what_builds_on_a_lost_folder_is_not_started_and_says_so(tmp_path: Path) -> None:
+    cases = chain(3)
+    run_cases(tmp_path, plan(*cases[:2]), context())
+    shutil.rmtree(tmp_path / "cases")
+    ctx = context()
+    run_cases(tmp_path, plan(*cases), ctx)
+    assert ctx.executor.started == []
+    last = read(tmp_path / "records.jsonl")[-1]
+    assert (last.case.id, last.status) == (cases[2].id, "failed")
+    assert f"what {cases[1].label} left is gone ({tmp_path / 'cases' / cases[1].id}); hint: bring" in (
+        last.reason or ""
+    )
 
 
 def test_a_diverged_case_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
