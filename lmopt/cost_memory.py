@@ -15,6 +15,11 @@ TRANSIENT_SHARE = 0.2
 """Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
 and those below were read off trainings of 1 to 290 M parameters on a CPU (benchmarks/memory.py), dense and
 sparse, activations kept and computed again: docs/training.md has the table."""
+HOLES_SHARE = {2: 0.7, 4: 2.9}
+"""Bytes of a number in the forward pass -> holes in the heap over the inputs that blocks computed again keep: each lies
+above what its block let go of. Read off 16 sequences at 30 M, 8 at 100 M, 300 M and a billion parameters."""
+CHANGING_SHARE = 0.33
+"""Holes that shorter sequences of earlier steps leave, over activations: read off a billion parameters, sparse."""
 CAST_SHARE = 0.5
 """Part of a dense model's bfloat16 casts that adds to the peak: they are let go of while the gradients grow."""
 RUNTIME_BYTES = 85 * 2**20
@@ -47,6 +52,10 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     block, inputs = _kept_per_token(recipe), model.width * (again + 4)  # and of the embedding, last norm and head
     numbers = (layers - (0 if sparse else again)) * block + inputs
     numbers += block * (1 + TRANSIENT_SHARE) if again and not sparse else (layers * block + inputs) * TRANSIENT_SHARE
+    if again and not sparse:
+        numbers += inputs * HOLES_SHARE[_product_bytes(recipe)]
+    if recipe.batching.kind == "length_warmup":
+        numbers *= 1 + CHANGING_SHARE
     copies = (held.total - held.embedding) * max(1, layers - again) / layers + held.embedding
     copies *= recipe.precision.copy_bytes * (1.0 if again or sparse else CAST_SHARE)
     kept_and_gradient = 2 * recipe.precision.weight_bytes
