@@ -17,6 +17,8 @@ def next_steps(study: Study, arm: ArmDesign, scale: str, judged: Mapping[str, An
     if judged["outcome"] in ("SUPPORTED", "REFUTED", "SAVES", "COSTS"):
         return []
     described = judged["endpoints"][arm.primary]
+    if study.design.layout == "sample":
+        return ["train the arms: run it with a larger budget, on a larger machine or at a smaller scale"]
     steps = [
         *_of_missing(arm, described),
         *_of_censoring(described),

@@ -20,6 +20,7 @@ from bench.stats.curve import Point, log_cost_at
 from bench.stats.effect import Effect, mean_of
 from bench.study import Study
 
+SAMPLED = "not measurable at this budget: a few steps of every arm are no training"
 CURVE_PURPOSES = ("reference", "variant")
 """Trainings without which a seed has no reading; claim points and controls join the curve where they are there."""
 
@@ -107,6 +108,8 @@ def on_reference(study: Study, arm: ArmDesign, scale: str) -> Readings:
 
 def _missing(study: Study, arms: Iterable[str], scale: str, seed: int) -> str | None:
     """The first training that a seed's reading needs and lacks, in words."""
+    if study.design.layout == "sample":
+        return SAMPLED
     for name in arms:
         for case in study.of_seed("train", name, scale, seed):
             if case.purpose in CURVE_PURPOSES and study.finished(case) is None:

@@ -17,7 +17,7 @@ DECODING_COLUMNS = ("arm", "outcome", "saving_time", "kept", "decode_tokens_per_
                     "mean_exit_layer", "time_to_first_token_s", "decode_j_per_token")  # fmt: skip
 """The same of the table of ways of decoding."""
 MAX_WORD = 22
-LEAST_WIDTH, LEAST_COLUMNS = 40, 3
+LEAST_WIDTH, LEAST_COLUMNS = 40, 2
 """Columns of letters of the narrowest terminal that is written for, and columns of a table that are never left off."""
 
 

@@ -154,7 +154,10 @@ def test_the_report_shows_what_steps_cost_and_claims_nothing(tmp_path: Path) -> 
             Record(status="ok", case=key, metrics=metrics if is_train else {}, detail=steps if is_train else {}),
         )
     verdict = api.judge(run)
-    assert verdict["arms"]["moe"]["outcome"] == "NOT MEASURED"
+    moe = verdict["arms"]["moe"]
+    assert moe["outcome"] == "NOT MEASURED"
+    assert "not measurable at this budget: a few steps of every arm are no training" in moe["why"]
+    assert moe["next"].startswith("train the arms")
     from bench.report.page import compose
     from bench.report.runfolder import load
 

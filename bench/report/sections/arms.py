@@ -87,6 +87,8 @@ def _row(study: RunFolder, arm: str, scale: str, several: bool) -> Row:
     train = study.of("train", arm, scale, study.full_horizon())
     only_timed = study.role(arm) == "timing"
     untrained = "a timing arm is not trained" if only_timed else None
+    if study.design.layout == "sample":
+        untrained = "a few steps of every arm are no training: what they cost stands under Steps at true size"
     name = Cell(text=arm, value=arm, small=study.role(arm), code=True)
     scale_cell = (words(scale, code=True),) if several else ()
     cells = (

@@ -39,9 +39,10 @@ def section(study: RunFolder) -> Section | None:
         wide=True,
     )
     lead = Paragraph(
-        text="The budget did not allow trainings, so each arm took a few real steps at true size, one arm after the "
-        "other. What they cost is measured. Loss, accuracy and savings at equal quality are not measurable at this "
-        "budget; times of arms that ran one after the other carry whatever the machine did meanwhile."
+        text="Instead of trainings, which the budget may not allow, each arm took a few real steps at true size, one "
+        "arm after the other. What they cost is measured. Loss, accuracy and savings at equal quality are not "
+        "measurable at this budget; times of arms that ran one after the other carry whatever the machine did "
+        "meanwhile."
     )
     return Section(id="sample", title="Steps at true size", blocks=(lead, table))
 
