@@ -156,7 +156,7 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
         "mlp_bias": (False, config.get("mlp_bias", False)),
         "clip_qkv": (None, config.get("clip_qkv")),
         "rope_type": ("default", rope.get("rope_type", rope.get("type", "default"))),
-        "partial_rotary_factor": (1.0, rope.get("partial_rotary_factor", 1.0)),
+        "partial_rotary_factor": (1.0, rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))),
         "quantization_config": (None, config.get("quantization_config")),
     }
     for name, (allowed, found) in plain.items():

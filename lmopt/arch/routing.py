@@ -17,6 +17,10 @@ from lmopt.arch.numbers import without_autocast
 from lmopt.recipe import Moe
 from lmopt.techniques.routing import LossFree, NoisyTopK, Switch
 
+LEAST_NOISE = 1e-2
+"""Noise may not vanish: the load loss divides by its size, and its gradient would be no number. Of the authors' code,
+which adds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -76,7 +80,7 @@ class NoisyRouter(DroplessRouter):
         if not self.training:
             gate_NK, expert_NK = choose(clean_NE, self.config.top_k, self.config.gates_sum_to_one)
             return Choice(clean_NE, gate_NK, expert_NK, self.auxiliary(clean_NE, expert_NK))
-        spread_NE = functional.softplus(scores(x_ND, self.noise))
+        spread_NE = functional.softplus(scores(x_ND, self.noise)).clamp(min=LEAST_NOISE)
         noisy_NE = clean_NE + torch.randn_like(clean_NE) * spread_NE
         gate_NK, expert_NK = choose(noisy_NE, self.config.top_k, self.config.gates_sum_to_one)
         auxiliary = self.auxiliary(clean_NE, expert_NK)

@@ -57,13 +57,13 @@ class DenseFfn:
 
 
 class ModuleFfn:
-    """Any other feed-forward, as its module; stacked matrices (experts) are cast, a router keeps its precision."""
+    """Any other feed-forward, as its module: all its matrices are cast but a router's, which keep their precision."""
 
     def __init__(self, ffn: nn.Module, format: Format) -> None:
         self.ffn = copy.deepcopy(ffn).eval().requires_grad_(False)
         dtype = activation_dtype(format)
-        for parameter in self.ffn.parameters():
-            if parameter.ndim >= 3:
+        for name, parameter in self.ffn.named_parameters():
+            if not name.startswith("router."):
                 parameter.data = parameter.data.to(dtype)
         self.nbytes = sum(parameter.nbytes for parameter in self.ffn.parameters())
 

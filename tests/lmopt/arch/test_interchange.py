@@ -189,6 +189,7 @@ def test_a_damaged_index(folder):
         ({"model_type": "gpt2"}, "model_type is 'gpt2', allowed: llama, mixtral, olmoe"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', allowed: 'silu'"),
         ({"attention_bias": True}, "attention_bias is True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, allowed: 1.0"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type is 'yarn', allowed: 'default'"),
         ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map is"),
         ({"sliding_window": 32}, "sliding_window is 32"),

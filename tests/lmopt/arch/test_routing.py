@@ -178,6 +178,16 @@ def test_expected_load_is_what_drawing_again_gives():
         assert expected[expert].item() == pytest.approx(share, abs=4 * math.sqrt(0.25 / draws))
 
 
+def test_noise_that_would_vanish_leaves_finite_gradients():
+    module = layer(config_of("noisy"), torch.float32)
+    module.router.noise.data.zero_()[0] = -100.0  # softplus of it is 0
+    x_ND = torch.ones(6, WIDTH, requires_grad=True)
+    choice = module.router(x_ND)
+    (choice.auxiliary + choice.gate_NK[:, 0].sum()).backward()
+    assert x_ND.grad.isfinite().all()
+    assert module.router.noise.grad.isfinite().all()
+
+
 def test_squared_variation_by_hand():
     assert routing.squared_variation(torch.tensor([1.0, 3.0])).item() == pytest.approx(0.25)
     assert routing.squared_variation(torch.tensor([2.0, 2.0, 2.0])).item() == 0
