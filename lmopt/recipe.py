@@ -224,14 +224,10 @@ class Recipe(Plain):
             )
         if self.compile:
             raise ValueError("objective layer_skip leaves out other layers each step: it cannot be compiled")
-        if self.batching.kind == "packed":
-            raise ValueError("objective layer_skip knows no document boundaries; allowed: batching other than packed")
 
     def _teacher_fits(self, objective: Distillation) -> None:
         if self.compile:
             raise ValueError("objective distillation runs a second model: it cannot be compiled")
-        if self.batching.kind == "packed":
-            raise ValueError("objective distillation knows no document boundaries; allowed: batching other than packed")
         if objective.shape is None:
             return
         theirs, name = Model.model_validate(objective.shape["model"]), f"objective.teacher ({objective.teacher})"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lmopt.arch.loss import CHUNK_BYTES, cross_entropy
+from lmopt.arch.loss import CHUNK_BYTES, IGNORED, cross_entropy
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
 from lmopt.techniques.objective import Distillation
@@ -37,7 +37,14 @@ class _HeadDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x_ND: Tensor, weight_VD: Tensor, teacher_NW: Tensor, teacher_VW: Tensor, temperature: float, chunk: int
+        ctx,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        teacher_NW: Tensor,
+        teacher_VW: Tensor,
+        learnt_N: Tensor,
+        temperature: float,
+        chunk: int,
     ) -> Tensor:
         dtype = compute_dtype(weight_VD)
         weight, teacher = weight_VD.detach().to(dtype), teacher_VW.detach().to(dtype)
@@ -50,28 +57,41 @@ class _HeadDivergence(torch.autograd.Function):
             log_q = torch.mm(x, weight.T).to(high).div_(temperature).log_softmax(-1)
             log_p = torch.mm(teacher_NW[rows].to(dtype), teacher.T).to(high).div_(temperature).log_softmax(-1)
             p = log_p.exp()
-            total += log_p.sub_(log_q).mul_(p).sum()
+            ignored_N1 = ~learnt_N[rows, None]
+            total += log_p.sub_(log_q).mul_(p).sum(-1, keepdim=True).masked_fill_(ignored_N1, 0).sum()
             grad = log_q.exp_().sub_(p).to(dtype)  # d KL / d (z/T); T^2 x 1/T is left to backward
-            grad_x_ND[rows] = torch.mm(grad, weight).to(x_ND.dtype)
-            grad_weight_VD += torch.mm(grad.T, x)
-        ctx.save_for_backward(grad_x_ND, grad_weight_VD)
-        ctx.scale = temperature / len(x_ND)
-        return total * temperature**2 / len(x_ND)
+            grad_x_ND[rows] = torch.mm(grad, weight).masked_fill_(ignored_N1, 0).to(x_ND.dtype)
+            grad_weight_VD += torch.mm(grad.T, x.masked_fill(ignored_N1, 0))
+        count = learnt_N.sum().clamp(min=1)
+        ctx.save_for_backward(grad_x_ND, grad_weight_VD, temperature / count)
+        return total * temperature**2 / count
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_x_ND, grad_weight_VD = ctx.saved_tensors
-        scale = grad * ctx.scale
-        return (grad_x_ND * scale).to(grad_x_ND.dtype), grad_weight_VD * scale, None, None, None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+        grad_x_ND, grad_weight_VD, scale = ctx.saved_tensors
+        scale = grad * scale
+        return (grad_x_ND * scale).to(grad_x_ND.dtype), grad_weight_VD * scale, None, None, None, None, None
 
 
-def divergence(x_ND: Tensor, weight_VD: Tensor, teacher_NW: Tensor, teacher_VW: Tensor, temperature: float) -> Tensor:
+def divergence(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    teacher_NW: Tensor,
+    teacher_VW: Tensor,
+    temperature: float,
+    learnt_N: Tensor | None = None,
+) -> Tensor:
     """T^2 mean_n KL(softmax(teacher_n / T) || softmax(student_n / T)) in nats: a scalar, float32 or better.
 
     Gradients go to the student's states and head only. At most three chunks of `CHUNK_BYTES` of logits exist at once.
+
+    Args:
+        learnt_N: which tokens count; default: all.
     """
     chunk = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
-    return _HeadDivergence.apply(x_ND, weight_VD, teacher_NW, teacher_VW, temperature, chunk)
+    if learnt_N is None:
+        learnt_N = torch.ones(len(x_ND), dtype=torch.bool, device=x_ND.device)
+    return _HeadDivergence.apply(x_ND, weight_VD, teacher_NW, teacher_VW, learnt_N, temperature, chunk)
 
 
 class DistillationLoss:
@@ -105,8 +125,10 @@ class DistillationLoss:
             raise ValueError(f"the teacher's context of {theirs.context} is shorter than the student's {ours.context}")
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
+    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Losses:
         """`cross_entropy` is the student's own; `auxiliary` makes the sum the weighted loss.
+
+        Targets of -100 are left out of all three means. `segments_BT` numbers the documents of packed sequences.
 
         Raises:
             ValueError: there is no teacher.
@@ -114,21 +136,22 @@ class DistillationLoss:
         config = self.config
         if self.teacher is None:
             raise ValueError("there is no teacher to learn from\nhint: state.loss.learn_from(teacher) after loop.start")
-        x_BTD, auxiliary = self.student.hidden(tokens_BT)
+        x_BTD, auxiliary = self.student.hidden(tokens_BT, segments_BT)
         weight_VD, x_ND = self.student.head_weight_VD, x_BTD.flatten(0, 1)
         own = cross_entropy(x_ND, weight_VD, targets_BT.flatten())
         mixed = config.targets * own
         if not config.asks_teacher:
             return Losses(own, auxiliary + (mixed - own))
         with torch.no_grad():
-            teacher_BTW, _ = self.teacher.hidden(tokens_BT)
-        teacher_NW = teacher_BTW.flatten(0, 1)
+            teacher_BTW, _ = self.teacher.hidden(tokens_BT, segments_BT)
+        teacher_NW, teacher_VW = teacher_BTW.flatten(0, 1), self.teacher.head_weight_VD
+        learnt_N = targets_BT.flatten() != IGNORED
         if config.probabilities:
-            from_teacher = divergence(x_ND, weight_VD, teacher_NW, self.teacher.head_weight_VD, config.temperature)
+            from_teacher = divergence(x_ND, weight_VD, teacher_NW, teacher_VW, config.temperature, learnt_N)
             mixed = mixed + config.probabilities * from_teacher
         if config.hidden:
             cosine_N = functional.cosine_similarity(x_ND.float(), teacher_NW.float(), dim=-1)
-            mixed = mixed + config.hidden * (1 - cosine_N).mean()
+            mixed = mixed + config.hidden * ((1 - cosine_N) * learnt_N).sum() / learnt_N.sum().clamp(min=1)
         return Losses(own, auxiliary + (mixed - own))
 
 

@@ -53,10 +53,13 @@ class LayerSkipLoss:
         """Share of the layers' work that was done; 1 before the first batch."""
         return self.executed / self.full if self.full else 1.0
 
-    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
-        """`cross_entropy` is the last layer's; `auxiliary` makes the sum the normalised loss over all exits drawn."""
+    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Losses:
+        """`cross_entropy` is the last layer's; `auxiliary` makes the sum the normalised loss over all exits drawn.
+
+        `segments_BT` numbers the documents of packed sequences.
+        """
         exits = self._draw_exits()
-        states, auxiliary = self.states(tokens_BT, exits)
+        states, auxiliary = self.states(tokens_BT, exits, segments_BT)
         targets_N = targets_BT.flatten()
         found = [self._cross_entropy(x_BTD, targets_N) for x_BTD in states]
         layers = len(self.model.blocks)
@@ -65,7 +68,9 @@ class LayerSkipLoss:
         mixed = torch.stack([weight * loss for weight, loss in zip(scaled, found, strict=True)]).sum()
         return Losses(found[-1], auxiliary + (mixed - found[-1]))
 
-    def states(self, tokens_BT: Tensor, exits: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
+    def states(
+        self, tokens_BT: Tensor, exits: tuple[int, ...], segments_BT: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """States behind each of `exits` and behind the last layer, and the feed-forwards' auxiliary losses."""
         model, length = self.model, tokens_BT.shape[1]
         if length > model.model.context:
@@ -78,10 +83,11 @@ class LayerSkipLoss:
             self.full += len(tokens_BT)
             self.executed += len(rows)
             if len(rows) == len(tokens_BT):
-                x_BTD, auxiliary = block(x_BTD, cos_TC, sin_TC)
+                x_BTD, auxiliary = block(x_BTD, cos_TC, sin_TC, segments_BT)
             elif len(rows):
                 rows = rows.to(x_BTD.device)
-                y_BTD, auxiliary = block(x_BTD.index_select(0, rows), cos_TC, sin_TC)
+                own = None if segments_BT is None else segments_BT.index_select(0, rows)
+                y_BTD, auxiliary = block(x_BTD.index_select(0, rows), cos_TC, sin_TC, own)
                 x_BTD = x_BTD.index_copy(0, rows, y_BTD)
             else:
                 auxiliary = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lmopt.arch import transformer
+from lmopt.arch.loss import IGNORED
 from lmopt.arch.transformer import Transformer
 from lmopt.recipe import FixedBatch, Model, Moe, Recipe, Relu2, SwiGlu
 
@@ -32,3 +33,19 @@ def tiny(*, seed: int = 0, **choices) -> Transformer:
 def tokens(*shape: int, seed: int = 0, vocab: int = VOCAB) -> torch.Tensor:
     """Random token ids."""
     return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed_apart(loss) -> tuple[float, float]:
+    """(loss of five documents in two packed sequences, the mean over their tokens of each document's own loss)."""
+    sizes = ((5, 4), (2, 4, 2))  # the second sequence ends in padding
+    tokens_BT, targets_BT = tokens(2, 9), torch.full((2, 9), IGNORED)
+    segments_BT, total, count = torch.zeros(2, 9, dtype=torch.int64), 0.0, 0
+    for row, documents in enumerate(sizes):
+        first = 0
+        for number, size in enumerate(documents, 1):
+            document = tokens_BT[row : row + 1, first : first + size]
+            targets_BT[row, first : first + size - 1] = document[0, 1:]
+            segments_BT[row, first : first + size] = number
+            total += loss(document[:, :-1], document[:, 1:]).total.item() * (size - 1)
+            first, count = first + size, count + size - 1
+    return loss(tokens_BT, targets_BT, segments_BT).total.item(), total / count

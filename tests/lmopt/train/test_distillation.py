@@ -11,7 +11,7 @@ from lmopt.cost_memory import peak_memory_bytes
 from lmopt.recipe import AdamW, Distillation, Fp32, Recipe, TeacherLayers, builder
 from lmopt.train import checkpoint, distillation, loop
 from lmopt.train.distillation import DistillationLoss, divergence, initialise, taken_layers
-from tests.lmopt.infer.models import SHAPES, VOCAB, recipe, tiny, tokens
+from tests.lmopt.infer.models import SHAPES, VOCAB, packed_apart, recipe, tiny, tokens
 
 TEXT, TARGETS = tokens(3, 9), tokens(3, 9, seed=1)
 
@@ -60,6 +60,18 @@ def test_loss_is_the_weighted_sum(shape):
     cosine = functional.cosine_similarity(x, x_teacher, dim=-1).mean()
     torch.testing.assert_close(losses.total, auxiliary + 0.5 * own + 0.3 * kl + 0.2 * (1 - cosine))
     torch.testing.assert_close(losses.cross_entropy, own)
+
+
+def test_documents_packed_together_are_learnt_apart_and_padding_not_at_all():
+    packed, apart = packed_apart(DistillationLoss(student(), taught(), tiny()))
+    assert packed == pytest.approx(apart, rel=1e-5)
+
+
+def test_tokens_that_are_not_learnt_have_no_gradient():
+    ours, learnt_N = student(), TARGETS.flatten() % 3 > 0
+    x_ND, weight_VD = torch.randn(27, 32, requires_grad=True), ours.head_weight_VD
+    divergence(x_ND, weight_VD, torch.randn(27, 32), tiny().head_weight_VD, 2.0, learnt_N).backward()
+    assert torch.equal(x_ND.grad.abs().sum(1) > 0, learnt_N)
 
 
 def test_a_teacher_that_weighs_nothing_leaves_plain_training():
@@ -211,7 +223,6 @@ def test_the_start_of_a_recipe_takes_the_layers():
         ({"objective": taught(shape=shape(vocab=50))}, r"objective.teacher \(large\) knows 50 tokens, the student 61"),
         ({"objective": taught(shape=shape(width=64))}, r"objective.hidden \(0.125\) aligns states, and those of large"),
         ({"compile": True}, "cannot be compiled"),
-        ({"batching": {"kind": "packed", "length": 32}}, "knows no document boundaries"),
         ({"start": LAYERS, "objective": {"kind": "next_token"}}, "but objective is next_token"),
         ({"model": {**shape()["model"], "layers": 5}, "start": LAYERS}, "of large: model.layers is 5: deeper than its"),
         ({"model": {**shape()["model"], "context": 128}}, r"has a context of 64, the student one of 128"),

@@ -6,7 +6,7 @@ from lmopt.recipe import AdamW, Fp32, Recipe
 from lmopt.techniques.objective import LayerSkip
 from lmopt.train import loop
 from lmopt.train.layerskip import LayerSkipLoss
-from tests.lmopt.infer.models import SHAPES, recipe, tiny, tokens
+from tests.lmopt.infer.models import SHAPES, packed_apart, recipe, tiny, tokens
 
 TEXT, TARGETS = tokens(4, 9), tokens(4, 9, seed=1)
 
@@ -49,6 +49,11 @@ def test_exits_are_weighed_as_in_the_paper_gradients_included():
     slow = torch.autograd.grad(mixed, list(plain.parameters()))
     for mine, theirs in zip(gradients(losses, plain), slow, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_documents_packed_together_are_learnt_apart():
+    packed, apart = packed_apart(LayerSkipLoss(model().train(), LayerSkip(dropout=0, exits=(1, 2), exits_a_step=2)))
+    assert packed == pytest.approx(apart, rel=1e-5)
 
 
 def test_a_sequence_goes_through_the_layers_drawn_for_it_and_no_others(monkeypatch):
@@ -118,7 +123,6 @@ def test_trains_in_the_loop_the_same_bits_for_the_same_seed():
     [
         ({"objective": {"kind": "layer_skip", "exits": [2, 3]}}, r"objective.exits \[3\] of a model of 3 layers"),
         ({"objective": {"kind": "layer_skip"}, "compile": True}, "cannot be compiled"),
-        ({"objective": {"kind": "layer_skip"}, "batching": {"kind": "packed", "length": 32}}, "document boundaries"),
     ],
 )
 def test_a_recipe_refuses_what_cannot_be(change, message):
