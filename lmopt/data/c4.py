@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from lmopt.data.contractions import parts
+from lmopt.data.pieces import pieces
 from lmopt.data.punctuation import TERMINAL
 from lmopt.data.stage import Cut, Verdict, filter_stage
 from lmopt.data.words import cut, is_punctuation
@@ -63,7 +64,7 @@ def _trimmed(config: C4, raw: str) -> str | None:
     """The line without citation marks; None where its form rules it out."""
     line = raw.strip()
     longest, least = config.max_word_length, config.min_words_per_line
-    if longest and len(line) > longest and any(len(word) > longest for word in line.split()):
+    if longest and len(line) > longest and any(len(word) > longest for piece in pieces(line) for word in piece.split()):
         return None
     has_words = not least or len(line.split(None, least)) >= least
     if config.citations and "[" in line:
@@ -78,12 +79,15 @@ def _trimmed(config: C4, raw: str) -> str | None:
 
 def count_sentences(line: str) -> int:
     """Sentences as spaCy's sentencizer counts them: one ends at terminal punctuation that another word follows."""
+    return 1 + len(_BOUNDARY.findall("".join(map(_shapes, pieces(line)))))
+
+
+def _shapes(line: str) -> str:
+    """One letter a word of a line, as `shape` gives them; white space other than one space is a word."""
     kinds = _kinds()
     if "  " in line or not line.isprintable():
-        shape = "".join("w" if part.isspace() else kinds[part] for part in _SPACES.split(line) if part and part != " ")
-    else:
-        shape = "".join(map(kinds.__getitem__, line.split()))
-    return 1 + len(_BOUNDARY.findall(shape))
+        return "".join("w" if part.isspace() else kinds[part] for part in _SPACES.split(line) if part and part != " ")
+    return "".join(map(kinds.__getitem__, line.split()))
 
 
 @functools.cache

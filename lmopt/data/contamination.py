@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.hashing import windows
+from lmopt.data.pieces import pieces
 from lmopt.data.shingles import HashedWords, WordHashes, hash_words
 from lmopt.data.spec import Decontaminate
 from lmopt.data.stage import batches
@@ -89,11 +90,12 @@ class Protected:
         return hits
 
     def _cut(self, document: Document, hits: list[tuple[int, int, int]]) -> Document | Dropped:
-        begins, ends = _word_edges(document.text)
+        edge_W2 = _word_edges(document.text)
         side = self._config.side
         spans: list[list[int]] = []
         for first, n, owner in sorted(hits):
-            begin, end = max(begins[first] - side, 0), min(ends[first + n - 1] + side, len(document.text))
+            begin = max(int(edge_W2[first, 0]) - side, 0)
+            end = min(int(edge_W2[first + n - 1, 1]) + side, len(document.text))
             if spans and begin <= spans[-1][1]:
                 spans[-1][1] = max(spans[-1][1], end)
             else:
@@ -150,13 +152,18 @@ def _matches(hash_W: NDArray[np.uint64], grams: _Grams) -> Iterator[tuple[int, i
     yield from zip(places[equal].tolist(), grams.owner_N[index[equal]].tolist(), strict=True)
 
 
-def _word_edges(text: str) -> tuple[list[int], list[int]]:
-    """Where the words begin and end in the text, the words being those of its case-folded form (`shingles.words`)."""
-    folded = text.casefold()
-    begins = [found.start() for found in _WORD.finditer(folded)]
-    ends = [found.end() for found in _WORD.finditer(folded)]
-    if len(folded) == len(text):
-        return begins, ends
-    grown = np.cumsum([len(character.casefold()) for character in text])
-    original = np.searchsorted(grown, np.arange(1, len(folded) + 1)).tolist()
-    return [original[begin] for begin in begins], [original[end - 1] + 1 for end in ends]
+def _word_edges(text: str) -> NDArray[np.int64]:
+    """edge_W2: where each word begins and ends, the words being those of the case-folded form (`shingles.words`)."""
+    found: list[NDArray[np.int64]] = []
+    first = 0
+    for piece in pieces(text):
+        folded = piece.casefold()
+        edges = (edge for word in _WORD.finditer(folded) for edge in word.span())
+        edge_W2 = np.fromiter(edges, np.int64).reshape(-1, 2)
+        if len(folded) != len(piece):
+            grown = np.cumsum([len(character.casefold()) for character in piece])
+            edge_W2[:, 0] = np.searchsorted(grown, edge_W2[:, 0] + 1)
+            edge_W2[:, 1] = np.searchsorted(grown, edge_W2[:, 1]) + 1
+        found.append(edge_W2 + first)
+        first += len(piece)
+    return np.concatenate(found)

@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from lmopt.data.pieces import pieces
+
 _LINE_END = re.compile(r"\r\n?")
 
 
@@ -83,4 +85,10 @@ def normalised(text: str) -> str:
 
 def fingerprint(text: str) -> bytes:
     """16-byte BLAKE2b hash of the normalised text; equal for texts that differ only in case and spacing."""
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    digest = hashlib.blake2b(digest_size=16)
+    gap = b""
+    for piece in pieces(text):
+        if found := normalised(piece):
+            digest.update(gap + found.encode("utf-8", "surrogatepass"))
+            gap = b" "
+    return digest.digest()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from lmopt.data.pieces import pieces
 from lmopt.data.tokenizer import is_ours, token_type
 
 PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
@@ -47,9 +48,17 @@ class Encoder:
         return [self._one(text) for text in texts]
 
     def _one(self, text: str) -> NDArray[np.unsignedinteger]:
-        if self._pieces is None or ALIKE.fullmatch(text) is None:
-            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, self._type)
-        return np.frombuffer(b"".join(map(self._pieces.__getitem__, PIECE.findall(text))), self._type)
+        if self._pieces is None:
+            return self._whole(text)
+        known = self._pieces.__getitem__ if ALIKE.fullmatch(text) else None
+        found = [
+            self._whole(part) if known is None else np.frombuffer(b"".join(map(known, PIECE.findall(part))), self._type)
+            for part in pieces(text)
+        ]
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+    def _whole(self, text: str) -> NDArray[np.unsignedinteger]:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, self._type)
 
 
 class _Pieces(dict[str, bytes]):

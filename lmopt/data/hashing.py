@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 BASE = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that it has an inverse mod 2^64."""
 INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
+BLOCK = 1 << 16
+"""Numbers worked on at once: half a megabyte stays in a core's cache, and nothing of a long text's size is made."""
 
 
 def powers(count: int, base: np.uint64 = BASE) -> NDArray[np.uint64]:
@@ -19,9 +21,18 @@ def powers(count: int, base: np.uint64 = BASE) -> NDArray[np.uint64]:
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of MurmurHash3 (Appleby): every bit of a value reaches every bit of the result."""
-    for multiplier in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
-        values = (values ^ (values >> np.uint64(33))) * multiplier
-    return values ^ (values >> np.uint64(33))
+    return mix_in_place(np.array(values, np.uint64))
+
+
+def mix_in_place(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The same, written over the values."""
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        for multiplier in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
+            block ^= block >> np.uint64(33)
+            block *= multiplier
+        block ^= block >> np.uint64(33)
+    return values
 
 
 def windows(hash_W: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
@@ -29,5 +40,11 @@ def windows(hash_W: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     count = len(hash_W) - n + 1
     if count <= 0:
         return np.empty(0, np.uint64)
-    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hash_W * powers(len(hash_W)))])
-    return mix((before[n:] - before[:count]) * powers(count, INVERSE))
+    before = powers(len(hash_W))  # sums of the words before each, the first left out: a long text has one such array
+    before *= hash_W
+    np.cumsum(before, out=before)
+    found = before[n - 1 :].copy()
+    found[1:] -= before[: count - 1]
+    del before
+    found *= powers(count, INVERSE)
+    return mix_in_place(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmopt.data.pieces import pieces
 from lmopt.data.shingles import words
 from lmopt.data.stage import Verdict, filter_stage
 from lmopt.techniques.filters import Language
@@ -48,10 +49,13 @@ LEAST_WORDS = 20
 
 def shares(text: str) -> dict[str, float]:
     """Language -> share of the text's words that are function words of it; empty for texts that are too short."""
-    found = words(text)
-    if len(found) < LEAST_WORDS:
-        return {}
-    return {code: sum(map(known.__contains__, found)) / len(found) for code, known in FUNCTION_WORDS.items()}
+    total, count = 0, dict.fromkeys(FUNCTION_WORDS, 0)
+    for piece in pieces(text):
+        found = words(piece)
+        total += len(found)
+        for code, known in FUNCTION_WORDS.items():
+            count[code] += sum(map(known.__contains__, found))
+    return {code: number / total for code, number in count.items()} if total >= LEAST_WORDS else {}
 
 
 def judge(config: Language, texts: Sequence[str]) -> list[Verdict]:

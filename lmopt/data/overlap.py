@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmopt.data.documents import Document, Dropped
-from lmopt.data.hashing import mix
+from lmopt.data.hashing import BLOCK, mix
 from lmopt.data.scratch import Scratch
 from lmopt.data.shingles import WordHashes, shingle_wide
 from lmopt.data.stage import Batch, Stage
@@ -39,17 +39,20 @@ class BloomFilter:
 
     def has(self, hash_S: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether each hash was added."""
-        word_SP, bit_SP = self._places(hash_S)
-        return ((self._table[word_SP] & bit_SP) != 0).all(axis=1)
+        found = np.empty(len(hash_S), np.bool_)
+        for start in range(0, len(hash_S), BLOCK):
+            word_SP, bit_SP = self._places(hash_S[start : start + BLOCK])
+            found[start : start + BLOCK] = ((self._table[word_SP] & bit_SP) != 0).all(axis=1)
+        return found
 
     def add(self, hash_S: NDArray[np.uint64]) -> None:
         """Add hashes."""
-        word_SP, bit_SP = self._places(hash_S)
-        words, bits = word_SP.ravel(), bit_SP.ravel()
-        touched = np.unique(words)
-        before = int(np.bitwise_count(self._table[touched]).sum())
-        np.bitwise_or.at(self._table, words, bits)
-        self._set += int(np.bitwise_count(self._table[touched]).sum()) - before
+        for start in range(0, len(hash_S), BLOCK):
+            word_SP, bit_SP = self._places(hash_S[start : start + BLOCK])
+            touched = np.unique(word_SP)
+            before = int(np.bitwise_count(self._table[touched]).sum())
+            np.bitwise_or.at(self._table, word_SP.ravel(), bit_SP.ravel())
+            self._set += int(np.bitwise_count(self._table[touched]).sum()) - before
 
     def false_positive_rate(self) -> float:
         """Probability that a hash that was not added seems to be there: (share of bits that are set)^PROBES."""

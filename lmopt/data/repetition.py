@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmopt.data.gopher import table
-from lmopt.data.hashing import mix, powers
+from lmopt.data.hashing import BLOCK, mix, mix_in_place, powers
 from lmopt.data.stage import Verdict, filter_stage
 from lmopt.techniques.filters import GopherRepetition
 
@@ -76,39 +76,39 @@ class _Windows(NamedTuple):
     start: NDArray[np.int64]
     """Where each group starts in `place_G`, and the end of the last."""
 
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Windows of each group."""
-        return np.diff(self.start)
+    def repeated(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(places, numbers of their groups) of all windows whose group has several."""
+        size_G = np.diff(self.start)
+        several = np.flatnonzero(size_G > 1)
+        size_G, start_G = size_G[several], self.start[several]
+        within = np.arange(size_G.sum()) - np.repeat(np.cumsum(size_G) - size_G, size_G)
+        return self.place_G[np.repeat(start_G, size_G) + within], np.repeat(np.arange(len(several)), size_G)
 
 
 class _Batch(NamedTuple):
     """The words of a batch of texts."""
 
-    text_W: NDArray[np.int64]
+    text_W: NDArray[np.int32]
     hash_W: NDArray[np.uint64]
     end_W: NDArray[np.int64]
-    """Characters before each word, gaps included, and those of all."""
+    """Characters of the words before each, and of all."""
+    gap: int
+    """Characters between two words of an n-gram."""
 
     def characters(self, place: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-        """Characters of the windows of n words that start at these places."""
-        return self.end_W[place + n] - self.end_W[place]
+        """Characters of the windows of n words that start at these places, and the gap behind each word."""
+        return self.end_W[place + n] - self.end_W[place] + n * self.gap
 
 
 def _by_ngrams(config: GopherRepetition, texts: list[str]) -> list[Verdict]:
-    known = table()
-    ids_W, offsets = known.words(texts)
-    text_W, hash_W = np.repeat(np.arange(len(texts)), np.diff(offsets)), known.hash_V[ids_W]
-    length_W, sizes = known.length_V[ids_W].astype(np.int64), list(map(len, texts))
+    joined, sizes = _words(texts), list(map(len, texts))
     verdicts: list[Verdict] = [None] * len(texts)
-
     top, duplicate = dict(config.top_ngrams), dict(config.duplicate_ngrams)
-    spaced = _Batch(text_W, hash_W, _running(length_W + 1))
+    spaced = joined._replace(gap=1)
     for n, windows in _windows(spaced, top):
         for number, characters in _top(windows, spaced, n):
             if verdicts[number] is None and characters / sizes[number] > top[n]:
                 verdicts[number] = (f"top_{n}_gram", f"{characters} of {sizes[number]} characters")
-    joined = _Batch(text_W, hash_W, _running(length_W))
     for n, windows in _windows(joined, duplicate):
         for number, characters in _duplicated(windows, joined, n, duplicate[n], sizes, verdicts):
             if characters / sizes[number] > duplicate[n]:
@@ -116,13 +116,18 @@ def _by_ngrams(config: GopherRepetition, texts: list[str]) -> list[Verdict]:
     return verdicts
 
 
-def _running(length_W: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(length_W)])
+def _words(texts: list[str]) -> _Batch:
+    known = table()
+    ids_W, offsets = known.words(texts)
+    end_W = np.zeros(len(ids_W) + 1, np.int64)
+    np.cumsum(known.length_V[ids_W], out=end_W[1:])
+    text_W = np.repeat(np.arange(len(texts), dtype=np.int32), np.diff(offsets))
+    return _Batch(text_W, known.hash_V[ids_W], end_W, gap=0)
 
 
 def _windows(batch: _Batch, wanted: Mapping[int, float]) -> Iterator[tuple[int, _Windows]]:
     """(n, windows of n words) for each n that is wanted; hash_n(i) = hash_(n-1)(i) + hash(w_(i+n-1)) BASE^offset."""
-    text_W, hash_W, end_W = batch
+    text_W, hash_W = batch.text_W, batch.hash_W
     total_W = hash_W.copy()
     power = powers(1)
     # A number for each text that is no short polynomial in BASE: 'on the' of one text must not be 'of the' of another.
@@ -130,35 +135,54 @@ def _windows(batch: _Batch, wanted: Mapping[int, float]) -> Iterator[tuple[int, 
     for n in range(1, max(wanted, default=0) + 1):
         if n > len(hash_W):
             return
-        if n > 1:
-            offset_W = end_W[n - 1 : len(hash_W)] - end_W[: len(hash_W) - n + 1]
+        total_W = total_W[: len(hash_W) - n + 1]
+        for part in _blocks(len(total_W)) if n > 1 else ():
+            last = slice(part.start + n - 1, part.stop + n - 1)
+            offset_W = batch.end_W[last] - batch.end_W[part] + (n - 1) * batch.gap
             if len(power) <= (longest := int(offset_W.max())):
                 power = powers(2 * longest + 2)
-            total_W = total_W[: len(offset_W)] + hash_W[n - 1 :] * power[offset_W]
+            total_W[part] += hash_W[last] * power[offset_W]
         if n in wanted:
-            inside = np.flatnonzero(text_W[: len(total_W)] == text_W[n - 1 :])
-            yield n, _grouped(mix(total_W[inside] + apart_D[text_W[inside]]), inside)
+            yield n, _grouped(total_W, text_W, apart_D, n)
 
 
-def _grouped(hash_G: NDArray[np.uint64], place_G: NDArray[np.int64]) -> _Windows:
+def _blocks(count: int) -> Iterator[slice]:
+    """Parts of so many numbers: what is worked out for them takes little room beside the numbers themselves."""
+    for start in range(0, count, BLOCK):
+        yield slice(start, min(start + BLOCK, count))
+
+
+def _grouped(total_W: NDArray[np.uint64], text_W: NDArray[np.int32], apart_D: NDArray[np.uint64], n: int) -> _Windows:
     """Windows sorted by hash and, within equal ones, by place: place is packed into the low bits of the hash."""
+    place_G = np.flatnonzero(text_W[: len(total_W)] == text_W[n - 1 :])  # those within one text
     if not len(place_G):
         return _Windows(place_G, np.zeros(1, np.int64))
     bits = np.uint64(int(place_G[-1]).bit_length())
-    packed = np.sort((hash_G >> bits << bits) | place_G.astype(np.uint64))
-    group = packed >> bits
-    start = np.concatenate([[0], np.flatnonzero(group[1:] != group[:-1]) + 1, [len(packed)]])
-    return _Windows((packed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64), start)
+    packed = total_W[place_G]
+    for part in _blocks(len(packed)):
+        packed[part] += apart_D[text_W[place_G[part]]]
+        mix_in_place(packed[part])
+        packed[part] = (packed[part] >> bits << bits) | place_G[part].astype(np.uint64)
+    del place_G
+    packed.sort()
+    is_first = np.ones(len(packed) + 1, np.bool_)
+    for part in _blocks(len(packed) - 1):
+        following = packed[part.start + 1 : part.stop + 1]
+        is_first[part.start + 1 : part.stop + 1] = following >> bits != packed[part] >> bits
+    packed &= (np.uint64(1) << bits) - np.uint64(1)
+    return _Windows(packed.view(np.int64), np.flatnonzero(is_first))
 
 
 def _top(windows: _Windows, batch: _Batch, n: int) -> Iterator[tuple[int, int]]:
     """(text, characters of its commonest window times its count); of equally common ones the first counts."""
     if not len(windows.place_G):
         return
-    first_G = windows.place_G[windows.start[:-1]]
     behind = len(batch.text_W)
     score_D = np.zeros(int(batch.text_W[-1]) + 1, np.int64)
-    np.maximum.at(score_D, batch.text_W[first_G], windows.sizes * (behind + 1) + (behind - first_G))
+    for part in _blocks(len(windows.start) - 1):
+        first_G = windows.place_G[windows.start[part]]
+        count_G = windows.start[part.start + 1 : part.stop + 1] - windows.start[part]
+        np.maximum.at(score_D, batch.text_W[first_G], count_G * (behind + 1) + (behind - first_G))
     number = np.flatnonzero(score_D)
     count, first = score_D[number] // (behind + 1), behind - score_D[number] % (behind + 1)
     yield from zip(number.tolist(), (count * (batch.characters(first, n) - 1)).tolist(), strict=True)
@@ -172,9 +196,7 @@ def _duplicated(
     Every window that is not the first of its group is an upper bound; where it is over the limit the windows are
     counted one after the other, as a repeated one is jumped over and counts once.
     """
-    group = np.repeat(np.arange(len(windows.sizes)), windows.sizes)
-    repeated = np.flatnonzero(np.repeat(windows.sizes, windows.sizes) > 1)
-    place, group = windows.place_G[repeated], group[repeated]
+    place, group = windows.repeated()
     again = np.flatnonzero(group[1:] == group[:-1]) + 1
     bound_D = np.bincount(batch.text_W[place[again]], batch.characters(place[again], n), len(sizes))
     order = np.argsort(place)

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import pairwise
 from operator import attrgetter
 from typing import IO, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.hashing import windows
 from lmopt.data.scratch import Scratch
-from lmopt.data.shingles import WordHashes
+from lmopt.data.shingles import WordHashes, hash_runs
 from lmopt.data.sortedruns import SortedRuns
 from lmopt.data.stage import Batch, Stage
 from lmopt.recipe import SubstringDedup
@@ -49,14 +50,10 @@ def _table() -> WordHashes:
 
 
 def _look(config: SubstringDedup, batch: Batch) -> _Seen:
-    words = [" ".join(document.text.split()).encode("utf-8", "surrogatepass").split(b" ") for document in batch]
-    words = [found if found != [b""] else [] for found in words]
-    hashes = np.fromiter((_table()[word] for found in words for word in found), np.uint64)
-    words_D = np.array(list(map(len, words)), np.int64)
-    end_D = np.cumsum(words_D)
-    left = np.repeat(end_D, words_D) - np.arange(len(hashes))  # words from here to the end of the document
-    start_W = np.flatnonzero(left >= config.words)
-    return _Seen(windows(hashes, config.words)[start_W], start_W.astype(np.uint64), words_D)
+    hashes, offsets = hash_runs((document.text for document in batch), _table())
+    starts = [np.arange(first, end - config.words + 1, dtype=np.uint64) for first, end in pairwise(offsets.tolist())]
+    start_W = np.concatenate(starts)  # where as many words as a window has are left of the document
+    return _Seen(windows(hashes, config.words)[start_W], start_W, np.diff(offsets))
 
 
 def _settle(
@@ -126,7 +123,7 @@ def _cut(config: SubstringDedup, document: Document, words: int, starts: NDArray
     left = int((~is_cut).sum())
     if left < max(config.min_words, 1):
         return Dropped(document, "repeated_span", None, f"{words - left} of {words} words were in earlier documents")
-    begins = [found.start() for found in _WORD.finditer(document.text)]
+    begins = np.fromiter((found.start() for found in _WORD.finditer(document.text)), np.int64)
     edges = np.flatnonzero(np.diff(is_cut, prepend=False)).tolist()  # where cut and kept words change places
     pieces, kept_from = [], 0
     for number, edge in enumerate(edges):

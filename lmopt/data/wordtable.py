@@ -5,25 +5,28 @@ Letters: D texts, R runs of non-space of all of them, W words, V words that are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmopt.data.hashing import BASE
+from lmopt.data.pieces import pieces
 from lmopt.data.punctuation import SYMBOLS
 from lmopt.data.words import cut
 
 MAX_RUNS = 1_000_000
 """Known runs; beyond, the table starts afresh before the next texts, so that memory stays bounded."""
+RUNS_AT_ONCE = 1 << 18
+"""Runs that exist as such before they are numbers."""
 _MASK = (1 << 64) - 1
 
 
 class Words(NamedTuple):
     """The words of D texts, one text after the other."""
 
-    ids_W: NDArray[np.int64]
+    ids_W: NDArray[np.int32]
     """Numbers of the words in the table that cut them."""
     offsets: NDArray[np.int64]
     """D + 1 positions: text d has ids_W[offsets[d] : offsets[d + 1]]."""
@@ -39,25 +42,30 @@ class WordTable:
         self.vocabulary: dict[str, int] = {}
         self._runs = _Numbers()
         self._first_R = _Column(np.int64)
-        self._flat = _Column(np.int64)
+        self._flat = _Column(np.int32)
         self._facts = _Column(_FACTS)
 
     def words(self, texts: Iterable[str]) -> Words:
         """Cut texts into words."""
         if len(self._runs) > MAX_RUNS:
             self._forget()
-        runs: list[str] = []
-        ends = [0]
-        for text in texts:
-            runs += text.split()
-            ends.append(len(runs))
+        parts: list[NDArray[np.int32]] = []
+        offsets = [np.zeros(1, np.int64)]
+        for runs, ends in _groups(texts):
+            offsets_R, ids_W = self._cut(runs)
+            offsets.append(offsets_R[ends] + sum(map(len, parts)))
+            parts.append(ids_W)
+        return Words(np.concatenate(parts), np.concatenate(offsets))
+
+    def _cut(self, runs: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(words before each run and those of all, numbers of the words)."""
         run_R = np.fromiter(map(self._runs.__getitem__, runs), np.int64, len(runs))
         self._learn()
         first = self._first_R.filled
         count_R = first[run_R + 1] - first[run_R]
         end_R = np.concatenate([[0], np.cumsum(count_R)])
         place_W = np.arange(end_R[-1]) + np.repeat(first[run_R] - end_R[:-1], count_R)
-        return Words(self._flat.filled[place_W], end_R[np.array(ends)])
+        return end_R, self._flat.filled[place_W]
 
     def _learn(self) -> None:
         """Cut the runs that were met for the first time, and look at the words that are new with them."""
@@ -100,6 +108,20 @@ class WordTable:
     def letter_V(self) -> NDArray[np.bool_]:
         """Whether a word has a letter."""
         return self._facts.filled["letter"]
+
+
+def _groups(texts: Iterable[str]) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+    """(runs, how many of them stand before each end of a text that falls among them), a bounded number at a time."""
+    runs: list[str] = []
+    ends: list[int] = []
+    for text in texts:
+        for piece in pieces(text):
+            if len(runs) >= RUNS_AT_ONCE:
+                yield runs, np.array(ends, np.int64)
+                runs, ends = [], []
+            runs += piece.split()
+        ends.append(len(runs))
+    yield runs, np.array(ends, np.int64)
 
 
 _FACTS = np.dtype([("hash", np.uint64), ("length", np.int32), ("symbol", np.bool_), ("letter", np.bool_)])

@@ -299,10 +299,41 @@ def test_a_gigabyte_of_text_is_built_in_less_than_two_of_memory(tmp_path: Path) 
     assert peak_bytes < 2 * 2**30
 
 
+@pytest.fixture(scope="module")
+def hundred_megabytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "one.txt"
+    path.write_text("\n".join(prose(seed, 2000) for seed in range(9000)))
+    assert path.stat().st_size > 100_000_000
+    return path
+
+
+STEP_PROGRAM = """
+import sys
+from pathlib import Path
+from lmopt.data import documents
+from lmopt.data.documents import Dropped
+from lmopt.recipe import *
+
+def peak_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+text = Path(sys.argv[1]).read_text()
+config, document = eval(sys.argv[2]), documents.make(text, domain="x", source="x", provenance="x")
+step, before = builder(config), peak_bytes()
+(item,) = step(config, iter([document]))
+assert (item.document if isinstance(item, Dropped) else item).id == document.id
+print(peak_bytes() - before)
+"""
+
+
 @pytest.mark.slow
-def test_a_document_of_a_hundred_megabytes() -> None:
-    text = "\n".join(prose(seed, 2000) for seed in range(9000))
-    assert len(text) > 100_000_000
-    for config in STEPS:
-        (item,) = builder(config)(config, iter(numbered([text])))
-        assert (item.document if isinstance(item, Dropped) else item).id == numbered([text])[0].id
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
+@pytest.mark.parametrize("config", STEPS, ids=lambda config: config.kind)
+def test_a_document_of_a_hundred_megabytes_takes_a_dozen_times_its_size_at_most(
+    config: Technique, hundred_megabytes: Path
+) -> None:
+    program = [sys.executable, "-c", STEP_PROGRAM, str(hundred_megabytes), repr(config)]
+    done = subprocess.run(program, check=True, capture_output=True, text=True)
+    print(f"{config.kind}: {int(done.stdout) / 2**20:.0f} MiB beside the text")
+    assert int(done.stdout) < 12 * hundred_megabytes.stat().st_size
