@@ -25,7 +25,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.greedy:
         return torch.zeros_like(z).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)
-    z = z / sampling.temperature
+    # the largest becomes 0 first: no temperature then makes an infinity of it, or 0 / 0
+    z = (z - z.amax(-1, keepdim=True)) / max(sampling.temperature, torch.finfo(z.dtype).tiny)
     if sampling.top_k is not None and sampling.top_k < z.shape[-1]:
         kth = z.topk(sampling.top_k, dim=-1).values[..., -1:]
         z = z.masked_fill(z < kth, float("-inf"))

@@ -81,6 +81,11 @@ def test_what_cannot_be_written_is_refused(prompts, options, error, words):
 class TestProbabilities:
     LOGITS = torch.tensor([2.0, 1.0, 1.0, 0.0, -1.0], dtype=torch.float64)
 
+    @pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-300])
+    def test_a_tiny_temperature_is_all_but_greedy(self, temperature):
+        logits_V = torch.tensor([3.0, -2e4, 40.0, 39.0])
+        assert probabilities(logits_V, Sampling(temperature=temperature)).tolist() == [0, 0, 1, 0]
+
     def test_temperature_divides_and_0_takes_the_first_of_the_likeliest(self):
         warm = probabilities(self.LOGITS, Sampling(temperature=2))
         torch.testing.assert_close(warm, (self.LOGITS / 2).softmax(-1))

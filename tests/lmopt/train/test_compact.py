@@ -114,6 +114,16 @@ def test_each_number_becomes_the_nearest_of_its_block(signed, numbers):
         assert (error <= least + 1e-3 * block.abs() + 1e-7 * largest).all()
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_numbers_a_millionth_of_the_largest_become_the_nearest_too(signed):
+    x = torch.logspace(-7, 0, 256, dtype=torch.float64).float()
+    codes, scale = compact.encode(x, 256, signed=signed)
+    book = compact.codebook(signed, torch.device("cpu"))
+    error, least = (book[codes.int()] - x).abs(), (x[:, None] - book).abs().amin(1)
+    assert scale.item() == 1
+    assert (error <= least + 1e-3 * x).all()
+
+
 def test_zeros_stay_zeros():
     codes, scale = compact.encode(torch.zeros(300), 256, signed=True)
     assert not compact.decode(codes, scale, 256, signed=True).any()
