@@ -52,8 +52,10 @@ def _table() -> WordHashes:
 def _look(config: SubstringDedup, batch: Batch) -> _Seen:
     hashes, offsets = hash_runs((document.text for document in batch), _table())
     starts = [np.arange(first, end - config.words + 1, dtype=np.uint64) for first, end in pairwise(offsets.tolist())]
-    start_W = np.concatenate(starts)  # where as many words as a window has are left of the document
-    return _Seen(windows(hashes, config.words)[start_W], start_W, np.diff(offsets))
+    start_W = np.concatenate(starts) if len(starts) > 1 else starts[0]  # a window's words are left of the document
+    hash_W = windows(hashes, config.words)
+    within = hash_W if len(start_W) == len(hash_W) else hash_W[start_W]
+    return _Seen(within, start_W, np.diff(offsets))
 
 
 def _settle(
