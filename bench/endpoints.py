@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +159,9 @@ def no_interval(described: Mapping[str, Any], otherwise: str) -> str:
     """Why nothing was decided: no interval at all, an open one, or one that holds both answers."""
     if described["n_seeds"] == 1:
         return "one seed gives no interval"
+    if described["bounds"] == [None, None] and sum(described.get("censored", {}).values()) == described["n_seeds"]:
+        needed = math.ceil(-math.log2(described["alpha"]))
+        return f"no seed has a size, so there is no interval: {needed} seeds that all agree would be a sign test"
     if described["bounds"] == [None, None]:
         return "there is no interval, because a part of it was measured only once"
     if None in described["bounds"]:

@@ -21,7 +21,7 @@ def next_steps(study: Study, arm: ArmDesign, scale: str, judged: Mapping[str, An
         return ["train the arms: run it with a larger budget, on a larger machine or at a smaller scale"]
     steps = [
         *_of_missing(arm, described),
-        *_of_censoring(described),
+        *(_of_divergence(study, arm, scale) or _of_censoring(described)),
         *_of_interval(study, arm, scale, described),
     ]
     if arm.role == "claim":
@@ -41,6 +41,14 @@ def _of_missing(arm: ArmDesign, described: Mapping[str, Any]) -> list[str]:
     if any("failed" in reason for reason in described["dropped_seeds"].values()):
         return ["run the failed cases again, after what their logs say is mended"]
     return [f"measure what is missing: {why}"]
+
+
+def _of_divergence(study: Study, arm: ArmDesign, scale: str) -> list[str]:
+    ended = [study.finished(case) for case in study.planned("train", arm.name, scale)]
+    diverged = sum(record is not None and record.status == "diverged" for record in ended)
+    if not diverged:
+        return []
+    return [f"lower the learning rate of {arm.name}: {several(diverged, 'training')} of {len(ended)} diverged"]
 
 
 def _of_censoring(described: Mapping[str, Any]) -> list[str]:

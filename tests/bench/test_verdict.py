@@ -304,6 +304,12 @@ def test_uncounted_flops_never_support():
     assert "second count" in arm["why"]
 
 
+def test_where_every_seed_diverged_it_says_so_and_what_to_do():
+    arm = arm_of(synthesize(arms=(Planted("all", role="claim", diverged=(0, 1, 2)),), seeds=3, items=0))
+    assert "no seed has a size, so there is no interval: 6 seeds that all agree would be a sign test" in arm["why"]
+    assert arm["next"].startswith("lower the learning rate of all: ")
+
+
 def test_where_nothing_was_trained_no_count_agrees():
     seeds = (0, 1, 2)
     arms = (Planted("all", role="claim", failed=seeds), Planted("moe", failed=seeds))
