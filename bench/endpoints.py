@@ -174,7 +174,8 @@ def sentence(described: Mapping[str, Any], saving: Saving) -> str:
     value, training = described["saving_all_in"], described["saving_training"]
     n = several(described["n_seeds"], "seed")
     if value is None:
-        return f"{_censored_words(described, saving)} ({n})"
+        words = _censored_words(described, saving)
+        return words if words.startswith(n) and ";" not in words and " and " not in words else f"{words} ({n})"
     has_bounds = described["bounds"] != [None, None]
     text = f"saves {percent(value)}" if value >= 0 else f"costs {percent(-value)} more"
     if has_bounds:

@@ -10,7 +10,7 @@ from typing import Any
 from bench.stats.power import POWER, seeds_needed
 from bench.study import Study, load
 from bench.verdict import judge_study
-from bench.words import interval, percent, several
+from bench.words import NEAR_ALL, interval, percent, several
 
 SMALL_DEPARTURE = 0.05
 """A departure from multiplying that is worth telling from none."""
@@ -87,7 +87,10 @@ def _reasons(primary: str, judged: Mapping[str, Any]) -> list[str]:
         ]
     detectable = judged["endpoints"][primary].get("detectable_saving")
     if detectable is not None:
-        lines += ["", f"with {percent(POWER, 0)} power this study shows a true saving of {percent(detectable)} or more"]
+        shown = (
+            "no saving, however large" if detectable >= NEAR_ALL else f"a true saving of {percent(detectable)} or more"
+        )
+        lines += ["", f"with {percent(POWER, 0)} power this study shows {shown}"]
     if judged.get("sign_disagreement"):
         lines += ["", f"note: {judged['sign_disagreement']}"]
     lines += ["", "what would change it:"]

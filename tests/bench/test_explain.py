@@ -5,7 +5,7 @@ import pytest
 from bench.explain import explain, explain_study
 from bench.study import StudyError
 from tests.bench.dissected import taken_apart
-from tests.bench.synthetic import make_run, study_of, synthesize
+from tests.bench.synthetic import Planted, make_run, study_of, synthesize
 
 
 def test_seeds_are_counted_for_an_undecided_saving():
@@ -48,3 +48,10 @@ def test_a_whole_that_was_taken_apart_is_explained_by_its_factors():
     assert "do savings multiply: no departure shown" in text
     assert "would tell a departure of 5% from none" in text
     assert "taken apart" not in explain_study(study_of(synthetic), "only-moe")
+
+
+def test_a_study_that_shows_nothing_says_so():
+    arms = (Planted("all", role="claim", saving=-9.0, noise=1.0),)
+    text = explain_study(study_of(synthesize(arms=arms, seeds=2, items=0, layout="economical")), "all")
+    assert "with 80% power this study shows no saving, however large" in text
+    assert "decided by: saving: 2 seeds ended above the reference's whole curve; the interval is open" in text
