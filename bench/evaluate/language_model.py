@@ -144,7 +144,7 @@ class DecoderLM(TemplateLM):
         if settings.get("do_sample") or settings.get("temperature", 0) > 0:
             raise ValueError("this model generates greedily; a task that samples cannot be evaluated with it")
         stops = settings.get("until", [])
-        stops = [stops] if isinstance(stops, str) else stops
+        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]  # "" is in every text
         tokens = self.tok_encode(context) or [self._end]
         limit = len(tokens) + settings.get("max_gen_toks", MAX_GENERATED_TOKENS)
         start = len(tokens)

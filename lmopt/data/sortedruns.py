@@ -30,12 +30,14 @@ class SortedRuns:
 
     def add(self, keys: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
         """Remember pairs."""
-        pairs = np.empty(len(keys), PAIR)
-        pairs["key"], pairs["place"] = keys, places
-        self._waiting.append(pairs)
-        self._count += len(pairs)
-        if self._count >= self._room:
-            self._flush()
+        for start in range(0, len(keys), self._room):  # those of one long document may not fit at once
+            part = slice(start, start + self._room)
+            pairs = np.empty(len(keys[part]), PAIR)
+            pairs["key"], pairs["place"] = keys[part], places[part]
+            self._waiting.append(pairs)
+            self._count += len(pairs)
+            if self._count >= self._room:
+                self._flush()
 
     def _flush(self) -> None:
         if not self._count:

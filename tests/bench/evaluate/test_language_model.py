@@ -129,7 +129,7 @@ def test_generation_is_greedy_and_stops(lm, model, tokenizer):
         tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
     assert free == tokenizer.decode(tokens[start:])
     stop = free[2:4]
-    (stopped,) = lm.generate_until([_instance("generate_until", "The old", {"until": [stop], "max_gen_toks": 6})])
+    (stopped,) = lm.generate_until([_instance("generate_until", "The old", {"until": ["", stop], "max_gen_toks": 6})])
     assert stopped == free[: free.index(stop)]
 
 

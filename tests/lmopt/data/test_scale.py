@@ -107,6 +107,13 @@ def test_sorted_runs_sort(parts: list[list[int]], memory_bytes: int) -> None:
         assert not len(one) or not len(other) or one["key"][-1] < other["key"][0]
 
 
+def test_more_than_fits_at_once_goes_to_several_runs() -> None:
+    runs = SortedRuns(Scratch(1 << 12), most=999)
+    runs.add(np.arange(1000, dtype=np.uint64)[::-1], np.arange(1000, dtype=np.uint64))
+    assert max(np.diff(bounds).sum() for bounds in runs._bounds) <= (1 << 12) // 64
+    assert np.concatenate(list(runs.ranges()))["key"].tolist() == list(range(1000))
+
+
 def test_a_range_that_does_not_fit_is_said() -> None:
     runs = SortedRuns(Scratch(256), most=10)
     runs.add(np.full(1000, 5, np.uint64), np.arange(1000, dtype=np.uint64))
