@@ -74,7 +74,16 @@ def test_every_step_takes_every_ugly_text() -> None:
 
 
 def test_bytes_that_are_no_text_at_all(tmp_path: Path) -> None:
+    options = CorpusSource(source=f"file:{tmp_path / 'a.txt'}")
     (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(SourceError, match="not UTF-8: 5,160 of the first 10,240 characters"):
+        list(reading.read(sources.fetch(options.source), options))
+
+
+def test_some_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(
+        b"A line of text, and what a disk made of it: \xff\xfe\x80\x00.\n" + b"Words. " * 600
+    )
     options = CorpusSource(source=f"file:{tmp_path / 'a.txt'}")
     (document,) = reading.read(sources.fetch(options.source), options)
     with storage.DocumentWriter(tmp_path / "d.parquet") as file:
