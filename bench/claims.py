@@ -68,9 +68,14 @@ def judge_claim(context: Context, described: dict[Endpoint, dict[str, Any]]) -> 
     primary = context.arm.primary
     adjusted = context.adjusted[primary]
     alpha = adjusted.supports.alpha if adjusted else context.alpha
-    direct = _at_point(context.points.direct.get(context.arm.name), alpha, "no worse than the reference's at horizon 1")
+    direct = _at_point(
+        context.points.direct.get(context.arm.name),
+        alpha,
+        wanted="no worse than the reference's at horizon 1",
+        otherwise="worse than the reference's at horizon 1",
+    )
     truncated = _at_point(
-        context.points.truncated.get(context.arm.name), alpha, "better than that of the reference stopped there"
+        context.points.truncated.get(context.arm.name), alpha, wanted="better than that of the reference stopped there"
     )
     conditions = [
         {"name": "direct_test", "met": direct["met"], "why": direct["why"]},
@@ -170,8 +175,11 @@ def _counted(context: Context, endpoint: Endpoint) -> dict[str, Any]:
     return {"name": "counts", "met": met, "why": why}
 
 
-def _at_point(difference: Difference | None, alpha: float, wanted: str) -> dict[str, Any]:
-    """One-sided test that a loss at the claim point is below another; a loss that is exactly equal is not."""
+def _at_point(difference: Difference | None, alpha: float, wanted: str, otherwise: str = "") -> dict[str, Any]:
+    """One-sided test that a loss at the claim point is below another; a loss that is exactly equal is not.
+
+    `otherwise` is what to call it where the opposite is shown: "not `wanted`" unless given.
+    """
     described = _difference(difference, alpha)
     effect = difference.effect if difference else None
     if effect is None:
@@ -183,7 +191,7 @@ def _at_point(difference: Difference | None, alpha: float, wanted: str) -> dict[
     met = effect.upper(alpha) < 0
     found = f"is {wanted}" if met else f"is not shown to be {wanted}"
     if effect.lower(alpha) > 0:
-        found = f"is {wanted.removeprefix('no ')}" if wanted.startswith("no ") else f"is not {wanted}"
+        found = f"is {otherwise or f'not {wanted}'}"
     why = f"its loss at the claim point {found} ({shown} {interval(described['bounds'], 1.0, 4)})"
     return described | {"met": met, "why": why}
 

@@ -1,11 +1,13 @@
-"""Our linear layer against torch's: a forward and backward pass in bf16.
+"""Our linear layer against torch's, and the head's weight gradient our way and straight: forward and backward in bf16.
 
     python benchmarks/linear.py --threads 1
+    python benchmarks/linear.py --threads 1 --head
 
-For each shape (inputs x outputs) both layers work in rounds A B B A on the same 2,048 tokens; the ratio is the median
+For each shape (inputs x outputs) both ways work in rounds A B B A on the same 2,048 tokens; the ratio is the median
 over rounds. With one thread the clock is processor time, which neighbours on the machine disturb less than wall time;
-with more it is wall time. `linear.WIDE`, below which ours is torch's, is lifted here: this shows why it is there.
-Shapes: queries, keys and values, gate and up, at the widths of `benchmarks/train.py` and one between.
+with more it is wall time. The bounds within which a way is not taken (`linear.WIDE` and `TILES`, `loss.MANY_ROWS`) are
+lifted here: this shows why they are there. Shapes: queries, keys and values, gate and up, at the widths of
+`benchmarks/train.py` and one between; `--head`: the fused loss with 8,192 tokens of vocabulary at those widths.
 """
 
 from __future__ import annotations
@@ -16,52 +18,91 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lmopt.arch import linear
+from lmopt.arch import linear, loss
 from lmopt.compute.memory import tune_allocator
 
 TOKENS = 2048
 SHAPES = ((192, 576), (192, 1024), (256, 768), (256, 1408), (320, 960), (320, 1728), (512, 1536), (512, 2752))
+HEADS = ((192, 8192), (320, 8192), (512, 8192), (768, 8192))
 WARMUP_ROUNDS = 3
+PASSES = 4
+"""Forward and backward passes timed at once."""
+
+Work = Callable[[], object]
 
 
-def seconds(layer: nn.Linear, clock: Callable[[], float], passes: int = 4) -> float:
-    """Of a forward and backward pass, mean of several."""
-    x_ND = torch.randn(TOKENS, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
-    grad_NF = torch.randn(TOKENS, layer.out_features, dtype=torch.bfloat16)
-    start_s = clock()
-    for _ in range(passes):
-        layer.weight.grad = x_ND.grad = None
-        with torch.autocast("cpu", torch.bfloat16):
-            y_NF = layer(x_ND)
-        y_NF.backward(grad_NF)
-    return (clock() - start_s) / passes
+def layers(inputs: int, outputs: int) -> tuple[Work, Work]:
+    """(torch's layer, ours), one pass each."""
+    grad_NF = torch.randn(TOKENS, outputs, dtype=torch.bfloat16)
+
+    def passing(layer: nn.Linear) -> Work:
+        x_ND = torch.randn(TOKENS, inputs, dtype=torch.bfloat16, requires_grad=True)
+
+        def work() -> None:
+            layer.weight.grad = x_ND.grad = None
+            with torch.autocast("cpu", torch.bfloat16):
+                y_NF = layer(x_ND)
+            y_NF.backward(grad_NF)
+
+        return work
+
+    return passing(nn.Linear(inputs, outputs, bias=False)), passing(linear.Linear(inputs, outputs))
+
+
+def heads(width: int, vocab: int) -> tuple[Work, Work]:
+    """The fused loss with (its weight gradient as grad^T x, the same turned round), one pass each."""
+    x_ND = torch.randn(TOKENS, width, dtype=torch.bfloat16, requires_grad=True)
+    weight_VD = nn.Parameter(0.02 * torch.randn(vocab, width))
+    targets_N = torch.randint(0, vocab, (TOKENS,))
+
+    def passing(outer: Callable[[Tensor, Tensor], Tensor]) -> Work:
+        def work() -> None:
+            weight_VD.grad = x_ND.grad = None
+            loss.outer = outer
+            with torch.autocast("cpu", torch.bfloat16):
+                loss.cross_entropy(x_ND, weight_VD, targets_N).backward()
+
+        return work
+
+    return passing(lambda grad_NV, x_ND: torch.mm(grad_NV.T, x_ND)), passing(loss.outer)
+
+
+def interleaved(first: Work, second: Work, rounds: int, clock: Callable[[], float]) -> list[tuple[float, float]]:
+    """Seconds a pass of each, a pair for every round."""
+    pairs: list[tuple[float, float]] = []
+    for _ in range(WARMUP_ROUNDS + rounds):
+        spent_s = [0.0, 0.0]
+        for which, work in ((0, first), (1, second), (1, second), (0, first)):
+            start_s = clock()
+            for _ in range(PASSES):
+                work()
+            spent_s[which] += (clock() - start_s) / PASSES / 2
+        pairs.append((spent_s[0], spent_s[1]))
+    return pairs[WARMUP_ROUNDS:]
 
 
 def main() -> None:
     """Print a line for each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--head", action="store_true", help="the head's fused loss instead of linear layers")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tune_allocator()
-    linear.WIDE = 0
+    linear.WIDE, linear.TILES, loss.MANY_ROWS = 0, True, 0
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    print("inputs x outputs   torch ms   ours ms   ours is faster by")
-    for inputs, outputs in SHAPES:
-        layers = nn.Linear(inputs, outputs, bias=False), linear.Linear(inputs, outputs)
-        rounds: list[tuple[float, float]] = []
-        for _ in range(WARMUP_ROUNDS + arguments.rounds):
-            spent = [0.0, 0.0]
-            for which in (0, 1, 1, 0):
-                spent[which] += seconds(layers[which], clock) / 2
-            rounds.append((spent[0], spent[1]))
-        theirs, ours = (statistics.median(column) * 1e3 for column in zip(*rounds[WARMUP_ROUNDS:], strict=True))
-        ratios = sorted(a / b for a, b in rounds[WARMUP_ROUNDS:])
+    first, second = ("straight", "turned") if arguments.head else ("torch", "ours")
+    print(f"{'inputs x outputs':<18} {f'{first} ms':>12} {f'{second} ms':>10}   {second} is faster by")
+    for shape in HEADS if arguments.head else SHAPES:
+        works = heads(*shape) if arguments.head else layers(*shape)
+        pairs = interleaved(*works, arguments.rounds, clock)
+        theirs, ours = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+        ratios = sorted(a / b for a, b in pairs)
         print(
-            f"{inputs:>6} x {outputs:<9} {theirs:>8.2f} {ours:>9.2f}   {statistics.median(ratios):.2f}x "
+            f"{shape[0]:>6} x {shape[1]:<9} {theirs:>12.2f} {ours:>10.2f}   {statistics.median(ratios):.2f}x "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
             flush=True,
         )

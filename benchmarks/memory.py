@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                  # 1M to 100M, dense and sparse, activations kept and computed again
     python benchmarks/memory.py --sizes 300m 1b  # the large ones need 6 and 16 GiB
+    python benchmarks/memory.py --precision fp32
 
 Prints a Markdown row a case: predicted, measured, and their ratio.
 """
@@ -28,7 +29,7 @@ SPARSE = {"kind": "moe", "experts": 8, "top_k": 2}
 STEPS = 3
 
 
-def cases(sizes: list[str], sequences: int, length: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def cases(sizes: list[str], precision: str, sequences: int, length: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, recipe) of each case."""
     for size in sizes:
         shape = {**SIZES[size], "context": 256}
@@ -48,6 +49,7 @@ def cases(sizes: list[str], sequences: int, length: int) -> Iterator[tuple[str, 
                     "ffn": ffn,
                     "activations": {"kind": activations},
                     "optimizer": {"kind": optimizer},
+                    "precision": {"kind": precision},
                     "batching": {"sequences": sequences, "length": length},
                     "tokens": 10**9,
                 },
@@ -85,6 +87,7 @@ def main() -> None:
     """Measure every case in a child and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1m", "10m", "30m", "100m"])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--only", default="", help="words that a case's label must hold, for example `1b moe`")
@@ -97,7 +100,7 @@ def main() -> None:
     from lmopt.recipe import Recipe
 
     print("| case | parameters | predicted GiB | measured GiB | predicted / measured |\n|---|---|---|---|---|")
-    for label, plain in cases(arguments.sizes, arguments.sequences, arguments.length):
+    for label, plain in cases(arguments.sizes, arguments.precision, arguments.sequences, arguments.length):
         if not all(word in label.split() for word in arguments.only.split()):
             continue
         recipe = Recipe.model_validate(plain)

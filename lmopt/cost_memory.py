@@ -9,8 +9,6 @@ LOGIT_CHUNK_BYTES = 64 * 2**20
 """Logits that the fused loss holds at once, counted as float32 (lmopt.arch.loss.CHUNK_BYTES)."""
 HEAD_BYTES = 16 * 2**20
 """What stands beside them: the block in which softmax runs, and the head's gradient of a chunk."""
-DIVERGENCE_CHUNKS = 3
-"""Chunks of float32 logits that a divergence from a teacher holds at once."""
 TRANSIENT_SHARE = 0.2
 """Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
 and those below were read off trainings of 1 to 290 M parameters on a CPU (benchmarks/memory.py), dense and
@@ -68,7 +66,7 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     if recipe.teacher is not None:
         logits = recipe.batching.held_sequences * recipe.batching.length * 4 * held.embedding // model.width
-        whole += 4 * parameters(recipe.teacher).total + DIVERGENCE_CHUNKS * min(logits, LOGIT_CHUNK_BYTES)
+        whole += 4 * parameters(recipe.teacher).total + min(logits, LOGIT_CHUNK_BYTES) * _product_bytes(recipe) // 4
         numbers += _kept_per_token(recipe.teacher)  # a block at a time, nothing is kept
     return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
 

@@ -5,13 +5,14 @@ Letters: D texts, R runs of non-space of all of them, W words, V words that are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmopt.data.hashing import BASE
+from lmopt.data.hashing import powers
 from lmopt.data.pieces import pieces
 from lmopt.data.punctuation import SYMBOLS
 from lmopt.data.words import cut
@@ -20,7 +21,6 @@ MAX_RUNS = 1_000_000
 """Known runs; beyond, the table starts afresh before the next texts, so that memory stays bounded."""
 RUNS_AT_ONCE = 1 << 18
 """Runs that exist as such before they are numbers."""
-_MASK = (1 << 64) - 1
 
 
 class Words(NamedTuple):
@@ -75,19 +75,14 @@ class WordTable:
             return
         flat: list[int] = []
         ends: list[int] = []
-        base = len(self._flat.filled)
-        facts: list[tuple[int, int, bool, bool]] = []
+        base, known = len(self._flat.filled), len(self.vocabulary)
         for run in self._runs.new:
-            for word in cut(run):
-                number = self.vocabulary.setdefault(word, len(self.vocabulary))
-                if number == len(self._facts.filled) + len(facts):
-                    facts.append(_look_at(word))
-                flat.append(number)
+            flat += [self.vocabulary.setdefault(word, len(self.vocabulary)) for word in cut(run)]
             ends.append(base + len(flat))
         self._runs.new.clear()
         self._flat.extend(flat)
         self._first_R.extend(ends)
-        self._facts.extend(facts)
+        self._facts.extend(_look_at(list(islice(self.vocabulary, known, None))))
 
     @property
     def hash_V(self) -> NDArray[np.uint64]:
@@ -151,22 +146,29 @@ class _Column:
     def filled(self) -> NDArray[np.generic]:
         return self._room[: self._size]
 
-    def extend(self, values: list[object]) -> None:
+    def extend(self, values: Sequence[object] | NDArray[np.generic]) -> None:
         needed = self._size + len(values)
         if needed > len(self._room):
             self._room = np.concatenate([self._room, np.zeros(max(needed, 2 * len(self._room)), self._room.dtype)])
-        self._room[self._size : needed] = np.array(values, self._room.dtype)
+        self._room[self._size : needed] = values
         self._size = needed
 
 
-def _look_at(word: str) -> tuple[int, int, bool, bool]:
-    symbol = SYMBOLS.issuperset(word)
-    return _polynomial(word), len(word), symbol, any(map(str.isalpha, word))
+def _look_at(words: list[str]) -> NDArray[np.void]:
+    """What the filters want to know of each word."""
+    facts = np.zeros(len(words), _FACTS)
+    facts["length"] = list(map(len, words))
+    facts["hash"] = _polynomials(words, facts["length"])
+    facts["letter"] = [word.isalpha() or any(map(str.isalpha, word)) for word in words]
+    facts["symbol"] = [not word.isalpha() and SYMBOLS.issuperset(word) for word in words]
+    return facts
 
 
-def _polynomial(word: str) -> int:
-    total, power, base = 0, 1, int(BASE)
-    for character in word:
-        total += (ord(character) + 1) * power
-        power = power * base & _MASK
-    return total & _MASK
+def _polynomials(words: list[str], length_V: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """sum_k (c_k + 1) BASE^k over the characters c of each word, mod 2^64."""
+    codes_C = np.frombuffer("".join(words).encode("utf-32-le", "surrogatepass"), np.uint32)
+    end_V = np.concatenate([[0], np.cumsum(length_V, dtype=np.int64)])
+    place_C = np.arange(len(codes_C)) - np.repeat(end_V[:-1], length_V)
+    terms_C = (codes_C + np.uint64(1)) * powers(int(length_V.max(initial=0)))[place_C]
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms_C)])
+    return np.diff(before[end_V])

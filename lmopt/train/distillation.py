@@ -11,11 +11,13 @@ Letters: see lmopt/arch/transformer.py; W width of the teacher.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lmopt.arch.loss import CHUNK_BYTES, IGNORED, cross_entropy
+from lmopt.arch.loss import BLOCK_BYTES, CHUNK_BYTES, IGNORED, cross_entropy, outer
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
 from lmopt.techniques.objective import Distillation
@@ -32,66 +34,99 @@ def begin(_config: TeacherLayers, model: Transformer, teacher: Transformer) -> N
     initialise(model, teacher)
 
 
-class _HeadDivergence(torch.autograd.Function):
-    """T^2 KL(teacher || student) and its gradients in one pass, a chunk of tokens at a time: no logits are kept."""
+class HeadLosses(NamedTuple):
+    """Scalars in nats a token, float32 or better."""
+
+    mixed: Tensor
+    """targets x cross-entropy + probabilities x T^2 KL(teacher || student)."""
+    cross_entropy: Tensor
+    """The student's own; no gradient goes through it."""
+
+
+class _TaughtHead(torch.autograd.Function):
+    """Both losses and the gradients of their weighted sum in one pass: the student's logits are computed once."""
 
     @staticmethod
     def forward(
         ctx,
         x_ND: Tensor,
         weight_VD: Tensor,
+        targets_N: Tensor,
         teacher_NW: Tensor,
         teacher_VW: Tensor,
-        learnt_N: Tensor,
-        temperature: float,
+        config: Distillation,
         chunk: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(weight_VD)
-        weight, teacher = weight_VD.detach().to(dtype), teacher_VW.detach().to(dtype)
+        weight, teacher = weight_VD.to(dtype), teacher_VW.to(dtype)
         high = torch.promote_types(x_ND.dtype, torch.float32)
-        total = torch.zeros((), dtype=high, device=x_ND.device)
-        grad_x_ND, grad_weight_VD = torch.empty_like(x_ND), torch.zeros_like(weight_VD)
+        total_2 = torch.zeros(2, dtype=high, device=x_ND.device)
+        grad_x_ND, grad_weight_VD = torch.empty_like(x_ND, dtype=dtype), torch.zeros_like(weight_VD, dtype=high)
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
-            x = x_ND[rows].to(dtype)
-            log_q = torch.mm(x, weight.T).to(high).div_(temperature).log_softmax(-1)
-            log_p = torch.mm(teacher_NW[rows].to(dtype), teacher.T).to(high).div_(temperature).log_softmax(-1)
-            p = log_p.exp()
-            ignored_N1 = ~learnt_N[rows, None]
-            total += log_p.sub_(log_q).mul_(p).sum(-1, keepdim=True).masked_fill_(ignored_N1, 0).sum()
-            grad = log_q.exp_().sub_(p).to(dtype)  # d KL / d (z/T); T^2 x 1/T is left to backward
-            grad_x_ND[rows] = torch.mm(grad, weight).masked_fill_(ignored_N1, 0).to(x_ND.dtype)
-            grad_weight_VD += torch.mm(grad.T, x.masked_fill(ignored_N1, 0))
-        count = learnt_N.sum().clamp(min=1)
-        ctx.save_for_backward(grad_x_ND, grad_weight_VD, temperature / count)
-        return total * temperature**2 / count
+            x, targets = x_ND[rows].to(dtype), targets_N[rows]
+            logits = torch.mm(x, weight.T)
+            total_2 += _mixed_gradient(logits, torch.mm(teacher_NW[rows].to(dtype), teacher.T), targets, config, high)
+            ignored = (targets == IGNORED)[:, None]
+            torch.mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
+            grad_weight_VD += outer(logits, x.masked_fill(ignored, 0))
+        count = (targets_N != IGNORED).sum().clamp(min=1)
+        ctx.save_for_backward(grad_x_ND, grad_weight_VD, count)
+        ctx.dtypes = x_ND.dtype, weight_VD.dtype
+        own, taught = (total_2 / count).unbind()
+        ctx.mark_non_differentiable(own)
+        return config.targets * own + config.probabilities * taught, own
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
-        grad_x_ND, grad_weight_VD, scale = ctx.saved_tensors
-        scale = grad * scale
-        return (grad_x_ND * scale).to(grad_x_ND.dtype), grad_weight_VD * scale, None, None, None, None, None
+    def backward(ctx, grad: Tensor, _of_own: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+        grad_x_ND, grad_weight_VD, count = ctx.saved_tensors
+        grad = grad / count
+        x_dtype, weight_dtype = ctx.dtypes
+        return (grad_x_ND * grad).to(x_dtype), (grad_weight_VD * grad).to(weight_dtype), None, None, None, None, None
 
 
-def divergence(
+def _mixed_gradient(
+    logits_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor, config: Distillation, high: torch.dtype
+) -> Tensor:
+    """Turn logits in place into the gradient of a token's mixed loss; returns the sums of (cross-entropy, T^2 KL).
+
+    d KL / dz = (q - p) / T, of which T^2 leaves T. A few rows at a time, as in `lmopt.arch.loss`.
+    """
+    whole = logits_NV.device.type != "cpu" or type(logits_NV) is not Tensor
+    block = len(logits_NV) if whole else max(1, BLOCK_BYTES // (high.itemsize * logits_NV.shape[1]))
+    temperature = config.temperature
+    total_2 = torch.zeros(2, dtype=high, device=logits_NV.device)
+    for logits, teachers, targets in zip(
+        logits_NV.split(block), teacher_NV.split(block), targets_N.split(block), strict=True
+    ):
+        index, ignored = targets.clamp(min=0)[:, None], (targets == IGNORED)[:, None]
+        z = logits.to(high)
+        log_q = (z / temperature).log_softmax(-1)
+        log_p = (teachers.to(high) / temperature).log_softmax(-1)
+        p = log_p.exp()
+        taught = temperature**2 * log_p.sub_(log_q).mul_(p).sum(-1, keepdim=True)
+        own = z.logsumexp(-1, keepdim=True) - z.gather(1, index)
+        total_2 += torch.stack([own.masked_fill_(ignored, 0).sum(), taught.masked_fill_(ignored, 0).sum()])
+        grad = log_q.exp_().sub_(p).mul_(config.probabilities * temperature).add_(z.softmax(-1), alpha=config.targets)
+        logits.copy_(grad.scatter_add_(1, index, torch.full_like(index, -config.targets, dtype=high)))
+    return total_2
+
+
+def head_losses(
     x_ND: Tensor,
     weight_VD: Tensor,
+    targets_N: Tensor,
     teacher_NW: Tensor,
     teacher_VW: Tensor,
-    temperature: float,
-    learnt_N: Tensor | None = None,
-) -> Tensor:
-    """T^2 mean_n KL(softmax(teacher_n / T) || softmax(student_n / T)) in nats: a scalar, float32 or better.
+    config: Distillation,
+) -> HeadLosses:
+    """What a student's last states lose against the text and against a teacher's, targets of -100 left out of both.
 
-    Gradients go to the student's states and head only. At most three chunks of `CHUNK_BYTES` of logits exist at once.
-
-    Args:
-        learnt_N: which tokens count; default: all.
+    Gradients go to the student's states and head only. At most `CHUNK_BYTES` of each model's logits exist at once,
+    counted as float32.
     """
     chunk = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
-    if learnt_N is None:
-        learnt_N = torch.ones(len(x_ND), dtype=torch.bool, device=x_ND.device)
-    return _HeadDivergence.apply(x_ND, weight_VD, teacher_NW, teacher_VW, learnt_N, temperature, chunk)
+    return HeadLosses(*_TaughtHead.apply(x_ND, weight_VD, targets_N, teacher_NW, teacher_VW, config, chunk))
 
 
 class DistillationLoss:
@@ -137,20 +172,18 @@ class DistillationLoss:
         if self.teacher is None:
             raise ValueError("there is no teacher to learn from\nhint: state.loss.learn_from(teacher) after loop.start")
         x_BTD, auxiliary = self.student.hidden(tokens_BT, segments_BT)
-        weight_VD, x_ND = self.student.head_weight_VD, x_BTD.flatten(0, 1)
-        own = cross_entropy(x_ND, weight_VD, targets_BT.flatten())
-        mixed = config.targets * own
-        if not config.asks_teacher:
-            return Losses(own, auxiliary + (mixed - own))
-        with torch.no_grad():
-            teacher_BTW, _ = self.teacher.hidden(tokens_BT, segments_BT)
-        teacher_NW, teacher_VW = teacher_BTW.flatten(0, 1), self.teacher.head_weight_VD
-        learnt_N = targets_BT.flatten() != IGNORED
+        weight_VD, x_ND, targets_N = self.student.head_weight_VD, x_BTD.flatten(0, 1), targets_BT.flatten()
+        if config.asks_teacher:
+            with torch.no_grad():
+                teacher_NW = self.teacher.hidden(tokens_BT, segments_BT)[0].flatten(0, 1)
         if config.probabilities:
-            from_teacher = divergence(x_ND, weight_VD, teacher_NW, teacher_VW, config.temperature, learnt_N)
-            mixed = mixed + config.probabilities * from_teacher
+            mixed, own = head_losses(x_ND, weight_VD, targets_N, teacher_NW, self.teacher.head_weight_VD, config)
+        else:
+            own = cross_entropy(x_ND, weight_VD, targets_N)
+            mixed = config.targets * own
         if config.hidden:
             cosine_N = functional.cosine_similarity(x_ND.float(), teacher_NW.float(), dim=-1)
+            learnt_N = targets_N != IGNORED
             mixed = mixed + config.hidden * ((1 - cosine_N) * learnt_N).sum() / learnt_N.sum().clamp(min=1)
         return Losses(own, auxiliary + (mixed - own))
 

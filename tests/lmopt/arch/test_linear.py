@@ -13,8 +13,9 @@ SHAPES = [(48, 160), (160, 48), (64, 64)]  # wider, narrower, neither
 
 
 @pytest.fixture(autouse=True)
-def _however_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def _however_narrow_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "WIDE", 1)
+    monkeypatch.setattr(linear, "TILES", True)
 
 
 def _pair(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> tuple[Linear, nn.Linear]:
@@ -71,8 +72,11 @@ def test_an_input_that_asks_for_no_gradient_costs_no_product() -> None:
     assert counted.get_total_flops() == 2 * 2 * 96 * 48 * 160
 
 
-def test_narrow_layers_are_torchs_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "WIDE", 64)
+@pytest.mark.parametrize(("name", "value"), [("WIDE", 64), ("TILES", False)], ids=["narrow", "no AMX"])
+def test_layers_that_gain_nothing_are_torchs_bit_for_bit(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, name, value)
     ours, theirs = _pair(48, 160)
     x = torch.randn(96, 48)
     for mine, other in zip(_gradients(ours, x, autocast=True), _gradients(theirs, x, autocast=True), strict=True):

@@ -7,10 +7,11 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from lmopt import cost
+from lmopt.arch.loss import IGNORED
 from lmopt.cost_memory import peak_memory_bytes
 from lmopt.recipe import AdamW, Distillation, Fp32, Recipe, TeacherLayers, builder
 from lmopt.train import checkpoint, distillation, loop
-from lmopt.train.distillation import DistillationLoss, divergence, initialise, taken_layers
+from lmopt.train.distillation import DistillationLoss, head_losses, initialise, taken_layers
 from tests.lmopt.infer.models import SHAPES, VOCAB, packed_apart, recipe, tiny, tokens
 
 TEXT, TARGETS = tokens(3, 9), tokens(3, 9, seed=1)
@@ -25,22 +26,36 @@ def student(**choices):
 
 
 @pytest.mark.parametrize("chunk_bytes", [4 * VOCAB * 4, 1 << 20], ids=["chunks", "whole"])
-def test_divergence_is_the_obvious_one_gradients_included(monkeypatch, chunk_bytes):
+@pytest.mark.parametrize("block_bytes", [8 * VOCAB * 2, 1 << 20], ids=["blocks", "block"])
+@pytest.mark.parametrize(("targets", "probabilities"), [(0.25, 0.625), (0.0, 1.0)])
+def test_losses_of_the_head_are_the_obvious_ones_gradients_included(
+    monkeypatch, chunk_bytes, block_bytes, targets, probabilities
+):
     monkeypatch.setattr(distillation, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(distillation, "BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     x_ND = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
     weight_VD = torch.randn(VOCAB, 8, dtype=torch.float64, requires_grad=True)
     teacher_NW, teacher_VW = torch.randn(11, 6, dtype=torch.float64), torch.randn(VOCAB, 6, dtype=torch.float64)
-    ours = divergence(x_ND, weight_VD, teacher_NW, teacher_VW, 3.0)
-    slow = 9.0 * functional.kl_div(
-        (x_ND @ weight_VD.T / 3).log_softmax(-1),
-        (teacher_NW @ teacher_VW.T / 3).log_softmax(-1),
+    targets_N = torch.randint(0, VOCAB, (11,))
+    targets_N[[2, 7]] = IGNORED
+    config = taught(temperature=3.0, targets=targets, probabilities=probabilities)
+    ours = head_losses(x_ND, weight_VD, targets_N, teacher_NW, teacher_VW, config)
+    learnt, z = targets_N != IGNORED, x_ND @ weight_VD.T
+    kl = 9.0 * functional.kl_div(
+        (z / 3).log_softmax(-1)[learnt],
+        (teacher_NW @ teacher_VW.T / 3).log_softmax(-1)[learnt],
         log_target=True,
         reduction="batchmean",
     )
-    torch.testing.assert_close(ours, slow)
+    own = functional.cross_entropy(z, targets_N)
+    slow = targets * own + probabilities * kl
+    torch.testing.assert_close(ours.mixed, slow)
+    torch.testing.assert_close(ours.cross_entropy, own)
+    assert not ours.cross_entropy.requires_grad
+    parameters = x_ND, weight_VD
     for mine, theirs in zip(
-        torch.autograd.grad(2 * ours, (x_ND, weight_VD)), torch.autograd.grad(2 * slow, (x_ND, weight_VD)), strict=True
+        torch.autograd.grad(2 * ours.mixed, parameters), torch.autograd.grad(2 * slow, parameters), strict=True
     ):
         torch.testing.assert_close(mine, theirs)
 
@@ -70,7 +85,8 @@ def test_documents_packed_together_are_learnt_apart_and_padding_not_at_all():
 def test_tokens_that_are_not_learnt_have_no_gradient():
     ours, learnt_N = student(), TARGETS.flatten() % 3 > 0
     x_ND, weight_VD = torch.randn(27, 32, requires_grad=True), ours.head_weight_VD
-    divergence(x_ND, weight_VD, torch.randn(27, 32), tiny().head_weight_VD, 2.0, learnt_N).backward()
+    targets_N = TARGETS.flatten().masked_fill(~learnt_N, IGNORED)
+    head_losses(x_ND, weight_VD, targets_N, torch.randn(27, 32), tiny().head_weight_VD, taught()).mixed.backward()
     assert torch.equal(x_ND.grad.abs().sum(1) > 0, learnt_N)
 
 
@@ -242,8 +258,7 @@ def test_a_teacher_of_any_width_costs_its_weights_and_passes():
     forward = cost.forward_flops(teacher, 32)
     assert cost.teacher_flops(with_teacher, 32) == forward.total
     assert cost.teacher_flops(distilled(probabilities=0), 32) == forward.total - forward.head
-    head = 3 * cost.forward_flops(plain, 32).head
-    assert cost.train_flops(with_teacher, 32).model == cost.train_flops(plain, 32).model + head + forward.total
+    assert cost.train_flops(with_teacher, 32).model == cost.train_flops(plain, 32).model + forward.total
     more = peak_memory_bytes(with_teacher) - peak_memory_bytes(plain.model_copy(update={"precision": Fp32()}))
     assert more > 4 * cost.parameters(teacher).total
 
