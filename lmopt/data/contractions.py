@@ -53,6 +53,12 @@ def parts() -> dict[str, tuple[str, ...]]:
     return curly | found
 
 
+@functools.cache
+def openings() -> frozenset[str]:
+    """What a form can begin with, short of the whole."""
+    return frozenset(form[:length] for form in parts() for length in range(1, len(form)))
+
+
 def _all_pieces() -> Iterator[tuple[str, ...]]:
     for stems, clitics in _CLITICS.items():
         for stem in stems.split():

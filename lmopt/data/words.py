@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from lmopt.data.contractions import parts
+from lmopt.data.contractions import openings, parts
 
 
 def _letters(kind: str) -> str:
@@ -49,9 +49,14 @@ _URL = re.compile(
     r"(?:[\w+.-]{2,}://)?(?:\S+(?::\S*)?@)?(?:(?:[A-Za-z0-9\u00a1-\uffff][A-Za-z0-9\u00a1-\uffff_-]{0,62})?"
     rf"[A-Za-z0-9\u00a1-\uffff]\.)+[{_LOWER}]{{2,63}}(?::\d{{2,5}})?(?:[/?#]\S*)?\Z"
 )
-_PLAIN = re.compile(r"[A-Za-z]+")
+_ALONE = frozenset((set(_PUNCT.replace("\\", "").split("|")) - {"…", "……"}) | set(_QUOTES))
+"""Characters that are a suffix wherever they end a run, and end none that is longer."""
+_MAY_END = re.compile("[0-9'’]")
+"""What stands among the last characters of a run that ends in a letter and has a suffix: `5km`, `it's`."""
+LONGEST_LETTERS = 5
+"""Characters of the longest such suffix and of what must stand before it: `5mbar`."""
 _MARKED = re.compile(r'[A-Za-z]*[a-z][,.;:!?)"]')
-"""The commonest forms, whose cutting needs no search."""
+"""The commonest form beside plain letters; its cutting needs no search."""
 LONGEST_SUFFIX = 8
 """Characters; only dots make longer ones."""
 LONGEST_RUN = 1000
@@ -63,7 +68,7 @@ def cut(run: str) -> tuple[str, ...]:
     special = parts()
     if run in special:
         return special[run]
-    if _PLAIN.fullmatch(run):
+    if run.isascii() and run.isalpha():
         return (run,)
     if _MARKED.fullmatch(run):
         return (*special.get(run[:-1], (run[:-1],)), run[-1])
@@ -106,6 +111,12 @@ def _strip_affixes(run: str, special: dict[str, tuple[str, ...]]) -> tuple[list[
 
 def _suffix_start(run: str) -> int:
     """Where the suffix of a run begins; its length where it has none. Only its end is searched: runs can be long."""
+    last = run[-1:]
+    if last in _ALONE:
+        return len(run) - 1
+    letter = last.isascii() and last.isalpha()
+    if (letter and not _MAY_END.search(run, max(len(run) - LONGEST_LETTERS, 0))) or (last.isascii() and last.isdigit()):
+        return len(run)
     dots = len(run) - len(run.rstrip("."))
     found = _SUFFIX.search(run, max(len(run) - max(dots, LONGEST_SUFFIX), 0))
     return found.start() if found else len(run)
@@ -116,6 +127,8 @@ def _is_url(middle: str) -> bool:
 
 
 def _split_infixes(middle: str) -> list[str]:
+    if middle.isascii() and middle.isalnum():
+        return [middle]
     words: list[str] = []
     start = 0
     for found in _INFIX.finditer(middle):
@@ -132,12 +145,13 @@ def _split_infixes(middle: str) -> list[str]:
 
 def _join_faces(words: list[str], special: dict[str, tuple[str, ...]]) -> list[str]:
     """Neighbours that together are a special form become it again: `hi:)` is `hi` and `:)`."""
-    if len(words) < 2:
+    begins = openings()
+    if begins.isdisjoint(words[:-1]):
         return words
     joined: list[str] = []
     i = 0
     while i < len(words):
-        for j in range(min(i + 8, len(words)), i + 1, -1):
+        for j in range(min(i + 8, len(words)), i + 1, -1) if words[i] in begins else ():
             form = "".join(words[i:j])
             if form in special:
                 joined += special[form]
