@@ -3,7 +3,8 @@
 A request is a token sequence whose last tokens are scored.
 - Requests with a common beginning share its computation (`tree`): the choices of a question, questions on one passage.
 - Trees are sorted by length and batched by a budget of padded tokens; padding lies to the right, where nothing sees it.
-- The output head and the softmax run only at the scored positions, once a position, in float32.
+- The last block's feed-forward, the output head and the softmax run only at the scored positions, once a position; the
+  last two in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.evaluate.tree import Tree, grow, hidden
+from bench.evaluate.tree import Place, Tree, grow, states
 from lmopt.arch.transformer import Transformer
 from lmopt.step import Step
 
@@ -99,26 +100,35 @@ def score(
         asked[place.tree].append(request)
     scores: dict[int, Score] = {}
     for number, batch in enumerate(batches(trees, batch_tokens), 1):
+        wanted_B = [_wanted([(places[request], len(windows[request][1])) for request in asked[tree]]) for tree in batch]
         with forward():
-            hidden_BND = hidden(model, [trees[tree] for tree in batch])
-        wanted: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for row, tree in enumerate(batch):
+            states_WD = states(model, [trees[tree] for tree in batch], wanted_B)
+        read: list[tuple[int, np.ndarray, np.ndarray]] = []
+        first = 0
+        for tree, wanted in zip(batch, wanted_B, strict=True):
             for request in asked[tree]:
                 targets = windows[request][1]
-                wanted.append((request, row * hidden_BND.shape[1] + places[request].path[-len(targets) :], targets))
-        scores.update(_read(model, hidden_BND.flatten(0, 1), wanted))
+                where = np.searchsorted(wanted, places[request].path[-len(targets) :])
+                read.append((request, first + where, targets))
+            first += len(wanted)
+        scores.update(_read(model, states_WD, read))
         tokens = sum(len(trees[tree]) for tree in batch)
         yield Step(number, tokens, notes={"requests": len(scores), "requests_total": len(requests)})
     return [scores[request] for request in range(len(requests))]
 
 
+def _wanted(scored: Sequence[tuple[Place, int]]) -> np.ndarray:
+    """Places in a tree's line whose next token some request asks for: ascending, each once."""
+    return np.unique(np.concatenate([place.path[-count:] for place, count in scored]))
+
+
 def _read(
-    model: Transformer, hidden_ND: Tensor, wanted: Sequence[tuple[int, np.ndarray, np.ndarray]]
+    model: Transformer, states_WD: Tensor, wanted: Sequence[tuple[int, np.ndarray, np.ndarray]]
 ) -> Iterator[tuple[int, Score]]:
-    """Scores of (request, positions, targets) from a batch's hidden states."""
+    """Scores of (request, rows of the states, targets)."""
     positions_W = np.concatenate([positions for _, positions, _ in wanted])
     targets_W = np.concatenate([targets for _, _, targets in wanted])
-    log_p_W, best_W = _head(model, hidden_ND, positions_W, targets_W)
+    log_p_W, best_W = _head(model, states_WD, positions_W, targets_W)
     start = 0
     for request, _, targets in wanted:
         part = slice(start, start + len(targets))
@@ -127,7 +137,7 @@ def _read(
 
 
 def _head(
-    model: Transformer, hidden_ND: Tensor, positions_W: np.ndarray, targets_W: np.ndarray
+    model: Transformer, states_WD: Tensor, positions_W: np.ndarray, targets_W: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-probability, whether it is the most probable) of each wanted target; logits once a position, in float32."""
     weight_VD = model.head_weight_VD.float()
@@ -138,12 +148,12 @@ def _head(
     ends_P = np.append(first_P[1:], len(order_W))
     for start in range(0, len(distinct_P), chunk):
         stop = min(start + chunk, len(distinct_P))
-        rows_P = torch.from_numpy(distinct_P[start:stop]).to(hidden_ND.device)
-        logits_PV = torch.mm(hidden_ND[rows_P].float(), weight_VD.T)
+        rows_P = torch.from_numpy(distinct_P[start:stop]).to(states_WD.device)
+        logits_PV = torch.mm(states_WD[rows_P].float(), weight_VD.T)
         best_P, log_z_P = logits_PV.argmax(dim=-1), logits_PV.logsumexp(dim=-1)
         wanted = order_W[first_P[start] : ends_P[stop - 1]]
-        place = torch.from_numpy(np.searchsorted(distinct_P[start:stop], positions_W[wanted])).to(hidden_ND.device)
-        target = torch.from_numpy(targets_W[wanted]).to(hidden_ND.device)
+        place = torch.from_numpy(np.searchsorted(distinct_P[start:stop], positions_W[wanted])).to(states_WD.device)
+        target = torch.from_numpy(targets_W[wanted]).to(states_WD.device)
         log_p_W[wanted] = (logits_PV[place, target] - log_z_P[place]).cpu().numpy()
         best_W[wanted] = (best_P[place] == target).cpu().numpy()
     return log_p_W, best_W

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Transformer
 
 MIN_SHARED_TOKENS = 8
@@ -109,20 +110,44 @@ def _common_beginning(first: np.ndarray, second: np.ndarray) -> int:
     return int(different[0]) if len(different) else length
 
 
-def hidden(model: Transformer, trees: Sequence[Tree]) -> Tensor:
-    """The last block's normalised output for each token of each tree, B x N x D; padding on the right is garbage.
+def states(model: Transformer, trees: Sequence[Tree], wanted: Sequence[np.ndarray]) -> Tensor:
+    """The last block's normalised output at the wanted places of each tree, one tree after another: W x D.
 
-    Dimension letters as in `lmopt.arch.transformer`, with N the padded length of a tree.
+    The last block computes keys and values of every token, and the rest of itself only where it is wanted. Dimension
+    letters as in `lmopt.arch.transformer`, with N the padded length of a tree.
+
+    Args:
+        wanted: ascending places in each tree's line, int64.
     """
-    device = model.embedding.weight.device
+    weight_VD = model.embedding.weight
     length = max(map(len, trees))
     tokens_BN = np.zeros((len(trees), length), dtype=np.int64)
     for row, tree in enumerate(trees):
         tokens_BN[row, : len(tree)] = tree.tokens
-    tokens = torch.from_numpy(tokens_BN).to(device)
+    x_BND = model.embedding(torch.from_numpy(tokens_BN).to(weight_VD.device)).to(compute_dtype(weight_VD))
     if all(tree.is_chain for tree in trees):
-        return model.hidden(tokens)[0]
-    return _masked(model, tokens, *_geometry(trees, length, device))
+        cos_TC, sin_TC = model.rotary(length, x_BND.dtype)
+        layout = _Layout(cos_TC, sin_TC, None)
+    else:
+        depth_BN, mask_B1NN = _geometry(trees, length, weight_VD.device)
+        cos_TC, sin_TC = model.rotary(model.model.context, x_BND.dtype)
+        layout = _Layout(cos_TC[depth_BN][:, None], sin_TC[depth_BN][:, None], _bias(mask_B1NN, x_BND.dtype))
+    last: Any  # what a ModuleList holds has no type of its own
+    *before, last = model.blocks
+    for block in before:
+        x_BND = _block(block, x_BND, layout)
+    return model.norm(_last_block(last, x_BND, layout, wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the tokens of a batch lie."""
+
+    cos: Tensor
+    """Of the tokens' positions, as `Attention.project` takes them."""
+    sin: Tensor
+    bias_B1NN: Tensor | None
+    """Added to attention's scores; None where all trees are chains."""
 
 
 def _geometry(trees: Sequence[Tree], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -138,24 +163,46 @@ def _geometry(trees: Sequence[Tree], length: int, device: torch.device) -> tuple
     return torch.from_numpy(depth_BN).to(device), mask_BNN[:, None]
 
 
-def _masked(model: Transformer, tokens_BN: Tensor, depth_BN: Tensor, mask_B1NN: Tensor) -> Tensor:
-    """The model's forward pass with given positions and a given mask."""
-    x_BND = model.embedding(tokens_BN)
-    if torch.is_autocast_enabled(x_BND.device.type):
-        x_BND = x_BND.to(torch.get_autocast_dtype(x_BND.device.type))
-    cos_TC, sin_TC = model.rotary(model.model.context, x_BND.dtype)
-    cos_B1NC, sin_B1NC = cos_TC[depth_BN][:, None], sin_TC[depth_BN][:, None]
-    bias_B1NN = torch.zeros(mask_B1NN.shape, dtype=x_BND.dtype, device=x_BND.device).masked_fill_(
-        ~mask_B1NN, -torch.inf
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask is true, -inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def _block(block: Any, x_BND: Tensor, layout: _Layout) -> Tensor:
+    """A whole block."""
+    if layout.bias_B1NN is None:
+        return block(x_BND, layout.cos, layout.sin)[0]
+    q_BHNC, k_BKNC, v_BKNC = block.attention.project(block.attention_norm(x_BND), layout.cos, layout.sin)
+    return _rest_of_block(block, x_BND, q_BHNC, k_BKNC, v_BKNC, layout.bias_B1NN)
+
+
+def _last_block(block: Any, x_BND: Tensor, layout: _Layout, wanted: Sequence[np.ndarray]) -> Tensor:
+    """A block's output at the wanted places, W x D. Rows are filled up to the longest, P, with places not wanted."""
+    count_B = torch.tensor([len(places) for places in wanted])
+    place_BP = torch.zeros(len(wanted), int(count_B.max()), dtype=torch.int64)
+    for row, places in enumerate(wanted):
+        place_BP[row, : len(places)] = torch.from_numpy(places)
+    is_wanted_BP = (torch.arange(place_BP.shape[1]) < count_B[:, None]).to(x_BND.device)
+    place_BP, row_B1 = place_BP.to(x_BND.device), torch.arange(len(wanted), device=x_BND.device)[:, None]
+    if 2 * place_BP.numel() > x_BND.shape[0] * x_BND.shape[1]:
+        return _block(block, x_BND, layout)[row_B1, place_BP][is_wanted_BP]
+    q_BHNC, k_BKNC, v_BKNC = block.attention.project(block.attention_norm(x_BND), layout.cos, layout.sin)
+    q_BHPC = q_BHNC.transpose(1, 2)[row_B1, place_BP].transpose(1, 2)
+    if layout.bias_B1NN is None:
+        bias_BPN = _bias(torch.arange(x_BND.shape[1], device=x_BND.device) <= place_BP[..., None], x_BND.dtype)
+    else:
+        bias_BPN = layout.bias_B1NN[:, 0][row_B1, place_BP]
+    x_BPD = _rest_of_block(block, x_BND[row_B1, place_BP], q_BHPC, k_BKNC, v_BKNC, bias_BPN[:, None])
+    return x_BPD[is_wanted_BP]
+
+
+def _rest_of_block(
+    block: Any, x_BPD: Tensor, q_BHPC: Tensor, k_BKNC: Tensor, v_BKNC: Tensor, bias_B1PN: Tensor
+) -> Tensor:
+    """What follows a block's projections, for the P tokens of each row that have queries."""
+    attention = block.attention
+    y_BHPC = nn.functional.scaled_dot_product_attention(
+        q_BHPC, k_BKNC, v_BKNC, attn_mask=bias_B1PN, enable_gqa=attention.key_heads != attention.heads
     )
-    block: Any  # what a ModuleList holds has no type of its own
-    for block in model.blocks:
-        attention = block.attention
-        q_BHNC, k_BKNC, v_BKNC = attention.project(block.attention_norm(x_BND), cos_B1NC, sin_B1NC)
-        y_BHNC = nn.functional.scaled_dot_product_attention(
-            q_BHNC, k_BKNC, v_BKNC, attn_mask=bias_B1NN, enable_gqa=attention.key_heads != attention.heads
-        )
-        x_BND = x_BND + attention.output(y_BHNC.transpose(1, 2).flatten(2))
-        y_BND, _ = block.ffn(block.ffn_norm(x_BND))
-        x_BND = x_BND + y_BND
-    return model.norm(x_BND)
+    x_BPD = x_BPD + attention.output(y_BHPC.transpose(1, 2).flatten(2))
+    return x_BPD + block.ffn(block.ffn_norm(x_BPD))[0]

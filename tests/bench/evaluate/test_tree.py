@@ -60,8 +60,10 @@ def test_a_token_sees_its_ancestors_and_itself_alone():
     assert mask[0, 0, padding].nonzero().flatten().tolist() == [padding]
 
 
-@pytest.mark.parametrize("ffn", [None, Moe(experts=4, top_k=2, kernel="loop")])
-def test_hidden_states_equal_those_of_each_sequence_alone(tokenizer, ffn):
+@pytest.mark.parametrize("ffn", [None, Moe(experts=4, top_k=2, kernel="loop")], ids=["dense", "sparse"])
+@pytest.mark.parametrize("asked", [slice(None), slice(-2, None)], ids=["every token", "the last two"])
+@pytest.mark.parametrize("branching", [True, False], ids=["branching", "chains"])
+def test_states_equal_those_of_each_sequence_alone(tokenizer, ffn, asked, branching):
     model = tiny_model(tokenizer, ffn=ffn).double().eval()
     generator = np.random.default_rng(0)
     stem = generator.integers(0, 300, 20)
@@ -69,10 +71,18 @@ def test_hidden_states_equal_those_of_each_sequence_alone(tokenizer, ffn):
         np.concatenate([stem[: generator.integers(9, 20)], generator.integers(0, 300, generator.integers(0, 9))])
         for _ in range(12)
     ]
+    if not branching:
+        sequences = [(sequence[: 8 + number] + number) % 300 for number, sequence in enumerate(sequences)]
     trees, places = tree.grow(sequences)
-    assert any(not one.is_chain for one in trees)
+    assert any(not one.is_chain for one in trees) == branching
+    wanted = [
+        np.unique(np.concatenate([place.path[asked] for place in places if place.tree == number]))
+        for number in range(len(trees))
+    ]
+    first = np.cumsum([0, *map(len, wanted)])
     with torch.inference_mode():
-        shared = tree.hidden(model, trees)
+        states_WD = tree.states(model, trees, wanted)
         for sequence, place in zip(sequences, places, strict=True):
             alone = model.hidden(torch.tensor(sequence)[None])[0][0]
-            torch.testing.assert_close(shared[place.tree, torch.tensor(place.path)], alone, atol=1e-6, rtol=1e-6)
+            rows = first[place.tree] + np.searchsorted(wanted[place.tree], place.path[asked])
+            torch.testing.assert_close(states_WD[rows], alone[asked], atol=1e-6, rtol=1e-6)
