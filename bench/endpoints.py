@@ -192,8 +192,11 @@ def sentence(described: Mapping[str, Any], saving: Saving) -> str:
 
 
 def _without(training: float, value: float) -> str:
-    """The saving without preparation, said the same way round as the saving with it."""
-    return percent(training) if value >= 0 else f"{percent(-training)} more"
+    """The saving without preparation; whether it saves or costs is said where the saving with it does the other."""
+    said = percent(training) if training >= 0 else f"{percent(-training)} more"
+    if (training >= 0) == (value >= 0):
+        return said
+    return f"it {'saves' if training >= 0 else 'costs'} {said}"
 
 
 def _censored_words(described: Mapping[str, Any], saving: Saving) -> str:
