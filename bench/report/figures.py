@@ -90,17 +90,36 @@ def _tidy(svg: str, panel: Panel, *, themed: bool, text: bool) -> str:
 
 
 GEOMETRY = re.compile(r'\b(?:d|x|y|width|height|transform|points|style)="[^"]*"')
+LONG_PATH = 250
+"""Characters of a path from which on it is a curve."""
 DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
 
 def _compact(svg: str) -> str:
-    """The same drawing in about half the bytes: hundredths of a pixel, names only where something asks for them."""
+    """The same drawing in about half the bytes: lines to a tenth of a pixel, the rest to a hundredth, names only where
+    something asks for them.
+    """
     asked = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in asked else "", svg)
     svg = GEOMETRY.sub(lambda m: DECIMALS.sub(r"\1", " ".join(m[0].split())), svg)
+    svg = re.sub(r'\bd="([^"]*)"', lambda m: f'd="{_short_path(m[1])}"', svg)
     svg = re.sub(r"<g/>\s*|<defs>\s*</defs>\s*", "", svg)
     svg = re.sub(r"<g>\s*</g>\s*", "", svg)
     return re.sub(r">\s*\n\s*<", "><", svg).strip()
+
+
+def _short_path(path: str) -> str:
+    """`M 1.52 2.00 L 3 -4 L 5 6` as `M1.5 2L3-4 5 6`: SVG repeats a command until another comes.
+
+    Markers, which are short, keep their hundredths: they are drawn small.
+    """
+    if len(path) > LONG_PATH:
+        path = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.1f}", path)
+    path = re.sub(r"\.0+(?!\d)", "", path)
+    path = re.sub(r"(\.\d*?[1-9])0+(?!\d)", r"\1", path)
+    path = re.sub(r" ?([A-Za-z]) ?", r"\1", path)
+    path = re.sub(r"L[^A-Za-z]*(?:L[^A-Za-z]*)+", lambda m: "L" + m[0][1:].replace("L", " "), path)
+    return path.replace(" -", "-").strip()
 
 
 def _short_font(match: re.Match[str]) -> str:

@@ -117,3 +117,10 @@ def test_an_exploded_arm_does_not_press_the_others_flat() -> None:
     assert "hot \u2191" in drawing
     assert "e+0" not in drawing  # no tick of thousands
     assert curves().beyond == ()
+
+
+def test_paths_are_written_short_and_mean_the_same():
+    marker = "M 1.52 2.00 L 3.00 -4.50 L 5 6 z M 0.004 0 L 1 10.0 Q 1 2 3 4 L 2 2 L 3 3.10 "
+    assert figures._short_path(marker) == "M1.52 2L3-4.5 5 6zM0.004 0L1 10Q1 2 3 4L2 2 3 3.1"
+    curve = "M 0 0.06 " + "L 10.04 -100.96 " * 20
+    assert figures._short_path(curve) == "M0 0.1L" + " ".join(["10-101"] * 20)
