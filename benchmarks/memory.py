@@ -1,6 +1,7 @@
 """Peak memory of real training steps beside what `lmbench plan` predicts, each in a process of its own.
 
     python benchmarks/memory.py                  # 1M to 100M, dense and sparse, activations kept and computed again
+    python benchmarks/memory.py --only distilled # a student beside a teacher of twice its depth
     python benchmarks/memory.py --sizes 300m 1b  # the large ones need 6 and 16 GiB
     python benchmarks/memory.py --precision fp32
 
@@ -33,6 +34,12 @@ def cases(sizes: list[str], precision: str, sequences: int, length: int) -> Iter
     """(label, recipe) of each case."""
     for size in sizes:
         shape = {**SIZES[size], "context": 256}
+        common = {
+            "model": shape,
+            "precision": {"kind": precision},
+            "batching": {"sequences": sequences, "length": length},
+            "tokens": 10**9,
+        }
         for ffn, activations, optimizer in (
             ({"kind": "swiglu"}, "keep", "adamw"),
             ({"kind": "swiglu"}, "recompute", "adamw_8bit"),
@@ -41,19 +48,15 @@ def cases(sizes: list[str], precision: str, sequences: int, length: int) -> Iter
         ):
             if ffn is SPARSE and size in ("100m", "300m", "1b"):  # as many parameters in all as the dense model
                 ffn = {**SPARSE, "hidden": sparse_hidden(shape)}
-            label = f"{size} {ffn['kind']} {activations} {optimizer}"
             yield (
-                label,
-                {
-                    "model": shape,
-                    "ffn": ffn,
-                    "activations": {"kind": activations},
-                    "optimizer": {"kind": optimizer},
-                    "precision": {"kind": precision},
-                    "batching": {"sequences": sequences, "length": length},
-                    "tokens": 10**9,
-                },
+                f"{size} {ffn['kind']} {activations} {optimizer}",
+                {**common, "ffn": ffn, "activations": {"kind": activations}, "optimizer": {"kind": optimizer}},
             )
+        teacher = {"model": {**shape, "layers": 2 * shape["layers"]}, "ffn": {"kind": "swiglu"}}
+        yield (
+            f"{size} swiglu keep adamw distilled",
+            {**common, "objective": {"kind": "distillation", "teacher": "deep", "shape": teacher}},
+        )
 
 
 def sparse_hidden(shape: dict[str, int]) -> int:
@@ -68,13 +71,17 @@ def measure(plain: dict[str, Any]) -> int:
     import torch
 
     from bench.instruments.memory import HostMemory
+    from lmopt.arch import transformer
     from lmopt.recipe import Recipe
     from lmopt.train import loop
 
     recipe = Recipe.model_validate(plain)
     sensor = HostMemory()
     sensor.before_model()
+    teacher = transformer.build(recipe.teacher, seed=1) if recipe.teacher is not None else None
     state = loop.start(recipe, seed=0, horizon=STEPS * recipe.batching.tokens / recipe.tokens)
+    if teacher is not None:
+        state.loss.learn_from(teacher)
     shape = (recipe.batching.sequences, recipe.batching.length + 1)
     batches = (torch.randint(0, recipe.model.vocab or 1, shape) for _ in range(STEPS))
     sensor.start()
