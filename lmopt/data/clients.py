@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ TIMEOUT_S = 1800
 ERROR_LINES = 3
 NO_WHEEL = "No matching distribution found"
 """What pip says when a version has no wheel for this Python (or when there is no such version)."""
+CUT_SHORT = re.compile(
+    r"DO NOT MATCH THE HASHES|IncompleteRead|Connection broken|ConnectionReset|Read timed out|not enough bytes"
+)
+"""What pip says of a wheel that did not come whole; 23 and 24 take it for one that was tampered with."""
 
 Tell = Callable[[str], None]
 """Is told in a line how far a long fetch is."""
@@ -34,6 +38,10 @@ Tell = Callable[[str], None]
 
 class NoWheel(SourceError):
     """pip found no wheel."""
+
+
+class CutShort(SourceError):
+    """The connection broke before pip had the wheel."""
 
 
 def pip_download(name: str, version: str | None, work: Path, tell: Tell) -> Payload:
@@ -45,15 +53,19 @@ def pip_download(name: str, version: str | None, work: Path, tell: Tell) -> Payl
         _run(command, work, label, "is pip installed (python -m ensurepip), is there a network?")
         archive = _brought(work, label)
     except NoWheel:
-        archive = _source_archive(name, version or "", work, tell)
+        archive = _streamed(name, version or "", work, tell, "archive")
+    except CutShort:
+        archive = _streamed(name, version or "", work, tell, "wheel")
     return Payload(archive, version or "", _python_licence(archive))
 
 
-def _source_archive(name: str, version: str, work: Path, tell: Tell) -> Path:
-    """The source archive, fetched by `sdist.py`: `pip download` would run its code. A broken one is continued."""
+def _streamed(name: str, version: str, work: Path, tell: Tell, what: str) -> Path:
+    """Fetched by `sdist.py`, which continues what broke off: a source archive, whose code `pip download` would run, or
+    a `wheel` that `pip download` could not bring whole.
+    """
     label, partial = f"pypi:{name}=={version}", work.parent / f".{name}=={version}.partial"
     partial.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", sdist.__file__, name, version, str(partial)]
+    command = [sys.executable, "-P", sdist.__file__, name, version, str(partial), what]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_quiet()) as child:
         said: dict[str, Any] = {}
         for line in child.stdout or ():
@@ -76,7 +88,7 @@ def npm_pack(name: str, version: str | None, work: Path, tell: Tell) -> Payload:
     label = f"npm:{name}@{version}"
     if shutil.which("npm") is None:
         raise SourceError(f"{label}: npm is not installed\nhint: install Node.js, or use a pypi: source")
-    _run(["npm", "pack", "--silent", f"{name}@{version}"], work, label, "is the name and the version right?")
+    _run(["npm", "pack", "--loglevel=error", f"{name}@{version}"], work, label, "is the name and the version right?")
     archive = _brought(work, label)
     with tarfile.open(archive) as tar:
         described = tar.extractfile("package/package.json")
@@ -115,7 +127,7 @@ class HubText:
 
 
 def hub_text(wanted: HubText, work: Path) -> Payload:
-    """The first `limit_bytes` of text of a hub data set's training split, streamed, as jsonl.gz."""
+    """The first `limit_bytes` of text of a hub data set's training split, streamed, as jsonl.gz under `field`."""
     import gzip
 
     try:
@@ -125,22 +137,43 @@ def hub_text(wanted: HubText, work: Path) -> Payload:
         raise SourceError(f"hf:{wanted.name}: {error}\nhint: pip install 'lmbench-suite[hf]'") from error
     repository, _, config = wanted.name.partition(":")
     taken, target = 0, work / "text.jsonl.gz"
-    try:
+    with _hub_said(wanted):
         about = huggingface_hub.HfApi().dataset_info(repository, revision=wanted.revision)
-        rows = datasets.load_dataset(repository, config or None, revision=about.sha, split="train", streaming=True)
-        with gzip.open(target, "wt", encoding="utf-8") as out:
-            for row in rows:
-                text = row[wanted.field]
-                out.write(json.dumps({"text": text}) + "\n")
-                taken += len(text.encode("utf-8", "replace"))
-                if wanted.limit_bytes is not None and taken >= wanted.limit_bytes:
-                    break
-    except KeyError as error:
-        raise SourceError(f"hf:{wanted.name}: no field {error}; allowed: {', '.join(row)}") from error
-    except (OSError, ValueError) as error:
-        raise SourceError(f"hf:{wanted.name}: {_first_line(str(error))}\nhint: is there a network?") from error
+        stream = datasets.load_dataset(repository, config or None, revision=about.sha, split="train", streaming=True)
+        rows = iter(stream)
+    with gzip.open(target, "wt", encoding="utf-8") as out:
+        while wanted.limit_bytes is None or taken < wanted.limit_bytes:
+            with _hub_said(wanted):
+                row = next(rows, None)
+            if row is None:
+                break
+            text = _hub_field(row, wanted)
+            out.write(json.dumps({wanted.field: text}) + "\n")
+            taken += len(text.encode("utf-8", "replace"))
     licence = about.card_data.get("license") if about.card_data else None
     return Payload(target, about.sha or "", str(licence) if licence else None)
+
+
+@contextlib.contextmanager
+def _hub_said(wanted: HubText) -> Iterator[None]:
+    """Whatever the hub's libraries raise, in a line: they have no error in common, nor has what they fetch with."""
+    try:
+        yield
+    except Exception as error:
+        said = _first_line(str(error)) or type(error).__name__
+        hint = "is there a network, and is the name right?"
+        raise SourceError(f"hf:{wanted.name}: cannot be fetched\n{said}\nhint: {hint}") from error
+
+
+def _hub_field(row: Mapping[str, Any], wanted: HubText) -> str:
+    if wanted.field not in row:
+        raise SourceError(f"hf:{wanted.name}: no field {wanted.field!r}; allowed: {', '.join(row)}\nhint: set `field:`")
+    text = row[wanted.field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise SourceError(f"hf:{wanted.name}: the field {wanted.field!r} holds {type(text).__name__}, not text")
+    return text
 
 
 def _run(command: Sequence[str], work: Path, label: str, hint: str) -> None:
@@ -160,8 +193,9 @@ def _check(code: int, output: str, label: str, hint: str) -> None:
     if code:
         said = [line for line in output.splitlines() if line.strip()]
         wrong = [line for line in said if re.match(r"(ERROR|E:|npm ERR|npm error)", line)] or said
-        kind = NoWheel if NO_WHEEL in output else SourceError
-        raise kind(f"{label}: cannot be fetched\n" + "\n".join(wrong[-ERROR_LINES:]) + f"\nhint: {hint}")
+        shown = wrong[:ERROR_LINES] if wrong and wrong[0].startswith("npm") else wrong[-ERROR_LINES:]  # npm adds advice
+        kind = NoWheel if NO_WHEEL in output else CutShort if CUT_SHORT.search(output) else SourceError
+        raise kind(f"{label}: cannot be fetched\n" + "\n".join(shown) + f"\nhint: {hint}")
 
 
 def _brought(work: Path, label: str) -> Path:

@@ -69,8 +69,8 @@ def build(
     with full_disk_said(out):
         fetched: dict[str, Fetched] = {}
         for count, options in enumerate(_all_sources(data), start=1):
-            fetched[options.source] = _fetch(options, cache, progress)
-            yield Step(count, 0, notes={"source_bytes": float(fetched[options.source].size_bytes)})
+            found = fetched[_asked(options)] = _fetch(options, cache, progress)
+            yield Step(count, 0, notes={"source_bytes": float(found.size_bytes)})
         origin = _Origin(data, fetched, progress)
         yield from _build(origin, out, dict(protected or {}), dict(unprotected or {}))
 
@@ -88,7 +88,7 @@ class _Origin:
         for place, options in enumerate(self.data.corpus, start=1):
             if self.progress:
                 self.progress(f"reading {options.source} ({place} of {len(self.data.corpus)})")
-            yield from reading.read(self.fetched[options.source], options)
+            yield from reading.read(self.fetched[_asked(options)], options)
 
 
 def _build(
@@ -152,6 +152,13 @@ def _all_sources(data: Data) -> tuple[SourceOptions, ...]:
     return (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout)))
 
 
+def _asked(options: SourceOptions) -> str:
+    """A source's name; of a hub data set, of which more than one part may be taken, with the part."""
+    if not options.source.startswith("hf:"):
+        return options.source
+    return f"{options.source} ({options.field}, {options.limit:.0f} bytes)"
+
+
 def _fetch(options: SourceOptions, cache: Path | None, progress: Callable[[str], None] | None) -> Fetched:
     limit = None if options.limit is None else int(options.limit)
     return sources.fetch(options.source, cache, progress=progress, field=options.field, limit_bytes=limit)
@@ -189,7 +196,7 @@ def _hold_out(
     if isinstance(entry, Holdout):
         found = _held_out(entry, origin.documents(), seen)
     else:
-        found = reading.read(origin.fetched[entry.source], entry)
+        found = reading.read(origin.fetched[_asked(entry)], entry)
     first = len(held.documents)
     for item in held.add_distinct(found):
         dropped.add(item)

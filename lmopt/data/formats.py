@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lmopt.data.cache import SourceError
 from lmopt.data.html import html_text
@@ -135,11 +135,22 @@ def read_parquet(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:
             if field not in file.schema_arrow.names:
                 columns = ", ".join(file.schema_arrow.names)
                 raise SourceError(f"{name}: no column {field!r}; got {columns}\nhint: set `field:`")
+            if not _is_text(file.schema_arrow.field(field).type):
+                kind = file.schema_arrow.field(field).type
+                raise SourceError(f"{name}: the column {field!r} holds {kind}, not text\nhint: set `field:`")
             texts = (text for batch in file.iter_batches(columns=[field]) for text in batch.column(0).to_pylist())
             for number, text in enumerate(texts, start=1):
                 yield Passage(f"{name}:{number}", text or "")
     except pyarrow.ArrowInvalid as error:
         raise SourceError(f"{name}: not Parquet ({error})\nhint: is the file complete?") from error
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an Arrow type is strings, in a dictionary too, or nothing but nulls."""
+    from pyarrow import types
+
+    inside = kind.value_type if types.is_dictionary(kind) else kind
+    return any(is_it(inside) for is_it in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))
 
 
 def read_html(stream: BinaryIO, name: str, field: str) -> Iterator[Passage]:  # noqa: ARG001 - all readers are called alike

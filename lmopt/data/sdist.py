@@ -1,9 +1,9 @@
-"""The source archive of a package on PyPI: found by pip, streamed to a file, resumed where it broke off, hash checked.
+"""An archive of a package on PyPI: found by pip, streamed to a file, resumed where it broke off, hash checked.
 
 `pip download` runs an archive's build code to learn its metadata, with `--no-deps` too. Here no code of the package is
-run: a process of its own (`python -P sdist.py NAME VERSION FOLDER`) asks pip's finder where the archive lies, with the
-user's index, mirrors, proxies and certificates, and reads it through pip's session. Both are internals of pip; one
-that has moved them is named in the error.
+run: a process of its own (`python -P sdist.py NAME VERSION FOLDER archive|wheel`) asks pip's finder where the source
+archive or the wheel lies, with the user's index, mirrors, proxies and certificates, and reads it through pip's session.
+Both are internals of pip; one that has moved them is named in the error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Where a source archive lies."""
+    """Where a source archive or a wheel lies."""
 
     url: str
     filename: str
@@ -43,11 +43,11 @@ class Archive:
 
 
 @contextlib.contextmanager
-def located(name: str, version: str) -> Iterator[tuple[Any, Archive]]:
-    """(pip's session, the archive of a version).
+def located(name: str, version: str, what: str = "archive") -> Iterator[tuple[Any, Archive]]:
+    """(pip's session, the source archive of a version, or its `wheel` for this Python).
 
     Raises:
-        Failed: the index has no source archive of that version, or this pip has other insides.
+        Failed: the index has none of that version, or this pip has other insides.
     """
     try:
         import pip
@@ -55,7 +55,7 @@ def located(name: str, version: str) -> Iterator[tuple[Any, Archive]]:
     except ImportError as error:
         raise Failed(f"pip is absent, or its finder is not where it was ({error})") from error
     command: Any = create_command("download")
-    options, _ = command.parse_args(["--no-binary", ":all:", "--quiet", name])
+    options, _ = command.parse_args(["--only-binary" if what == "wheel" else "--no-binary", ":all:", "--quiet", name])
     with command.main_context():
         try:
             session, link = _link(command, options, name, version)
@@ -71,7 +71,9 @@ def _link(command: Any, options: Any, name: str, version: str) -> tuple[Any, Any
     from pip._vendor.packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     session = command.get_default_session(options)
-    finder = command._build_package_finder(options, session, ignore_requires_python=True)
+    finder = command._build_package_finder(
+        options, session, ignore_requires_python=not options.format_control.only_binary
+    )
     try:
         best = finder.find_best_candidate(name, SpecifierSet(f"=={version}")).best_candidate
     except InvalidSpecifier as error:
@@ -170,10 +172,10 @@ def _teller() -> Callable[[int, int | None], None]:
     return told
 
 
-def main(name: str, version: str, folder: Path) -> int:
-    """Bring the archive into the folder; the last line of stdout names the file."""
+def main(name: str, version: str, folder: Path, what: str = "archive") -> int:
+    """Bring the source archive, or the `wheel`, into the folder; the last line of stdout names the file."""
     try:
-        with located(name, version) as (session, archive):
+        with located(name, version, what) as (session, archive):
             part = folder / f"{archive.filename}.part"
             bring(session, archive, part, _teller())
             part.replace(folder / archive.filename)
@@ -185,4 +187,4 @@ def main(name: str, version: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    sys.exit(main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), *sys.argv[4:]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -106,9 +107,12 @@ def fetch(
     `field` and `limit_bytes` say what to take of an `hf:` data set, which is kept as far as it was asked for.
 
     Raises:
-        SourceError: it is not there, the client failed, or the machine is offline and the cache lacks it.
+        SourceError: it is not there, the client failed, or the machine is offline and the cache lacks it; a hub data
+            set without `limit_bytes`, which may be terabytes.
     """
     source = parse(source) if isinstance(source, str) else source
+    if source.scheme == "hf" and limit_bytes is None:
+        raise SourceError(f"{source.label}: a hub data set needs a limit\nhint: --limit 200MB, as the suite has it")
     found = _fetch(
         source, cache or kept.folder(), progress, clients.HubText(source.name, source.version, field, limit_bytes)
     )
@@ -132,7 +136,7 @@ def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, 
     except SourceError:
         if source.scheme == "hub" or kept.offline():
             raise
-    _refuse_if_absent(source, cache)
+    _refuse_if_absent(source, cache, hub_text)
     if progress:
         progress(f"fetching {source.label}")
 
@@ -156,7 +160,7 @@ def _local(source: Source) -> Fetched:
     return Fetched(path, source.label, digest[:12], size, digest, None)
 
 
-def _refuse_if_absent(source: Source, cache: Path) -> None:
+def _refuse_if_absent(source: Source, cache: Path, hub_text: clients.HubText) -> None:
     """Say why an absent source cannot be fetched here."""
     if source.scheme == "hub":
         hub = HUB[source.name]
@@ -166,10 +170,13 @@ def _refuse_if_absent(source: Source, cache: Path) -> None:
             f"copy of it. Then: lmbench data import {source.name} FILE ({', '.join(hub.files)})"
         )
     if kept.offline():
+        options = (
+            f" --field {shlex.quote(hub_text.field)} --limit {hub_text.limit_bytes}" if source.scheme == "hf" else ""
+        )
         raise SourceError(
             f"{source.label} is not in the cache ({cache}) and LMBENCH_OFFLINE forbids fetching it\n"
-            f"hint: run `lmbench data fetch {source.label}` once with a network, or copy the cache folder of a "
-            "machine that has it"
+            f"hint: run `lmbench data fetch {source.label}{options}` once with a network, or copy the cache folder "
+            "of a machine that has it"
         )
 
 

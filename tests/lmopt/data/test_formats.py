@@ -87,6 +87,19 @@ def test_a_bad_file_is_said_with_its_place(tmp_path: Path, name: str, content: b
         _read(tmp_path / name)
 
 
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"bytes", None]])
+def test_a_column_of_something_else_is_said(tmp_path: Path, values: list[object]) -> None:
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet: the column 'text' holds .*, not text\nhint"):
+        _read(tmp_path / "a.parquet")
+
+
+def test_columns_of_any_kind_of_string_are_read(tmp_path: Path) -> None:
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(["a", None, "b"]).cast(kind)}), tmp_path / "a.parquet")
+        assert [document.text for document in _read(tmp_path / "a.parquet")] == ["a", "b"]
+
+
 def test_a_zstandard_file_cut_short_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     with pa.CompressedOutputStream(str(path), "zstd") as out:

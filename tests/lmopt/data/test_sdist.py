@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lmopt.data import sdist, sources
+from lmopt.data import clients, sdist, sources
 from lmopt.data.cache import SourceError
 from lmopt.data.sdist import Archive, Failed
 
@@ -153,6 +155,29 @@ def test_pip_finds_a_source_archive_and_nothing_of_it_is_run(tmp_path: Path, mon
     assert found.path.read_bytes() == (tmp_path / "index" / "texts-1.0.tar.gz").read_bytes()
     assert not marker.exists()
     assert not list((tmp_path / "cache" / "pypi").glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.",
+        "pip._vendor.urllib3.exceptions.ProtocolError: ('Connection broken: IncompleteRead(5 bytes read)')",
+        "ERROR: Download failed because not enough bytes were received (1.0 MB/4.0 MB)",
+    ],
+)
+def test_a_wheel_that_came_short_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    (tmp_path / "index").mkdir()
+    _local_index(tmp_path / "index", tmp_path / "marker", monkeypatch)
+    wheel = tmp_path / "index" / "texts-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(
+            "texts-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: texts\nVersion: 1.0\nLicense: MIT\n"
+        )
+    short = subprocess.CompletedProcess(["pip"], 1, "", said)
+    monkeypatch.setattr(clients.subprocess, "run", lambda *_, **__: short)
+    found = sources.fetch("pypi:texts==1.0", tmp_path / "cache")
+    assert (found.path.name, found.licence) == (wheel.name, "MIT")
+    assert found.path.read_bytes() == wheel.read_bytes()
 
 
 def test_a_version_that_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lmopt.data import cache, clients, sources
+from lmopt.data import cache, clients, corpus, reading, sources
 from lmopt.data.cache import Payload, SourceError
+from lmopt.data.describe import describe
+from lmopt.data.spec import Data, SourceOptions
 
 
 @pytest.mark.parametrize(
@@ -190,3 +194,93 @@ def test_the_entry_on_disk_is_plain_json(tmp_path: Path) -> None:
     facts = json.loads((entry.path.parent / cache.ENTRY).read_text())
     assert set(facts) == {"path", "source", "version", "size_bytes", "sha256", "licence"}
     assert entry.path.parent.parent == tmp_path / "npm", "a slash in a name makes no folder"
+
+
+def test_npm_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "npm error code E404\nnpm error 404 Not Found - GET x\nnpm error 404\nnpm error 404 Note that you can\n"
+    monkeypatch.setattr(clients.shutil, "which", lambda _: "/usr/bin/npm")
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert "--silent" not in command, "it would leave the reason out"
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SourceError, match=r"cannot be fetched\nnpm error code E404\nnpm error 404 Not Found"):
+        sources.fetch("npm:nope@1.0.0", tmp_path)
+
+
+# --- the Hugging Face hub ------------------------------------------------------------------------
+
+
+def _hub(monkeypatch: pytest.MonkeyPatch, rows: Iterable[object], error: Exception | None = None) -> None:
+    """Libraries of the hub that know one data set."""
+
+    class Api:
+        def dataset_info(self, repository: str, revision: str | None) -> object:
+            if error is not None:
+                raise error
+            return SimpleNamespace(sha=revision or "abc", card_data={"license": "odc-by"})
+
+    stream = SimpleNamespace(load_dataset=lambda *_, **__: iter(rows))
+    monkeypatch.setitem(sys.modules, "datasets", stream)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=Api))
+
+
+def test_a_hub_set_is_read_by_the_field_it_was_fetched_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": 1, "body": "first text"}, {"id": 2, "body": None}, {"id": 3, "body": "second text"}]
+    _hub(monkeypatch, rows * 50)
+    found = sources.fetch("hf:a/b", tmp_path, field="body", limit_bytes=60)
+    assert (found.licence, found.version) == ("odc-by", "abc")
+    options = SourceOptions.model_validate({"source": "hf:a/b", "field": "body", "limit": 60})
+    texts = [document.text for document in reading.read(found, options)]
+    assert texts[:2] == ["first text", "second text"]
+    assert 60 <= sum(len(text.encode()) for text in texts) < 90
+
+
+def test_two_parts_of_a_hub_set_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMBENCH_CACHE", str(tmp_path / "cache"))
+    rows = [{"body": f"text {number} of the body", "note": f"{number} is a note"} for number in range(400)]
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: iter(rows)))
+    info = SimpleNamespace(sha="abc", card_data=None)
+    api = SimpleNamespace(HfApi=lambda: SimpleNamespace(dataset_info=lambda *_, **__: info))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", api)
+    parts = [{"source": "hf:a/b", "field": field, "domain": field, "limit": "100kB"} for field in ("body", "note")]
+    described = {"corpus": parts, "validation": [{"kind": "holdout", "share": 0.2}], "tokenizer": {"vocab": 300}}
+    list(corpus.build(Data.model_validate(described), tmp_path / "out"))
+    assert describe(tmp_path / "out")["domains"].keys() == {"body", "note"}
+
+
+class Unconnected(Exception):
+    """No OSError, like those of the library that the hub's client fetches with."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "said"),
+    [
+        (
+            [],
+            Unconnected("[Errno -2] Name or service not known"),
+            r"Name or service not known\nhint: is there a network",
+        ),
+        ([], Unconnected(), r"cannot be fetched\nUnconnected\nhint"),
+        ([{"text": 3}], None, "'body'; allowed: text\nhint: set `field:`"),
+        ([{"body": 3}], None, "'body' holds int, not text"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[object], error: Exception | None, said: str
+) -> None:
+    _hub(monkeypatch, rows, error)
+    with pytest.raises(SourceError, match=said):
+        sources.fetch("hf:a/b", tmp_path, field="body", limit_bytes=100)
+
+
+def test_a_hub_set_without_a_limit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"needs a limit\nhint: --limit"):
+        sources.fetch("hf:a/b", tmp_path)
+
+
+def test_offline_the_hint_brings_what_the_suite_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMBENCH_OFFLINE", "1")
+    with pytest.raises(SourceError, match=r"lmbench data fetch hf:a/b --field body --limit 100` once"):
+        sources.fetch("hf:a/b", tmp_path, field="body", limit_bytes=100)
