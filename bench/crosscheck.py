@@ -293,10 +293,18 @@ def _files(draft: Draft) -> Iterator[Finding]:
             if not isinstance(text, str) or not text.startswith("file:"):
                 continue
             place = (*path, "source") if isinstance(item, Mapping) else path
-            file = text.removeprefix("file:")
-            if not _is_there(file):
-                hint = f"a relative path starts at the folder that you are in, {Path.cwd()}"
-                yield Finding(place, f"no such file: {file!r}", hint)
+            yield from _missing(place, text.removeprefix("file:"))
+    for variant in draft.variants:
+        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        replay = value_of(holder, "batching", "replay")
+        if isinstance(replay, str):
+            yield from _missing((*variant.path, inside, "batching", "replay"), replay)
+
+
+def _missing(place: DataPath, file: str) -> Iterator[Finding]:
+    if not _is_there(file):
+        hint = f"a relative path starts at the folder that you are in, {Path.cwd()}"
+        yield Finding(place, f"no such file: {file!r}", hint)
 
 
 def _is_there(file: str) -> bool:

@@ -70,30 +70,34 @@ def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     if reason:  # it will not run, so it costs nothing
         return case.model_copy(update={"estimate": Estimate(time_s=0), "applies": False, "reason": reason})
     estimate = _estimate(case, suite, machine)
-    limit = _memory_limit(case, suite, machine)
+    needs = ((estimate.peak_memory_bytes, _memory_limit(suite, machine)), (_own_bytes(case), _own_limit(case)))
+    needed_bytes, limit = next(((size, most) for size, most in needs if size and most and size > most[0]), (0, None))
     reason = None
-    if limit and estimate.peak_memory_bytes and estimate.peak_memory_bytes > limit[0]:
+    if limit:
         hint = "a smaller model" if case.kind == "generate" else "lower batching.micro_sequences or the scale"
         if limit[1] != MACHINE:
             hint += ", or raise the limit"
-        reason = (
-            f"needs about {human_bytes(estimate.peak_memory_bytes)} of memory, {limit[1]} {human_bytes(limit[0])}; "
-            f"hint: {hint}"
-        )
+        reason = f"needs about {human_bytes(needed_bytes)} of memory, {limit[1]} {human_bytes(limit[0])}; hint: {hint}"
     elif machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
         reason = f"needs about {human_bytes(estimate.disk_bytes)} of disk, {human_bytes(machine.disk_bytes)} are free"
     return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
 
 
-def _memory_limit(case: Case, suite: Suite, machine: Machine) -> tuple[int, str] | None:
-    """The tightest limit in bytes, and what sets it in words that go before the number."""
-    own = getattr(case.recipe.batching, "memory", None) if case.recipe else None
-    limits = (
-        (machine.memory_bytes, MACHINE),
-        (suite.limits.case_memory, "limits.case_memory allows"),
-        (own, "batching.memory allows"),
-    )
+def _memory_limit(suite: Suite, machine: Machine) -> tuple[int, str] | None:
+    """The tightest limit of a case in bytes, and what sets it in words that go before the number."""
+    limits = ((machine.memory_bytes, MACHINE), (suite.limits.case_memory, "limits.case_memory allows"))
     return min(((size, words) for size, words in limits if size), default=None)
+
+
+def _own_limit(case: Case) -> tuple[int, str] | None:
+    """What a training may take in all by its own recipe; text that a model makes is no training."""
+    own = getattr(case.recipe.batching, "memory", None) if case.recipe and case.kind != "generate" else None
+    return (int(own), "batching.memory allows") if own else None
+
+
+def _own_bytes(case: Case) -> int | None:
+    """What the recipe's own training needs: a timing case holds the reference's beside it."""
+    return cost_memory.peak_memory_bytes(case.recipe) if case.recipe else None
 
 
 def _not_applicable(case: Case, machine: Machine) -> str | None:

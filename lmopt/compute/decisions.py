@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,23 @@ def read_decisions(path: Path) -> Iterator[Decision]:
     except OSError as error:
         hint = "a relative path starts at the folder that the run was started in"
         raise ReplayError(f"batching.replay: {path}: {error.strerror}\nhint: {hint}") from error
+    except UnicodeDecodeError as error:
+        raise ReplayError(f"batching.replay: {path}: not a file of decisions ({error})") from error
     for number, line in enumerate(lines, 1):
         try:
-            yield Decision(**json.loads(line))
+            yield _decision(json.loads(line))
         except (ValueError, TypeError) as error:
             raise ReplayError(f"{path}:{number}: not a decision ({error})") from error
+
+
+def _decision(fields: Mapping[str, Any]) -> Decision:
+    """One line's decision.
+
+    Raises:
+        TypeError: other keys, or numbers that are none.
+    """
+    found = Decision(**fields)
+    numbers = (found.step, found.portions, 0 if found.micro is None else found.micro)
+    if not all(type(number) is int for number in numbers):
+        raise TypeError(f"step, portions and micro must be whole numbers, got {numbers}")
+    return found

@@ -335,6 +335,17 @@ def test_a_memory_limit_below_one_sequence_does_not_fit(tmp_path: Path) -> None:
     assert all("batching.memory allows 977 KiB" in (c.reason or "") for c in made.cases if c.arm == "micro")
 
 
+def test_a_memory_limit_is_the_trainings_and_not_the_pairs_that_is_timed(tmp_path: Path) -> None:
+    text = (SUITES / "batching.yaml").read_text()
+    (tmp_path / "s.yaml").write_text(text)
+    own = next(c for c in make_plan(load_suite(tmp_path / "s.yaml"), MACHINE).cases if c.arm == "micro" and c.horizon)
+    assert own.estimate.peak_memory_bytes
+    for size, fits in ((own.estimate.peak_memory_bytes, True), (own.estimate.peak_memory_bytes - 1, False)):
+        (tmp_path / "s.yaml").write_text(text.replace("{kind: adaptive,", f"{{kind: adaptive, memory: {size},"))
+        made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
+        assert {(c.kind, c.fits) for c in made.cases if c.arm == "micro"} == {("train", fits), ("timing", fits)}
+
+
 # --- a training that starts from another ---------------------------------------------------------
 
 UPCYCLED = (MOE, "change: {ffn: {kind: moe, experts: 8, top_k: 2, split: 1}, start: {kind: upcycled, horizon: 0.5}}")

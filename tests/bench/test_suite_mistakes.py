@@ -240,6 +240,12 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "no such file: 'no/such.txt'",
         "relative path",
     ),
+    "a missing file of decisions": (
+        (MOE, "change: {batching: {kind: adaptive, sequences: 8, length: 64, replay: no/such.jsonl}}"),
+        "13:75",
+        "no such file: 'no/such.jsonl'",
+        "relative path",
+    ),
     "a small vocabulary": (("vocab: 512", "vocab: 100"), "5:22", "100 is out of bounds: it must be at least 257", None),
     "few timing blocks": (
         ("gate:", "timing: {blocks: 4}\ngate:"),

@@ -345,12 +345,16 @@ def test_a_limit_below_one_sequence_is_said_before_work():
         (None, "batching.replay: .*No such file"),
         ("nonsense\n", "not a decision"),
         ('{"step": 4, "portions": 1, "micro": 1, "why": ""}\n', "no decision for the first step"),
+        ('{"step": 0, "portions": "x", "micro": 1, "why": ""}\n', "not a decision .*whole numbers"),
+        ('{"step": 0, "portions": true, "micro": 1, "why": ""}\n', "not a decision .*whole numbers"),
+        ("[1]\n", "not a decision"),
+        ("\udcff", "not a file of decisions"),
         ('{"step": 0, "portions": 9, "micro": 1, "why": ""}\n', "does not fit this recipe's batch of 8"),
     ],
 )
 def test_replay_of_what_is_none(tmp_path, text_of_file, message):
     path = tmp_path / "batching.jsonl"
     if text_of_file is not None:
-        path.write_text(text_of_file)
+        path.write_bytes(text_of_file.encode("utf-8", "surrogateescape"))
     with pytest.raises(ReplayError, match=message):
         loop.start(recipe({**NOISE, "replay": str(path)}), seed=0)
