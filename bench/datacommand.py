@@ -123,6 +123,10 @@ def describe(arguments: argparse.Namespace) -> int:
     print(columns(_domain_table(found)))
     _print_steps(found.get("passed", []))
     _print_held_out(found)
+    for domain, facts in found.get("synthetic", {}).items():
+        print(
+            f"\nmade by a model, {domain}: {human_count(facts['documents'])} documents, {human_bytes(facts['bytes'])}"
+        )
     for reason, facts in found["dropped"].items():
         print(f"\ndropped, {reason}: {facts['documents']}")
         for sample in facts["samples"]:

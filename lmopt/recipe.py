@@ -203,6 +203,11 @@ class Recipe(Plain):
         self._objective_fits()
         if self.order.kind == "curriculum" and all(step.kind != "difficulty" for step in self.data):
             raise ValueError("order curriculum needs the step {kind: difficulty} in `data`, behind the others")
+        measured = next((place for place, step in enumerate(self.data) if step.kind == "difficulty"), len(self.data))
+        if later := [step.kind for step in self.data[measured:] if step.makes_text]:
+            raise ValueError(
+                f"data: {later[0]} makes text that the step difficulty before it has not measured; swap them"
+            )
         if self.order.kind == "curriculum" and self.batching.kind == "packed":
             raise ValueError(
                 "order curriculum orders windows of text, and batching packed has none; allowed: the others"

@@ -53,7 +53,11 @@ class Generator(Protocol):
 def augment(
     config: Augmentation, documents: Iterable[Document], generator: Generator
 ) -> Iterator[Document | Dropped | Spent]:
-    """All documents in order, then the synthetic ones; rejected texts come as removals in favour of their originals."""
+    """All documents in order, then the synthetic ones; rejected texts come as removals in favour of their originals.
+
+    Raises:
+        DataError: behind the last document, when none was of a domain that `config.domains` names.
+    """
     with tempfile.TemporaryDirectory(prefix="lmbench-") as folder:
         aside, sizes = Path(folder) / "documents.parquet", Counter[str]()
         with storage.DocumentWriter(aside) as writer:
@@ -61,6 +65,11 @@ def augment(
                 writer.add(document)
                 sizes[document.domain] += len(document.text.encode())
                 yield document
+        if unknown := sorted(set(config.domains or ()) - sizes.keys()):
+            raise storage.DataError(
+                f"{config.kind}: no document of domain {', '.join(unknown)} came to this step\n"
+                f"hint: its domains are {', '.join(sorted(sizes))}"
+            )
         wanted = shortfall(sizes, config)
         if wanted:
             learnt = {"documents": writer.digest.hexdigest()} if generator.learns else {}

@@ -24,7 +24,14 @@ def judge(config: Classifier, texts: Sequence[str]) -> list[Verdict]:
     Raises:
         DataError: the function cannot be found, or does not give one finite number a text.
     """
-    scores = [float(score) for score in scorer(config.function)(texts)]
+    given = list(scorer(config.function)(texts))
+    try:
+        scores = [float(score) for score in given]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"classifier {config.function}: gave what is no number ({error})\n"
+            "hint: it must return one finite number a text"
+        ) from error
     if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
         finite = sum(map(math.isfinite, scores))
         raise DataError(

@@ -15,6 +15,7 @@ from lmopt.data import acceptance, augmentation, journal
 from lmopt.data.augmentation import augment, shortfall
 from lmopt.data.documents import Document, Dropped, Spent, is_synthetic
 from lmopt.data.sentences import LONGEST_SENTENCE, excerpt, join, split
+from lmopt.data.storage import DataError
 from lmopt.techniques.augmentation import Augmentation, BackTranslation
 
 from .texts import document, edited, prose
@@ -135,6 +136,13 @@ def test_the_limit_holds_and_no_domain_below_means_nothing_is_made() -> None:
     assert list(augment(CONFIG.model_copy(update={"below": 0.1}), _corpus(), fake)) == _corpus()
     assert not fake.asked
     assert not fake.prepared
+
+
+def test_a_domain_that_is_not_there_is_said() -> None:
+    fake = Fake()
+    with pytest.raises(DataError, match=r"no document of domain lettres came(.|\n)*hint: its domains are letters, "):
+        list(augment(CONFIG.model_copy(update={"below": 0.25, "domains": ("letters", "lettres")}), _corpus(), fake))
+    assert not fake.asked
 
 
 def test_a_killed_build_finds_what_was_made_and_is_charged_for_it() -> None:

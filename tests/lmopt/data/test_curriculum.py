@@ -132,6 +132,10 @@ def test_without_difficulty_a_curriculum_is_refused(graded: Shards) -> None:
     with pytest.raises(ValidationError, match="order curriculum needs the step"):
         Recipe.model_validate({**parts, "order": {"kind": "curriculum"}})
     Recipe.model_validate({**parts, "order": {"kind": "curriculum"}, "data": [{"kind": "difficulty"}]})
+    with pytest.raises(
+        ValidationError, match="infilling makes text that the step difficulty before it has not measured"
+    ):
+        Recipe.model_validate({**parts, "data": [{"kind": "difficulty"}, {"kind": "c4"}, {"kind": "infilling"}]})
     with pytest.raises(ValidationError, match="`reference` is a part of `by: loss`"):
         Difficulty.model_validate({"by": "compression", "reference": {}})
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmopt.data import corpus, reading, shards, sources, stage, workers
+from lmopt.data import corpus, reading, shards, sources, stage, storage, workers
 from lmopt.data.documents import Document, Dropped
 from lmopt.data.keytable import KeyTable
 from lmopt.data.scratch import Scratch, full_disk_said
@@ -185,6 +185,12 @@ def test_one_two_and_three_processes_write_the_same_bytes(
             list(shards.build(built, SHARDED, tmp_path / str(count), mapper=mapper, scratch=SMALL))
         for name in (shards.TOKENS, "manifest.json"):
             assert (tmp_path / str(count) / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+        assert _dropped(tmp_path / str(count)) == _dropped(tmp_path / "1")
+
+
+def _dropped(folder: Path) -> list[tuple[str, ...]]:
+    """What was dropped, whichever step came to it first."""
+    return sorted(tuple(map(str, row.values())) for row in storage.rows(folder / shards.DROPPED))
 
 
 @pytest.mark.slow
