@@ -268,10 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("suite", type=Path, metavar="SUITE")
     profile.add_argument("--arm", required=True, metavar="A")
     profile.add_argument("--steps", type=int, default=5, metavar="N", help="profiled steps (default: 5)")
-    profile.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the files go (default: results/profiles/<suite>)"
-    )
-    profile.add_argument(
+    place = profile.add_mutually_exclusive_group()
+    place.add_argument("--out", type=Path, metavar="DIR", help="where the files go (default: results/profiles/<suite>)")
+    place.add_argument(
         "--run", dest="into", type=Path, metavar="RUN", help="a run folder of the suite, to show it in its report"
     )
 

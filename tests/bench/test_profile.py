@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import calibrate, operators, timeline
+from bench.cli import main
 from bench.operators import Operator, Work
 from bench.profile import ProfileError, profile
 from bench.report import figures
@@ -111,6 +112,9 @@ def test_mistakes(suite: Path, tmp_path: Path) -> None:
     (other / "plan.json").write_text(json.dumps({"design": {"suite": "another"}}))
     with pytest.raises(ProfileError, match="holds a run of suite `another`, not of `quickstart`"):
         profile(suite, "dense", run=other)
+    with pytest.raises(SystemExit) as stopped:
+        main(["profile", str(suite), "--arm", "dense", "--out", str(tmp_path), "--run", str(other)])
+    assert stopped.value.code == 2
 
 
 # --- in the report -------------------------------------------------------------------------------
