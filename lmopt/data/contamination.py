@@ -9,10 +9,13 @@ Letters: W words of a batch, N protected n-grams.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from lmopt.data.pieces import pieces
 from lmopt.data.shingles import HashedWords, WordHashes, hash_words
 from lmopt.data.spec import Decontaminate
 from lmopt.data.stage import batches
+from lmopt.data.storage import DataError
 
 _WORD = re.compile(r"\w+")
 _FILTER_BITS = 24
@@ -58,6 +62,39 @@ class Protected:
             for n, hashes in self._grams_of(name, texts):
                 found.setdefault(n, []).append((hashes, number))
         self._grams = {n: _index(parts) for n, parts in sorted(found.items())}
+
+    def save(self, path: Path) -> str:
+        """Write what is protected, without the texts; returns the SHA-256 of the file."""
+        arrays: dict[str, NDArray[Any]] = {
+            "rule": np.array(self._config.model_dump_json()),
+            "names": np.array(self.names, dtype=str),
+        }
+        for n, grams in self._grams.items():
+            arrays |= {f"hash_{n}": grams.hash_N, f"owner_{n}": grams.owner_N.astype(np.int32)}
+        written = io.BytesIO()
+        np.savez(written, allow_pickle=False, **arrays)
+        path.write_bytes(written.getvalue())
+        return hashlib.sha256(written.getvalue()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path, sha256: str) -> Protected:
+        """What `save` wrote.
+
+        Raises:
+            DataError: the file is absent or another one.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})\nhint: build the corpus again") from error
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise DataError(f"{path}: not what the corpus was built with\nhint: build it again")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            names = arrays["names"].tolist()
+            found = cls(Decontaminate.model_validate_json(str(arrays["rule"])), dict.fromkeys(names, ()))
+            lengths = sorted(int(key.removeprefix("hash_")) for key in arrays if key.startswith("hash_"))
+            found._grams = {n: _sorted_index(arrays[f"hash_{n}"], arrays[f"owner_{n}"]) for n in lengths}
+        return found
 
     def _grams_of(self, name: str, texts: Iterable[str]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         found = hash_words(texts, self._table)
@@ -134,9 +171,13 @@ def _index(parts: list[tuple[NDArray[np.uint64], int]]) -> _Grams:
     hashes = np.concatenate([hashes for hashes, _ in parts])
     owners = np.concatenate([np.full(len(hashes), number) for hashes, number in parts])
     hash_N, first = np.unique(hashes, return_index=True)
+    return _sorted_index(hash_N, owners[first])
+
+
+def _sorted_index(hash_N: NDArray[np.uint64], owner_N: NDArray[np.int64]) -> _Grams:
     maybe = np.zeros(1 << _FILTER_BITS, np.bool_)
     maybe[hash_N >> np.uint64(64 - _FILTER_BITS)] = True
-    return _Grams(hash_N, owners[first], maybe)
+    return _Grams(hash_N, owner_N, maybe)
 
 
 def _left(found: HashedWords) -> NDArray[np.int64]:

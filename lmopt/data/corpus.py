@@ -40,6 +40,8 @@ from lmopt.data.tally import Tally
 from lmopt.step import Step
 
 DOCUMENTS, DROPPED, TOKENIZER, VALIDATION = "documents.parquet", "dropped.parquet", "tokenizer.json", "validation"
+PROTECTED = "protected.npz"
+"""N-grams of the validation and evaluation sets, for text that steps make later."""
 STEP_DOCUMENTS = 2048
 """Documents a unit of progress."""
 FEW_DOCUMENTS = 50
@@ -99,7 +101,7 @@ def _build(
     identity = _identity(data, fetched, protected)
     if _finished(out, identity):
         return
-    clear(out, (DOCUMENTS, DROPPED, TOKENIZER))
+    clear(out, (DOCUMENTS, DROPPED, TOKENIZER, PROTECTED))
     (out / VALIDATION).mkdir(exist_ok=True)
     with DocumentWriter(out / DROPPED, DROPPED_COLUMNS) as dropped:
         tally, held, sets = Tally(), HeldOut(), {}
@@ -122,7 +124,9 @@ def _build(
     encoder = Encoder(words)
     for name, facts in sets.items():
         facts["tokens"] = sum(map(len, encoder.encode(d.text for d in documents(_set_path(out, name)))))
-    cuts = {"sets": unseen.facts(), "missing": unprotected} if unseen else None
+    cuts = None
+    if unseen:
+        cuts = {"sets": unseen.facts(), "missing": unprotected, "sha256": unseen.save(out / PROTECTED)}
     write_manifest(out, {**_facts(identity, fetched, tally, sets, kept, out), "decontamination": cuts})
     yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(words.get_vocab_size())})
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lmopt.data import corpus as corpora
 from lmopt.data import tokenizer
+from lmopt.data.contamination import Protected
 from lmopt.data.documents import Document, Dropped, Spent, is_synthetic
 from lmopt.data.encoding import Encoder
 from lmopt.data.heldout import HeldOut
@@ -190,16 +191,19 @@ def _documents(items: Iterable[Document | Spent], tally: Tally) -> Iterator[Docu
 
 
 def _protected(corpus: Path, items: Iterable[Document | Spent]) -> Iterator[Document | Dropped | Spent]:
-    """Synthetic texts that repeat a validation document are dropped, as real ones were when the corpus was built."""
-    held = HeldOut()
-    for name in read_manifest(corpus, "corpus")["validation_order"]:
+    """Synthetic texts lose what they share with validation and evaluation sets, as real ones did in the corpus."""
+    facts, held = read_manifest(corpus, "corpus"), HeldOut()
+    for name in facts["validation_order"]:
         for _ in held.add_distinct(documents(corpus / corpora.VALIDATION / f"{name}.parquet")):
             pass
+    cuts = facts["decontamination"]
+    unseen = Protected.load(corpus / corpora.PROTECTED, cuts["sha256"]) if cuts else None
     for synthetic, run in itertools.groupby(items, lambda item: isinstance(item, Document) and is_synthetic(item)):
-        if synthetic:
-            yield from held.without_duplicates(run)
-        else:
-            yield from run
+        for item in held.without_duplicates(run) if synthetic else run:
+            if synthetic and unseen and isinstance(item, Document):
+                yield from unseen.clean([item])
+            else:
+                yield item
 
 
 def _portions(items: Iterable[Document | Spent], tally: Tally) -> Iterator[list[Document]]:

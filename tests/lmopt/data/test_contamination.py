@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmopt.data import corpus, stage, storage
+from lmopt.data import corpus, shards, stage, storage
 from lmopt.data.contamination import Protected
-from lmopt.data.documents import Document, Dropped
+from lmopt.data.documents import SYNTHETIC, Document, Dropped
 from lmopt.data.shingles import words
 from lmopt.data.spec import Data, Decontaminate
 from lmopt.data.storage import DataError
 
-from .texts import numbered, prose, write_jsonl
+from .texts import document, numbered, prose, write_jsonl
 
 BARE = {"side": 0, "shortest_piece": 0}
 
@@ -131,6 +132,35 @@ def test_it_is_on_by_default_and_recorded(tmp_path: Path) -> None:
     off, untouched = _build(tmp_path, "off", {"quiz": [question]}, decontaminate=None)
     assert off["decontamination"] is None
     assert untouched == plain
+
+
+def test_text_that_a_step_makes_is_held_to_it_too(tmp_path: Path) -> None:
+    question = prose(900, 30)
+    text = f"{prose(901, 80)} {question} {prose(902, 80)}"
+    made = Document("m", text, "web", "file:a.jsonl", f"{SYNTHETIC}test")
+    real = replace(made, id="r", provenance="file:a.jsonl")
+    _build(tmp_path, "c", {"quiz": [question]})
+    whole, cut = shards._protected(tmp_path / "c", [real, made])
+    assert whole == real, "it was cleaned when the corpus was built"
+    assert cut.id == "m"
+    assert question not in cut.text
+    assert cut.text.startswith(prose(901, 80)[:100])
+    (tmp_path / "c" / corpus.PROTECTED).write_bytes(b"another file")
+    with pytest.raises(DataError, match="not what the corpus was built with"):
+        list(shards._protected(tmp_path / "c", [made]))
+    _build(tmp_path, "off", {"quiz": [question]}, decontaminate=None)
+    assert list(shards._protected(tmp_path / "off", [made])) == [made]
+
+
+def test_what_is_protected_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = Decontaminate(ngram=5, shortest=3, side=0, shortest_piece=0)
+    sets = {"long": [prose(1, 40), prose(2, 4)], "short": [prose(3, 3)], "nothing": []}
+    protected = Protected(config, sets)
+    again = Protected.load(tmp_path / "p", protected.save(tmp_path / "p"))
+    documents = [document(f"{prose(9, 20)} {prose(seed, count)} {prose(8, 20)}") for seed, count in ((1, 30), (3, 3))]
+    assert list(again.clean(documents)) == list(protected.clean(documents)) != documents
+    assert again.names == protected.names
+    assert again.cuts == protected.cuts
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
