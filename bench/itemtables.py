@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bench.plausible import contradicts_items
 from bench.record import Record
 from bench.study import Study, StudyError
+from bench.words import several
 
 ASSAY_SHARE = 4
 """One item in this many tells whether a task is sensitive, and takes no part in the comparison of arms."""
@@ -30,6 +31,13 @@ class Table:
     """Bits a byte of the correct choice, [seed, item]."""
     clusters: NDArray[np.int64] | None
     is_assay: NDArray[np.bool_]
+
+    @property
+    def units(self) -> str:
+        """What is drawn at random, in words: `4 passages` or, where items stand alone, `30 items`."""
+        if self.clusters is None:
+            return several(len(self.is_assay), "item")
+        return several(len(np.unique(self.clusters)), "passage")
 
 
 @dataclass(frozen=True)

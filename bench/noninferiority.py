@@ -178,6 +178,8 @@ def _weights(tasks: Mapping[str, str], facts: Mapping[str, TaskFacts]) -> dict[s
 def _insensitive(reference: Table, half: Table | None, rows: Sequence[int], facts: TaskFacts, alpha: float) -> str:
     """Why a task does not count; empty where it does. For these very models: seeds fixed, items random."""
     assay = reference.is_assay
+    if not assay.any() or assay.all():
+        return f"{reference.units} are too few to set a quarter apart and compare the rest (raise evaluate.limit)"
     clusters = renumbered(reference.clusters, assay)
     above = items_only([Stratum(reference.scores[:, assay] - facts.chance, 1.0, clusters)])
     if why := _at_chance(above, alpha):

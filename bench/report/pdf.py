@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ def write(page: Page, path: Path) -> None:
 
 def _open(text: str) -> Any:
     try:
-        from weasyprint import HTML
+        with warnings.catch_warnings():
+            # It announces at import that a later version will need one more library; what it writes today does not.
+            warnings.filterwarnings("ignore", "HarfBuzz-Subset", DeprecationWarning)
+            from weasyprint import HTML
     except (ImportError, OSError) as error:
         raise PdfUnavailable(INSTALL.format(why=str(error).splitlines()[0])) from error
     return HTML(string=text, url_fetcher=_refuse)

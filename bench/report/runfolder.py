@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from bench.design import ArmDesign, Design
 from bench.record import CaseKind, Record, packed, read
-from bench.study import StudyError
+from bench.study import Study, StudyError, assemble
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def load(run: Path) -> RunFolder:
     """Read a run folder.
 
     Raises:
-        StudyError: no plan or no records there, or a file that is not what it should be.
+        StudyError: no plan or no records there, records of another run, or a file that is not what it should be.
         RecordError: the records cannot be trusted.
     """
     if not run.is_dir():
@@ -157,16 +157,18 @@ def load(run: Path) -> RunFolder:
         raise StudyError(f"{run}: holds no plan.json, so nothing can be reported; hint: is it a run folder?")
     if not any(file.exists() for file in (run / "records.jsonl", packed(run / "records.jsonl"))):
         raise StudyError(f"{run}: holds no records.jsonl yet; hint: `lmbench run` writes one as cases finish")
-    try:
-        design = Design.model_validate(plan.get("design"))
-    except ValueError as error:
-        raise StudyError(f"{run / 'plan.json'}: its design cannot be read ({error})") from error
+    records, looks = read(run / "records.jsonl"), _lines(run / "looks.jsonl")
+    study = assemble(plan, records, lambda _: None, where=run / "plan.json")
     verdict, environment = _json(run / "verdict.json"), _json(run / "environment.json")
+    unjudged = "verdict.json: the study has not been judged yet (`lmbench judge`)"
+    if verdict is not None and looks and not _is_of(looks[-1], study):
+        verdict = None
+        unjudged = "verdict.json: drawn from other records than these (`lmbench judge` judges again)"
     suite = run / "suite.yaml"
     absent = [
         text
         for there, text in (
-            (verdict is not None, "verdict.json: the study has not been judged yet (`lmbench judge`)"),
+            (verdict is not None, unjudged),
             (environment is not None, "environment.json: the machine is not known"),
             (suite.exists(), "suite.yaml: the suite's text is not known"),
         )
@@ -175,15 +177,20 @@ def load(run: Path) -> RunFolder:
     return RunFolder(
         run=run,
         name=str(plan.get("run") or run.name),
-        design=design,
+        design=study.design,
         plan=plan,
-        records=tuple(read(run / "records.jsonl")),
+        records=tuple(records),
         verdict=verdict,
         environment=environment or {},
         suite_text=suite.read_text(encoding="utf-8") if suite.exists() else "",
-        looks=tuple(_lines(run / "looks.jsonl")),
+        looks=tuple(looks),
         absent=tuple(absent),
     )
+
+
+def _is_of(look: dict[str, Any], study: Study) -> bool:
+    """Whether a look, and so the verdict that it ended with, was at the records that are there now."""
+    return set(sequence(look.get("records"))) == {record.sha256 for record in study.records.values()}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -358,6 +358,16 @@ def test_a_task_that_half_the_compute_does_not_hurt_does_not_count():
     assert "half-compute" in accuracy["why"]
 
 
+@pytest.mark.parametrize(("name", "passages"), [("cloze", 3), ("one", 1)])
+def test_a_task_whose_passages_all_fall_to_one_side_of_the_split_does_not_count(name: str, passages: int):
+    """None of `cloze`'s three is set apart, and the only one of `one` is: nothing is left to compare, or to test on."""
+    tasks = (*TASKS[1:], replace(TASKS[0], name=name, passages=passages))
+    accuracy = arm_of(synthesize(saving=0.3, seeds=5, tasks=tasks, **BIG))["scales"]["s"]["accuracy"]
+    assert accuracy["tasks"][name]["counted"] is False
+    assert f"{passages} passage" in accuracy["families"]["lm"]["why"]
+    assert "too few" in accuracy["families"]["lm"]["why"]
+
+
 def test_accuracy_that_could_not_have_failed_is_capped():
     """Half the compute hurts by 2 points, 20% less by 0.6: within a margin of 5."""
     tasks = tuple(replace(task, per_doubling=0.02) for task in TASKS)

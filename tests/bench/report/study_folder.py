@@ -78,7 +78,7 @@ def write(folder: Path, what: Folder | None = None) -> Path:
 
 def _planned(name: str, number: int) -> dict[str, Any]:
     return {"params_total": 1_200_000 * (1 + number), "params_active": 1_200_000,
-            "train_flops_per_token": 9.1e6 * (1 - 0.05 * number), "infer_flops_per_token": 3.0e6,
+            "train_flops_per_token": 9.1e6 * max(0.05, 1 - 0.05 * number), "infer_flops_per_token": 3.0e6,
             "change": f"what {name} changes"}  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def _record(case: CaseKey, metrics: dict[str, Reading], detail: dict[str, Any]) 
 
 def _train(what: Folder, arm: str, number: int, scale: str, seed: int, horizon: float, parent: str) -> Record:
     tokens = round(1e6 * horizon)
-    flops = tokens * 9.1e6 * (1 - 0.05 * number)
+    flops = tokens * 9.1e6 * max(0.05, 1 - 0.05 * number)
     loss = 4.9 - 0.35 * math.log(horizon) - 0.06 * number + 0.012 * math.sin(3 * seed + number)
     bits = loss / math.log(2) / 2.9
     metrics = {

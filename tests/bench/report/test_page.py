@@ -331,6 +331,27 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+def test_records_of_another_run_are_not_reported(tmp_path: Path) -> None:
+    record = load(write(tmp_path)).records[0]
+    stray = record.model_copy(update={"case": record.case.model_copy(update={"id": "0" * 16})})
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write(to_line(stray) + "\n")
+    with pytest.raises(StudyError, match="another suite or run"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [None, -1, 0])
+def test_a_verdict_is_shown_for_the_records_it_was_drawn_from(tmp_path: Path, kept: int | None) -> None:
+    records = load(write(tmp_path)).records
+    look = {"time": "2026-01-01T00:00:00Z", "records": [record.sha256 for record in records], "outcomes": {}}
+    (tmp_path / "looks.jsonl").write_text(json.dumps(look) + "\n")
+    (tmp_path / "records.jsonl").write_text("".join(to_line(record) + "\n" for record in records[:kept]))
+    found = load(tmp_path)
+    assert (found.verdict is not None) == (kept is None)
+    assert any("drawn from other records" in text for text in found.absent) == (kept is not None)
+    assert render(compose(found))
+
+
 def test_a_sign_that_differs_between_currencies_is_flagged(whole: str) -> None:
     assert "all saves training FLOPs but costs more training time." in whole
 
