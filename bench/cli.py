@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -72,6 +73,14 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _show(text: str) -> None:
+    """Data to stdout, whose reader may stop listening (`| head`): the exit code stays what it is."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 # --- commands ------------------------------------------------------------------------------------
 
 
@@ -87,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
             _say(f"report: {path}")
     for line in result.failed:
         _say(f"without a result: {line}")
-    print(result.folder)
+    _show(str(result.folder))
     return FAILED if result.failed else OK
 
 
@@ -192,7 +201,7 @@ def _gate(arguments: argparse.Namespace) -> int:
         arguments.junit.write_text(result.to_junit(), encoding="utf-8")
     if arguments.markdown:
         arguments.markdown.write_text(result.to_markdown(), encoding="utf-8")
-    print(result.to_json() if arguments.json else result.to_text())
+    _show(result.to_json() if arguments.json else result.to_text())
     return result.exit_code
 
 

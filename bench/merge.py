@@ -167,7 +167,9 @@ def _differences(before: BaseModel, after: BaseModel, prefix: str = "") -> Itera
         elif isinstance(old, tuple) and isinstance(new, tuple) and set(map(repr, old)) & set(map(repr, new)):
             yield f"{name}: {_changed(old, new)}"
         else:
-            yield f"{name}: {_words(old, new)} -> {_words(new, old)}"
+            # Null is each field's own: nothing where the default is something, else what is derived from other fields.
+            null = "default" if type(after).model_fields[key].get_default() is None else "none"
+            yield f"{name}: {null if old is None else _words(old, new)} -> {null if new is None else _words(new, old)}"
 
 
 def _changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:

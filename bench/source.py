@@ -276,6 +276,8 @@ class _Builder:
         else:
             key, mark = parent.key
             parent.key = None
+            if node.value is None and node.mark.line > mark.line:
+                node = replace(node, mark=mark)  # left empty: the parser stands at whatever comes next
             parent.node.value[key] = node
             parent.node.keys[key] = mark
             self._grow(parent.node, node)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from ruamel.yaml import YAML
 
-from bench import baseline
+from bench import baseline, cli
 from bench.design import GateRule
 from bench.gate import compare, gate
 from bench.gatereport import Check, GateResult
@@ -424,3 +426,13 @@ def test_a_baseline_without_a_version_or_with_numbers_past_summing_is_refused(ed
     result = gate(make_run(tmp_path / "run", gate=NOISY, items=0), file)
     assert result.outcome == "could not measure"
     assert "write it again with --update" in result.to_text()
+
+
+def test_a_reader_that_stops_listening_changes_no_exit_code(tmp_path, monkeypatch):
+    """`lmbench gate ... | head -1`: what is printed into a closed pipe must not turn a regression into a 0."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as deaf:
+        monkeypatch.setattr(sys, "stdout", deaf)
+        code = cli.main(["gate", str(tmp_path), "--baseline", str(tmp_path / "none.json")])
+    assert code == cli.NOTHING

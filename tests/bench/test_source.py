@@ -56,6 +56,12 @@ def test_scalars_mean_what_a_person_thinks(written: str, value: object) -> None:
     assert type(found.data()["a"]) is type(value)
 
 
+def test_a_value_that_was_left_empty_is_marked_at_its_key() -> None:
+    """Not at whatever stands next, lines below."""
+    found = parse_text("a:\n\n# text\nb:\n  c:\n  d: 1\n", "s.yaml")
+    assert [found.problem(path, "empty").where for path in (("a",), ("b", "c"))] == ["s.yaml:1:1", "s.yaml:5:3"]
+
+
 def test_aliases_and_anchors_are_followed() -> None:
     assert parse_text("a: &x {b: [1]}\nc: *x\nd: [*x, *x]\n", "s").data()["d"] == [{"b": [1]}, {"b": [1]}]
 

@@ -113,6 +113,8 @@ def test_changes_in_words(tmp_path: Path) -> None:
     assert suite.describe_change("fp32") == "precision: bf16 -> fp32"
     assert suite.describe_change("all") == "ffn.experts: 8 -> 4; data: none -> exact_dedup"
     assert suite.describe_change("moe").startswith("ffn: swiglu -> moe (experts 8, top_k 2")
+    unclipped = loaded(tmp_path, ("      precision: {kind: fp32}\n", "      optimizer: {clip: null}\n"))
+    assert unclipped.describe_change("fp32") == "optimizer.clip: 1 -> none"  # null switches it off
     other = ("      precision: {kind: fp32}\n", "      batching: {kind: batch_ramp, length: 64}\n")
     words = loaded(tmp_path, other).describe_change("fp32")  # a default that is not what it was is told
     assert words == "batching: fixed (sequences 8, length 64) -> batch_ramp (sequences 16, length 64)"
