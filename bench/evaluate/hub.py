@@ -44,6 +44,26 @@ def load(name: str) -> list[Any]:
         ) from error
 
 
+def texts(name: str) -> list[str]:
+    """All that a task asks, each context followed by each of its answers: what training text must not repeat.
+
+    Raises:
+        NotAvailable: as `load`, or its requests cannot be built.
+    """
+    found: dict[str, None] = {}
+    for task in load(name):
+        try:
+            task.set_config(key="num_fewshot", value=0)
+            task.build_all_requests(rank=0, world_size=1)
+            for request in task.instances:
+                said = request.args[1] if request.request_type == "loglikelihood" else task.doc_to_target(request.doc)
+                found[f"{request.args[0]}{said if isinstance(said, str) else ''}"] = None
+        except Exception as error:  # a foreign task's code may raise anything
+            reason = f"its questions cannot be read ({type(error).__name__}: {error})"
+            raise NotAvailable(f"{HUB_PREFIX}{name}: {reason}") from error
+    return list(found)
+
+
 @functools.cache
 def _manager() -> TaskManager:
     """The index of the harness's thousands of task files, read once a process (seconds)."""

@@ -18,13 +18,20 @@ def texts(tasks: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     found: dict[str, list[str]] = {}
     missing: dict[str, str] = {}
     for name in tasks:
-        if name.startswith(HUB_PREFIX):
-            missing[name] = "the hub's own task: its text passes through lm-evaluation-harness alone"
-        elif TASKS[name].source != DERIVED:
-            try:
-                read = items(name)
-            except NotAvailable as error:
-                missing[name] = str(error)
-                continue
-            found[name] = list(dict.fromkeys(f"{item.context} {choice}" for item in read for choice in item.choices))
+        if not name.startswith(HUB_PREFIX) and TASKS[name].source == DERIVED:
+            continue
+        try:
+            found[name] = _of_hub(name) if name.startswith(HUB_PREFIX) else _of_ours(name)
+        except NotAvailable as error:
+            missing[name] = str(error)
     return found, missing
+
+
+def _of_ours(name: str) -> list[str]:
+    return list(dict.fromkeys(f"{item.context} {choice}" for item in items(name) for choice in item.choices))
+
+
+def _of_hub(name: str) -> list[str]:
+    from bench.evaluate import hub  # the harness takes seconds to import
+
+    return hub.texts(name.removeprefix(HUB_PREFIX))

@@ -7,7 +7,7 @@ import socket
 import datasets
 import pytest
 
-from bench.evaluate import hub
+from bench.evaluate import hub, protected
 from bench.evaluate.harness import evaluate
 
 ROWS = {
@@ -52,6 +52,18 @@ def test_every_kind_of_task(model, tokenizer):
     first, second = results.tasks["hub:boolq"].rows
     assert first.passage == second.passage is not None
     assert all(row.score == row.score_lm_eval for row in results.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fake_hub")
+def test_their_texts_are_protected_with_every_answer():
+    found, missing = protected.texts(["hub:winogrande", "hub:rte", "hub:triviaqa", "hub:no_such_task"])
+    assert "The sea beat the boat because the boat was small." in found["hub:winogrande"]
+    (question,) = {text.rsplit(" ", 1)[0] for text in found["hub:rte"]}
+    assert question.startswith("The man was old.")
+    assert {text.rsplit(" ", 1)[1] for text in found["hub:rte"]} == {"True", "False"}
+    assert "Who went?" in found["hub:triviaqa"][0]
+    assert "no task 'no_such_task'" in missing["hub:no_such_task"]
 
 
 @pytest.mark.slow
