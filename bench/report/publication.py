@@ -80,7 +80,7 @@ def _content(source: Path, copy: Path) -> bytes:
     content = source.read_bytes()
     if copy.name == "plan.json":
         return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return lzma.compress(content, preset=9) if copy.name == packed(source).name else content
+    return lzma.compress(content, preset=9 | lzma.PRESET_EXTREME) if copy.name == packed(source).name else content
 
 
 def _held(file: Path) -> Path:
