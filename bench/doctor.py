@@ -220,7 +220,7 @@ def _weasyprint() -> Check:
     except ImportError:
         return _check("weasyprint", False, "not installed: report.pdf", "pip install 'lmbench-suite[pdf]'")
     except OSError as error:
-        hint = "Debian: apt-get install libpango-1.0-0 libpangoft2-1.0-0; macOS: brew install pango"
+        hint = "Debian: apt-get install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0; macOS: brew install pango"
         return _check("weasyprint", False, f"a system library is missing ({str(error).splitlines()[0]})", hint)
     return _check("weasyprint", True, f"{module.__version__}: report.pdf")
 

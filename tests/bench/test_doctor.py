@@ -142,7 +142,7 @@ def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("error", "hint"),
-    [(ImportError("no module"), "pip install"), (OSError("cannot load library 'pango-1.0-0'"), "libpango")],
+    [(ImportError("no module"), "pip install"), (OSError("cannot load library 'pango-1.0-0'"), "libharfbuzz-subset0")],
 )
 def test_pdf_without_its_parts(error: Exception, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_name: str) -> None:
