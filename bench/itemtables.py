@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.plausible import contradicts_items
-from bench.record import Record
+from bench.record import RUN_AGAIN, Record
 from bench.study import Study, StudyError
 from bench.words import several
 
@@ -101,7 +101,7 @@ class Tables:
             for task in dict.fromkeys(tasks):
                 where = np.flatnonzero(names == task)
                 if wrong := contradicts_items(record, task, float(scores[where].mean())):
-                    raise StudyError(f"case {record.case.id}: {wrong}; hint: evaluate again")
+                    raise StudyError(f"case {record.case.id}: {wrong}; {RUN_AGAIN}")
                 order = self._ordered(task, where, items.item, items.passage, record)
                 rows.setdefault(task, []).append((scores[order], bits[order]))
         if any(len(found) != len(seeds) for found in rows.values()):

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA = 1
+RUN_AGAIN = "hint: remove the case's line from records.jsonl and run again"
+"""What mends a case whose record or files were changed: a case with a finished record is not run again."""
 
 Grade = Literal["counted", "counter", "integrated", "modelled", "timed"]
 """How a number came about: exact count, hardware energy counter, sampled power, estimate, stopwatch."""
@@ -152,7 +154,8 @@ def from_line(line: str, where: str) -> Record:
         raise RecordError(f"{where}: not a record ({error}); hint: remove the line and run again") from error
     if not is_intact:
         raise RecordError(
-            f"{where}: content does not match its sha256 (edited by hand or damaged); hint: run the case again"
+            f"{where}: content does not match its sha256 (edited by hand or damaged); "
+            "hint: remove the line and run again"
         )
     _refuse_other_than_numbers(fields, where)
     try:

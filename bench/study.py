@@ -21,7 +21,7 @@ from bench import looks, registered
 from bench.design import ArmDesign, Design
 from bench.planned import PlannedCase
 from bench.plausible import implausible
-from bench.record import CaseKind, Record, read
+from bench.record import RUN_AGAIN, CaseKind, Record, read
 
 PLAN_SCHEMA = 1
 
@@ -268,7 +268,7 @@ def _one_a_case(records: Iterable[Record], cases: Mapping[str, PlannedCase], whe
             raise StudyError(f"the record of case {key.id} says {key.kind} {key.arm}, {where} says {case.label}")
         impossible = implausible(record)
         if impossible:
-            raise StudyError(f"the record of case {key.id} ({case.label}): {impossible}; hint: run the case again")
+            raise StudyError(f"the record of case {key.id} ({case.label}): {impossible}; {RUN_AGAIN}")
         before = kept.get(key.id)
         if before is not None and before.status != "failed":
             if record.status != "failed":
@@ -298,9 +298,9 @@ def _item_reader(run: Path) -> ItemReader:
         content = path.read_bytes()
         expected = record.detail.get("items_sha256")
         if expected is None:
-            raise StudyError(f"{path}: its record holds no hash of it, so it may be any; hint: evaluate again")
+            raise StudyError(f"{path}: its record holds no hash of it, so it may be any; {RUN_AGAIN}")
         if hashlib.sha256(content).hexdigest() != expected:
-            raise StudyError(f"{path}: does not match the hash in its record (edited or damaged); hint: evaluate again")
+            raise StudyError(f"{path}: does not match the hash in its record (edited or damaged); {RUN_AGAIN}")
         return _items(path, content)
 
     return read_items
@@ -315,10 +315,10 @@ def _items(path: Path, content: bytes) -> Items:
         table = pq.read_table(pa.BufferReader(content), columns=wanted)
         columns = {name: table.column(name) for name in wanted}
     except (pa.ArrowInvalid, KeyError) as error:
-        raise StudyError(f"{path}: not a table of items ({error}); hint: evaluate again") from error
+        raise StudyError(f"{path}: not a table of items ({error}); {RUN_AGAIN}") from error
     scores = columns["score"].to_numpy()
     if not all(0 <= score <= 1 for score in scores):  # NaN is not
-        raise StudyError(f"{path}: holds a score that is no number from 0 to 1; hint: evaluate again")
+        raise StudyError(f"{path}: holds a score that is no number from 0 to 1; {RUN_AGAIN}")
     return Items(
         task=columns["task"].to_pylist(),
         item=columns["item"].to_pylist(),

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.record import RUN_AGAIN
+
 
 @dataclass(frozen=True, slots=True)
 class ItemRow:
@@ -82,10 +84,10 @@ def read(path: Path, *, expect_sha256: str | None = None) -> list[ItemRow]:
     """
     try:
         if expect_sha256 is not None and sha256(path) != expect_sha256:
-            raise BadItems(f"{path}: content does not match its recorded sha256\nhint: run the case again")
+            raise BadItems(f"{path}: content does not match its recorded sha256\n{RUN_AGAIN}")
         table = pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        raise BadItems(f"{path}: cannot be read ({error})\nhint: run the case again") from error
+        raise BadItems(f"{path}: cannot be read ({error})\n{RUN_AGAIN}") from error
     rows: list[dict[str, Any]] = table.to_pylist()
     return [ItemRow(**row) for row in rows]
 
