@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from bench import design
 from bench.design import Endpoint, Frozen, Name
 from bench.stanzas import MAX_ARMS, MIN_BLOCKS
-from lmopt.quantities import Count
+from lmopt.quantities import Whole
 from lmopt.recipe import MAX_CONTEXT, Decoding, OneByOne, Positive, Speculative
 from lmopt.techniques.decoding import Sampling, Sha256
 
@@ -72,9 +72,9 @@ class Inference(Frozen):
     """What the arms are compared with."""
     arms: Annotated[tuple[InferenceArm, ...], Field(min_length=1, max_length=MAX_ARMS)]
     """The ways of decoding."""
-    prompts: Annotated[Count, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = 32
+    prompts: Annotated[Whole, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = 32
     """Held-out texts that are continued and timed, the same for every seed."""
-    blocks: Annotated[Count, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = MIN_BLOCKS
+    blocks: Annotated[Whole, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = MIN_BLOCKS
     """Blocks that the prompts are timed in, each reference, arm, arm, reference."""
     prompt_tokens: Annotated[Positive, Field(ge=2, le=MAX_CONTEXT)] = 64
     """Tokens of each prompt."""
@@ -84,9 +84,9 @@ class Inference(Frozen):
     """How the timed texts are drawn; default: the likeliest token."""
     validation: Name | None = None
     """The validation set that texts come from; null is the first."""
-    quality_texts: Annotated[Count, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = 192
+    quality_texts: Annotated[Whole, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = 192
     """Held-out texts that a lossy arm's quality is judged on; the prompts are the first of them."""
-    calibration_texts: Annotated[Count, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = 128
+    calibration_texts: Annotated[Whole, Field(ge=MIN_BLOCKS, le=MAX_TEXTS)] = 128
     """Held-out texts of other documents, on which thresholds are calibrated."""
 
     @model_validator(mode="after")

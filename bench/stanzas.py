@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, mod
 from bench import design
 from bench.design import AblationKind, Endpoint, Frozen, Name, Role
 from bench.merge import SCALE_PATHS
-from lmopt.quantities import Bytes, Count, Seconds
+from lmopt.quantities import Bytes, Seconds, Whole
 from lmopt.recipe import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Positive
 
 MAX_ARMS = 100
@@ -216,7 +216,7 @@ class Spaced(Frozen):
     """The lowest."""
     to: Rate
     """The highest."""
-    points: Annotated[Count, Field(ge=2, le=MAX_TRIALS)]
+    points: Annotated[Whole, Field(ge=2, le=MAX_TRIALS)]
     """How many."""
 
     @model_validator(mode="after")
@@ -296,27 +296,27 @@ class Finetune(Frozen):
     lr: Rates = Multiples(times=(0.3, 1.0))
     """Peak learning rates, each tried in full; the best on questions kept back is tested. A list, `{from, to, points}`,
     or multiples of each arm's own, `{times: [0.3, 1]}`."""
-    limit: Annotated[Count, Field(gt=0)] | None = None
+    limit: Positive | None = None
     """At most this many of the tested items; null takes all."""
 
 
 class Timing(Frozen):
     """How step times are compared: interleaved blocks A B B A in one process."""
 
-    blocks: Annotated[Count, Field(ge=MIN_BLOCKS, le=10_000)] = MIN_BLOCKS
+    blocks: Annotated[Whole, Field(ge=MIN_BLOCKS, le=10_000)] = MIN_BLOCKS
     """Number of blocks."""
-    steps: Annotated[Count, Field(ge=MIN_BLOCK_STEPS, le=100_000)] = MIN_BLOCK_STEPS
+    steps: Annotated[Whole, Field(ge=MIN_BLOCK_STEPS, le=100_000)] = MIN_BLOCK_STEPS
     """Steps of each arm in a block."""
-    warmup: Annotated[Count, Field(ge=1, le=10_000)] = 3
+    warmup: Annotated[Whole, Field(ge=1, le=10_000)] = 3
     """Steps of each arm before the first block, not measured."""
 
 
 class Sample(Frozen):
     """The `sample` layout: training steps at true size, for what they cost; nothing is learned from them."""
 
-    steps: Annotated[Count, Field(ge=MIN_SAMPLE, le=100_000)] = 10
+    steps: Annotated[Whole, Field(ge=MIN_SAMPLE, le=100_000)] = 10
     """Measured steps of each arm."""
-    warmup: Annotated[Count, Field(ge=1, le=10_000)] = 2
+    warmup: Annotated[Whole, Field(ge=1, le=10_000)] = 2
     """Steps before them, not measured: first allocations, kernel choices, compilation."""
 
 
@@ -325,7 +325,7 @@ class Evaluate(Frozen):
 
     tasks: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
     """Names of tasks, or `hub:NAME` for a task of lm-evaluation-harness from the Hugging Face hub."""
-    limit: Annotated[Count, Field(gt=0)] | None = None
+    limit: Positive | None = None
     """At most this many items of each task; null takes all."""
     when: Literal["ends", "every"] = "ends"
     """`ends`: the reference at horizon 1.0, the controls and the claim points. `every`: every trained model."""

@@ -73,13 +73,16 @@ def _either(kind: str, pattern: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": kind, "minimum": 0}, {"type": "string", "pattern": pattern}]})
 
 
-Count = Annotated[
+Whole = Annotated[
     int,
     BeforeValidator(parse_count),
-    Field(ge=0, le=MAX_COUNT),
     _either("number", r"^[0-9][0-9_]*(\.[0-9]+)?(e[0-9]+)?\s*[kMBGT]?$"),
 ]
-"""A non-negative whole number; `2B` and `1_000_000` are understood."""
+"""A whole number to which a field adds its own bounds, so that a value beyond them is told one bound and not two;
+`2B` and `1_000_000` are understood."""
+
+Count = Annotated[Whole, Field(ge=0, le=MAX_COUNT)]
+"""A non-negative whole number."""
 
 Seconds = Annotated[
     float,

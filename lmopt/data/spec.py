@@ -19,7 +19,7 @@ from lmopt.data.formats import READERS
 from lmopt.data.packages import PACKAGES
 from lmopt.data.recipes import RECIPES
 from lmopt.data.sources import Source, SourceError, parse
-from lmopt.quantities import Bytes, Count, Share
+from lmopt.quantities import Bytes, Count, Share, Whole
 from lmopt.recipe import Plain
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -142,7 +142,7 @@ class Bpe(Plain):
     """Byte-level byte-pair encoding trained on the training text only (Sennrich et al., arXiv 1508.07909)."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab: Annotated[Count, Field(ge=MIN_VOCAB, le=MAX_VOCAB)] = 2048
+    vocab: Annotated[Whole, Field(ge=MIN_VOCAB, le=MAX_VOCAB)] = 2048
     """Size of the vocabulary: 256 bytes, the end-of-text token and merges."""
     sample: Bytes = 16_000_000
     """Bytes of training text, chosen by document hash, that the merges are learnt from."""
@@ -154,7 +154,7 @@ class GivenTokenizer(Plain):
     kind: Literal["given"] = "given"
     file: Annotated[str, Field(min_length=1, max_length=500)]
     """Its `tokenizer.json`."""
-    vocab: Annotated[Count, Field(ge=1, le=16_777_216)]
+    vocab: Annotated[Whole, Field(ge=1, le=16_777_216)]
     """Size of the model's vocabulary, which may be larger than the tokenizer's."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the file."""
@@ -170,9 +170,9 @@ def _trained_unless_given(value: Any) -> Any:
 class Decontaminate(Plain):
     """Cuts out what training text shares with other sets, by GPT-3's rule (arXiv 2005.14165, appendix C)."""
 
-    ngram: Annotated[Count, Field(gt=0, le=100)] = 13
+    ngram: Annotated[Whole, Field(gt=0, le=100)] = 13
     """Words that must agree (appendix C: 13)."""
-    shortest: Annotated[Count, Field(gt=0, le=100)] = 8
+    shortest: Annotated[Whole, Field(gt=0, le=100)] = 8
     """Texts of fewer words than `ngram` are protected whole from this many words on (appendix C: 8)."""
     side: Annotated[Count, Field(le=1_000_000)] = 200
     """Characters cut on either side of a match (appendix C: 200)."""

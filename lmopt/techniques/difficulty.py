@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lmopt.quantities import Count
+from lmopt.quantities import Count, Whole
 from lmopt.techniques.technique import MAX_LAYERS, MAX_WIDTH, Plain, Positive, Technique
 
 
@@ -19,7 +19,7 @@ class SmallModel(Plain):
     """Size of the residual stream."""
     heads: Annotated[Positive, Field(le=MAX_WIDTH)] = 2
     """Attention heads."""
-    vocab: Annotated[Count, Field(ge=257, le=1_000_000)] = 1024
+    vocab: Annotated[Whole, Field(ge=257, le=1_000_000)] = 1024
     """Vocabulary of its own tokenizer."""
     tokens: Annotated[Positive, Field(le=10**12)] = 200_000
     """Tokens it is trained on, from a sample of the documents."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lmopt.quantities import Count, Share
+from lmopt.quantities import Share, Whole
 from lmopt.techniques.technique import Technique
 
 
@@ -37,7 +37,7 @@ class AdamW8bit(AdamW):
 
     builder: ClassVar[str] = "lmopt.train.compact:build"
     kind: Literal["adamw_8bit"] = "adamw_8bit"  # pyright: ignore[reportIncompatibleVariableOverride]
-    block: Annotated[Count, Field(ge=16, le=65_536)] = 256
+    block: Annotated[Whole, Field(ge=16, le=65_536)] = 256
     """Numbers that share a scale."""
 
     @property

@@ -14,14 +14,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmopt.quantities import Count
+from lmopt.quantities import MAX_COUNT, Whole
 
 ENTRY_POINT_GROUP = "lmbench.techniques"
 MAX_LAYERS = 1024
 MAX_WIDTH = 131_072
 MAX_CONTEXT = 16_777_216
 
-Positive = Annotated[Count, Field(gt=0)]
+Positive = Annotated[Whole, Field(gt=0, le=MAX_COUNT)]
 
 
 class Plain(BaseModel):

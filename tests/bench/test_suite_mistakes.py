@@ -81,7 +81,19 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "9999999999 is out of bounds: it must be at most 131072",
         None,
     ),
-    "negative number": (("tokens: 100k", "tokens: -1"), "25:57", "-1 is out of bounds: it must be at least 0", None),
+    "negative number": (
+        ("tokens: 100k", "tokens: -1"),
+        "25:57",
+        "-1 is out of bounds: it must be greater than 0",
+        None,
+    ),
+    "zero": (("layers: 2", "layers: 0"), "25:25", "0 is out of bounds: it must be greater than 0", None),
+    "below a bound of its own": (
+        ("evaluate:", "timing: {warmup: -1}\nevaluate:"),
+        "29:18",
+        "-1 is out of bounds: it must be at least 1",
+        None,
+    ),
     "not a number": (("tokens: 100k", "tokens: .nan"), "25:57", ".nan is not a finite number", None),
     "unknown unit": (("tokens: 100k", "tokens: 100 bananas"), "25:57", "unknown suffix 'bananas'", None),
     "a trial on the study's own seed": (
