@@ -17,6 +17,13 @@ from lmopt.recipe import Recipe
 
 _STAND_IN = Scale(name="s", layers=1, width=64, heads=1, tokens=10**12)
 """Expands the arms of a suite whose scales are all wrong, so that mistakes in the arms are shown too."""
+_VALID = (
+    Scale(name="s", layers=8, width=64, heads=1, kv_heads=1, context=2048, hidden=64, tokens=10**12, lr=1e-3,
+          sequences=1, micro_sequences=1, length=2),
+    Scale(name="s", layers=9, width=256, heads=2, kv_heads=2, context=4096, hidden=128, tokens=10**13, lr=2e-3,
+          sequences=2, micro_sequences=2, length=4),
+)  # fmt: skip
+"""Each value of a scale, two times and never the same: what is wrong with both in its place does not follow from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class Draft:
     arms: tuple[Variant, ...]
     scales: Mapping[int, Scale]
     """Position -> scale, the valid ones."""
+    mended: Mapping[int, tuple[Scale, Scale]]
+    """Position -> an invalid scale with other values in place of the wrong ones, and with others again."""
     vocab: int
 
     @classmethod
@@ -72,6 +81,11 @@ class Draft:
             recipe=_mapping(baseline.get("recipe")),
             arms=tuple(_variants(raw_arms)),
             scales=scales,
+            mended={
+                index: pair
+                for index, raw in enumerate(raw_scales)
+                if index not in scales and (pair := _mended(raw, index))
+            },
             vocab=_vocab(data.get("data")),
         )
 
@@ -97,6 +111,26 @@ class Draft:
     def sizes(self) -> Mapping[int, Scale]:
         """The scales, or a stand-in where none is valid."""
         return self.scales or {-1: _STAND_IN}
+
+
+def _mended(raw: Any, index: int) -> tuple[Scale, Scale] | None:
+    """The scale with each of two values wherever its own is wrong or missing; None where it is no mapping.
+
+    A key that nothing knows may be any misspelled: then every value that is not given is missing.
+    """
+    if not isinstance(raw, Mapping):
+        return None
+    wrong = {finding.path[0] for finding in validate(Scale, raw)[1] if finding.path}
+    known = {name: value for name, value in raw.items() if name in Scale.model_fields and name not in wrong}
+    missing = {
+        name for name, field in Scale.model_fields.items()
+        if name in wrong or (name not in known and (field.is_required() or wrong - set(Scale.model_fields)))
+    }  # fmt: skip
+    first, second = (
+        Scale.model_validate({**known, **{name: getattr(valid, name) for name in missing}}) for valid in _VALID
+    )
+    name = {"name": str(raw.get("name", f"number {index + 1}"))}
+    return first.model_copy(update=name), second.model_copy(update=name)
 
 
 def _variants(raw_arms: list[Any]) -> Iterator[Variant]:
@@ -135,11 +169,16 @@ class _Met:
 def recipe_findings(draft: Draft) -> Iterator[Finding]:
     """What is wrong with the recipes that the suite expands to, at the place that is to blame."""
     met: dict[tuple[DataPath, str], _Met] = {}
+    draft = replace(draft, scales={**draft.scales, **{index: pair[0] for index, pair in draft.mended.items()}})
     for index, scale in draft.sizes().items():
         of_baseline: set[tuple[DataPath, str]] = set()
         for variant in draft.variants:
-            merged = draft.expanded(variant, scale)
-            for finding in validate(Recipe, merged)[1]:
+            found, *others = (
+                validate(Recipe, draft.expanded(variant, one))[1] for one in draft.mended.get(index, (scale,))
+            )
+            for finding in found:
+                if not all(finding in other for other in others):
+                    continue
                 key = (finding.path, finding.message)
                 if variant.index is None:
                     of_baseline.add(key)

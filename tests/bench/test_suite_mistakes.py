@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from bench import ownmodel, source
+from bench.draft import Draft, recipe_findings
 from bench.problems import SuiteError, format_problem
 from bench.suite import check, load_suite
-from tests.bench.small_suite import MOE, SCALE_M, SCALE_S, edited, loaded, written
+from tests.bench.small_suite import MOE, SCALE_M, SCALE_S, SUITES, edited, loaded, written
 
 # name: (edit, line:col, what the message holds, what the hint holds)
 BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
@@ -376,3 +379,23 @@ def test_load_suite_raises_everything(tmp_path: Path) -> None:
 def test_an_alias_points_to_where_it_is_used(tmp_path: Path) -> None:
     text = edited((MOE, "change: &moe {ffn: {kind: moe, bad: 1}}"), ("      precision: {kind: fp32}\n", "      *moe\n"))
     assert check(written(tmp_path, text))[0].message == "unknown key `bad`"
+
+
+@pytest.mark.parametrize("wrong", ["tokens: -4", "tokens: 1M, context: 0", "tokns: 1M, tokens: 1M", "lr: 1e-3"])
+@pytest.mark.parametrize("others", [SCALE_M, ""])
+def test_values_that_do_not_go_together_are_shown_beside_a_wrong_one(wrong: str, others: str, tmp_path: Path) -> None:
+    scale = f"    - {{name: s, layers: 2, width: 128, heads: 3, {wrong}}}\n"
+    messages = [problem.message for problem in check(written(tmp_path, edited((SCALE_S + SCALE_M, scale + others))))]
+    assert "heads (3) must divide width (128) (baseline `dense` at scale `s`)" in messages
+    assert len(messages) == 2, messages
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_nothing_is_shown_that_follows_from_a_wrong_value(path: Path) -> None:
+    data = ownmodel.spelled_out(source.read(path).data())
+    for index, scale in enumerate(data.get("over", {}).get("scale", [])):
+        for wrong in combinations([name for name in scale if name != "name"], 2):
+            scales = [*data["over"]["scale"]]
+            scales[index] = {**scale, wrong[0]: -1, wrong[1]: "x"}
+            found = list(recipe_findings(Draft.of({**data, "over": {**data["over"], "scale": scales}})))
+            assert not found, (wrong, found)
