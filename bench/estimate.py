@@ -25,6 +25,13 @@ CHECKPOINT_COPIES = 3
 MACHINE = "this machine has"
 """What limits memory where nothing else does."""
 
+OWN = "batching.memory allows"
+"""What limits a training without its process."""
+
+WORKER_BYTES = 290 * 2**20
+"""What the process of a case holds before it builds anything: Python, torch and all that is imported. The records'
+`rss_before_bytes` are 249 to 294 MiB, with the CPU build of torch."""
+
 BUILT_A_SECOND = 30e6
 """Parameters drawn, counted and let go of in a second, about: what a sample takes beside its steps."""
 
@@ -70,17 +77,25 @@ def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     if reason:  # it will not run, so it costs nothing
         return case.model_copy(update={"estimate": Estimate(time_s=0), "applies": False, "reason": reason})
     estimate = _estimate(case, suite, machine)
-    needs = ((estimate.peak_memory_bytes, _memory_limit(suite, machine)), (_own_bytes(case), _own_limit(case)))
-    needed_bytes, limit = next(((size, most) for size, most in needs if size and most and size > most[0]), (0, None))
-    reason = None
-    if limit:
-        hint = "a smaller model" if case.kind == "generate" else "lower batching.micro_sequences or the scale"
-        if limit[1] != MACHINE:
-            hint += ", or raise the limit"
-        reason = f"needs about {human_bytes(needed_bytes)} of memory, {limit[1]} {human_bytes(limit[0])}; hint: {hint}"
-    elif machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
+    reason = _want_of_memory(case, estimate, suite, machine)
+    if reason is None and machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
         reason = f"needs about {human_bytes(estimate.disk_bytes)} of disk, {human_bytes(machine.disk_bytes)} are free"
     return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
+
+
+def _want_of_memory(case: Case, estimate: Estimate, suite: Suite, machine: Machine) -> str | None:
+    """Why the case takes more memory than it may: its process than the machine or the suite allows, or its training."""
+    whole_process = (WORKER_BYTES + (estimate.peak_memory_bytes or 0), _memory_limit(suite, machine))
+    for needed_bytes, limit in (whole_process, (_own_bytes(case), _own_limit(case))):
+        if not needed_bytes or not limit or needed_bytes <= limit[0]:
+            continue
+        hint = "a smaller model" if case.kind == "generate" else "lower batching.micro_sequences or the scale"
+        if limit[1] != MACHINE:
+            hint = f"{hint}, or raise the limit" if case.recipe else "raise the limit"
+        process = "" if limit[1] == OWN else f", {human_bytes(WORKER_BYTES)} of it for the process itself"
+        needs = f"needs about {human_bytes(needed_bytes)} of memory{process}"
+        return f"{needs}; {limit[1]} {human_bytes(limit[0])}; hint: {hint}"
+    return None
 
 
 def _memory_limit(suite: Suite, machine: Machine) -> tuple[int, str] | None:
@@ -92,7 +107,7 @@ def _memory_limit(suite: Suite, machine: Machine) -> tuple[int, str] | None:
 def _own_limit(case: Case) -> tuple[int, str] | None:
     """What a training may take in all by its own recipe; text that a model makes is no training."""
     own = getattr(case.recipe.batching, "memory", None) if case.recipe and case.kind != "generate" else None
-    return (int(own), "batching.memory allows") if own else None
+    return (int(own), OWN) if own else None
 
 
 def _own_bytes(case: Case) -> int | None:

@@ -337,7 +337,7 @@ class Limits(Frozen):
     case_time: Seconds = DAY_S
     """Time."""
     case_memory: Bytes | None = None
-    """Memory of the process; null is the machine's."""
+    """Memory of the whole process, of which some 290 MiB are taken before a model is built; null is the machine's."""
 
 
 class Hypothesis(design.Hypothesis):

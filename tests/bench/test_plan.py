@@ -8,7 +8,7 @@ import pytest
 
 from bench.budget import BudgetError, fit, parse_budget
 from bench.case import Case, canonical_hash
-from bench.estimate import Machine
+from bench.estimate import WORKER_BYTES, Machine
 from bench.forecast import render
 from bench.plan import Plan, make_plan, run_hash
 from bench.stanzas import Tune
@@ -117,6 +117,20 @@ def test_what_does_not_fit_says_why_and_shows_in_the_forecast(suite: Suite) -> N
     (first, *_) = [case for case in make_plan(limited, MACHINE).cases if not case.fits]
     assert "limits.case_memory allows 9.54 MiB" in (first.reason or "")
     assert "raise the limit" in (first.reason or "")
+
+
+def test_a_memory_limit_is_the_whole_process_s(suite: Suite) -> None:
+    peak = max(case.estimate.peak_memory_bytes or 0 for case in make_plan(suite, MACHINE).cases)
+
+    def misfits(limit: int) -> list[Case]:
+        limits = suite.limits.model_copy(update={"case_memory": limit})
+        return [case for case in make_plan(suite.model_copy(update={"limits": limits}), MACHINE).cases if not case.fits]
+
+    assert not misfits(peak + WORKER_BYTES)
+    (largest, *_) = misfits(peak + WORKER_BYTES - 1)
+    assert "290 MiB of it for the process itself; limits.case_memory allows" in (largest.reason or "")
+    preparing = next(case for case in misfits(WORKER_BYTES - 1) if case.kind == "prepare")
+    assert (preparing.reason or "").endswith("hint: raise the limit")
 
 
 def test_a_plan_reads_back_from_its_json(plan: Plan) -> None:
