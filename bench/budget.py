@@ -111,19 +111,32 @@ def _sampled(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, lis
     for kept in dict.fromkeys((seeds, seeds[:1])):
         for steps in range(suite.sample.steps, MIN_SAMPLE - 1, -1):
             sample = suite.sample.model_copy(update={"steps": steps})
-            cut = suite.with_over(seed=kept).model_copy(update={"layout": "sample", "sample": sample})
+            cut = _untrained(suite.with_over(seed=kept).model_copy(update={"layout": "sample", "sample": sample}))
             if _spent(make_plan(cut, machine), budget) <= budget.amount:
                 untried = ["tuning trials are left out: there is no training to tune"] if suite.tune else []
+                unwritten = (
+                    ["ways of decoding are left out: there is no trained model to write"] if suite.inference else []
+                )
                 return cut, [
                     f"every training is cut to {steps} steps at true size, seeds to {', '.join(map(str, kept))}: "
                     "FLOPs, time, energy and memory are measured",
                     *untried,
+                    *unwritten,
                     "loss, accuracy and savings at equal quality are not measurable at this budget",
                 ]
     raise BudgetError(
         f"nothing of this study fits {budget.words()}, not even {MIN_SAMPLE} steps of each arm; "
         "hint: give more, or choose a smaller scale"
     )
+
+
+def _untrained(suite: Suite) -> Suite:
+    """The suite without what needs a trained model: its ways of decoding, and the gate's rules on them."""
+    if suite.inference is None:
+        return suite
+    gone = {arm.name for arm in suite.inference.arms}
+    gate = tuple(rule for rule in suite.gate if rule.arm not in gone)
+    return suite.model_copy(update={"inference": None, "gate": gate})
 
 
 def _tokens(case: Case) -> int:

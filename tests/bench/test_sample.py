@@ -11,6 +11,7 @@ import pytest
 from bench.budget import BudgetError, fit, parse_budget
 from bench.case import Case
 from bench.casefolder import Job
+from bench.design import GateRule
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
 from bench.suite import Suite, load_suite
@@ -72,6 +73,22 @@ def test_steps_go_before_the_first_seed(large: Suite) -> None:
     )
     with pytest.raises(BudgetError, match="not even 3 steps"):
         fit(large, SLOW, parse_budget("1min"))
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-gpu", "inference"])
+def test_a_study_that_is_cut_to_steps_lets_no_untrained_model_write(name: str, tmp_path: Path) -> None:
+    suite = load_suite(SUITES / f"{name}.yaml")
+    assert suite.inference is not None
+    rule = GateRule(metric="decode_tokens_per_s", arm=suite.inference.arms[0].name, kind="noisy", floor=0.1)
+    suite = suite.model_copy(update={"gate": (*suite.gate, rule)})
+    planned = make_plan(suite.model_copy(update={"layout": "sample", "inference": None}), SLOW)
+    flops = sum(case.estimate.train_flops or 0 for case in planned.cases)
+    cut, notes = fit(suite, SLOW, parse_budget(f"{int(flops)} FLOP"))
+    assert cut.layout == "sample"
+    assert {case.kind for case in make_plan(cut, SLOW).cases} == {"prepare", "train"}
+    assert any(note.startswith("ways of decoding are left out") for note in notes)
+    (tmp_path / "resolved.yaml").write_text(cut.resolved_yaml())
+    assert load_suite(tmp_path / "resolved.yaml") == cut
 
 
 def test_the_large_suites_are_as_large_as_they_say() -> None:
