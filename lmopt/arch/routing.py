@@ -6,6 +6,7 @@ differently stands in its class; the formulas are cited in `lmopt.techniques.rou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +131,14 @@ class LossFreeRouter(DroplessRouter):
         return Choice(logits_NE, gate_NK, expert_NK, self.auxiliary(logits_NE, expert_NK))
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """bias += rate x sign(mean load - load), over all passes since the last step (algorithm 1)."""
+    def settle(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        """bias += rate x sign(mean load - load), over all passes since the last step (algorithm 1).
+
+        `total` sums the load over all that share the batch, so that their biases stay the same.
+        """
         assert isinstance(self.config.routing, LossFree)
-        self.bias_E += self.config.routing.rate * (self.load_E.mean() - self.load_E).sign_()
+        load_E = self.load_E if total is None else total(self.load_E)
+        self.bias_E += self.config.routing.rate * (load_E.mean() - load_E).sign_()
         self.load_E.zero_()
 
 

@@ -8,6 +8,7 @@ Letters, used as suffixes of every tensor name in `lmopt/arch`:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -117,11 +118,15 @@ class Transformer(nn.Module):
         x_BTD, auxiliary = self.hidden(tokens_BT, segments_BT)
         return Losses(cross_entropy(x_BTD.flatten(0, 1), self.head_weight_VD, targets_BT.flatten()), auxiliary)
 
-    def settle(self) -> None:
-        """After an optimizer step: what changes by rule and not by gradient, as a router's biases do."""
+    def settle(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        """After an optimizer step: what changes by rule and not by gradient, as a router's biases do.
+
+        Args:
+            total: sums over those that share the step's batch; None where nobody does.
+        """
         for module in self.modules():
             if isinstance(module, LossFreeRouter):
-                module.settle()
+                module.settle(total)
 
     def forget(self) -> None:
         """Take back what forward passes noted for `settle`: their step is not done."""

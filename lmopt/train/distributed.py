@@ -99,9 +99,12 @@ class Ranks:
         return tokens_BL1[self.world.rank * each : (self.world.rank + 1) * each]
 
     def mean(self, numbers: Tensor) -> Tensor:
+        return self.total(numbers) / self.world.size
+
+    def total(self, numbers: Tensor) -> Tensor:
         numbers = numbers.clone()
         dist.all_reduce(numbers)
-        return numbers / self.world.size
+        return numbers
 
     def exchanging(self, is_last: bool) -> AbstractContextManager[object]:
         if isinstance(self._wrapped, DistributedDataParallel):

@@ -207,7 +207,7 @@ def _update(state: TrainState, batch: _Batch, update: Update, share: float) -> T
             state.model.forget()
             restore_random_state(state.device, kept)
     norm = state.optimizer.step(share)
-    state.model.settle()
+    state.model.settle(state.team.total)
     state.pace.took(update, small_norm, norm)
     return torch.stack([state.team.mean(cross_entropy), norm])
 

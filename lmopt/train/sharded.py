@@ -1,6 +1,6 @@
 """Checkpoints of a training on many devices: every rank writes its own shards, any number of ranks reads them.
 
-    FOLDER/step-00000120/shard-*.safetensors   parameters and optimizer state, by torch.distributed.checkpoint
+    FOLDER/step-00000120/shard-*.safetensors   model and optimizer state, by torch.distributed.checkpoint
                          checkpoint.json       what trained, how far, the SHA-256 of every file and its own
 
 Written in safetensors (torch's Hugging Face storage), so that nothing is ever unpickled; beside its place first and
@@ -12,12 +12,13 @@ in training continues with other noise.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from lmopt.recipe import Recipe
@@ -104,8 +105,16 @@ def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Parameters and moments by name; how many updates were done stands in the description."""
+    """Parameters, other saved states of the model (a router's biases) and moments by name; how many updates were done
+    stands in the description."""
     moments = {name: tensor for name, tensor in state.optimizer.state().items() if not name.startswith("step/")}
-    return {f"model/{name}": p.detach() for name, p in state.model.named_parameters()} | {
+    return {f"model/{name}": tensor.detach() for name, tensor in _named(state.model)} | {
         f"optimizer/{name}": tensor for name, tensor in moments.items()
     }
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and the buffers that are part of a checkpoint."""
+    saved = model.state_dict().keys()
+    yield from model.named_parameters()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)

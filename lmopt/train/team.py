@@ -19,6 +19,10 @@ class Team(Protocol):
         """Mean over ranks, on every rank."""
         ...
 
+    def total(self, numbers: Tensor) -> Tensor:
+        """Sum over ranks, on every rank."""
+        ...
+
     def exchanging(self, is_last: bool) -> AbstractContextManager[object]:
         """Around a micro-batch: gradients are exchanged after the last one of a step only."""
         ...
@@ -31,6 +35,9 @@ class Alone:
         return tokens_BL1
 
     def mean(self, numbers: Tensor) -> Tensor:
+        return numbers
+
+    def total(self, numbers: Tensor) -> Tensor:
         return numbers
 
     def exchanging(self, is_last: bool) -> AbstractContextManager[object]:  # noqa: ARG002 - nobody to exchange with

@@ -106,6 +106,20 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, sharding: str, changes: dic
 
 
 @pytest.mark.slow
+def test_biases_of_loss_free_routing_follow_the_load_of_all_ranks_and_are_saved(tmp_path: Path) -> None:
+    routing = {"kind": "loss_free", "rate": 0.05}
+    described = recipe(ffn={"kind": "moe", "experts": 4, "top_k": 1, "routing": routing})
+    whole = on_ranks(tmp_path / "whole", described, save_at=3)["losses"]
+    for ours, theirs in zip(whole, alone(described), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "checkpoint").symlink_to(tmp_path / "whole" / "checkpoint")
+    again = on_ranks(tmp_path / "again", described, ranks=3, resume=True)["losses"]
+    for ours, theirs in zip(again, whole[3:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_is_continued_by_any_number(tmp_path: Path) -> None:
     described = recipe()
     whole = on_ranks(tmp_path / "two", described, sharding="shards", save_at=3)["losses"]
