@@ -27,6 +27,9 @@ TOKENIZER = "tokenizer.json"
 DERIVED = ".rotary_emb.inv_freq"
 """Tables that old checkpoints carry and that follow from their configuration."""
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM", "olmoe": "OlmoeForCausalLM"}
+WHOLE_NUMBERS = (
+    "vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings", "head_dim", "sliding_window"
+)  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights that are numbers by themselves: 8 bits and fewer need scales that stand elsewhere."""
 
@@ -140,13 +143,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
     """What a configuration describes; entries that older ones lack have Hugging Face's defaults."""
     family = config.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise InterchangeError(f"{path}: model_type is {family!r}, allowed: {', '.join(ARCHITECTURES)}")
     if config.get("auto_map") is not None:
         raise InterchangeError(
             f"{path}: auto_map is {config['auto_map']!r}: code of the checkpoint's own, which is never run; "
             f"hint: save the model as one of {', '.join(ARCHITECTURES)}"
         )
+    _check_types(path, config)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     context, width = config.get("max_position_embeddings"), config.get("hidden_size")
     heads = config.get("num_attention_heads")
@@ -188,6 +192,20 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise InterchangeError(f"{path}: describes no model ({wrong})") from error
+
+
+def _check_types(path: Path, config: Mapping[str, Any]) -> None:
+    """What is compared before the model's own description looks at it."""
+    for name in WHOLE_NUMBERS:
+        found = config.get(name)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
+            raise InterchangeError(f"{path}: {name} is {found!r}, allowed: a whole number")
+    if config.get("vocab_size") is None:
+        raise InterchangeError(f"{path}: vocab_size is None, allowed: a whole number")
+    for name in ("rope_parameters", "rope_scaling"):
+        found = config.get(name)
+        if found is not None and not isinstance(found, dict):
+            raise InterchangeError(f"{path}: {name} is {found!r}, allowed: null or an object")
 
 
 def _moe(family: str, config: Mapping[str, Any]) -> Moe:

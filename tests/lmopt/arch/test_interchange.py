@@ -197,6 +197,12 @@ def test_a_damaged_index(folder):
         ({"num_experts_per_tok": 5}, "top_k (5) must not exceed experts (4)"),
         ({"num_attention_heads": 5}, "heads (5) must divide width (48)"),
         ({"hidden_size": None}, "describes no model (width"),
+        ({"hidden_size": "48"}, "hidden_size is '48', allowed: a whole number"),
+        ({"head_dim": [16]}, "head_dim is [16], allowed: a whole number"),
+        ({"vocab_size": None}, "vocab_size is None, allowed: a whole number"),
+        ({"sliding_window": "all"}, "sliding_window is 'all', allowed: a whole number"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', allowed: null or an object"),
+        ({"model_type": ["llama"]}, "model_type is ['llama'], allowed: llama, mixtral, olmoe"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
