@@ -44,7 +44,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pdf,dev,ray,slurm,mlflow,tensorboard,wandb]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pdf,dev,hf,ray,slurm,mlflow,tensorboard,wandb]'
 	touch $@
 
 clean:
