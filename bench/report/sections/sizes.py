@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from bench.report import numbers
 from bench.report.cells import outcome_cell, share_cell
 from bench.report.outcomes import pair, sentence
 from bench.report.runfolder import RunFolder, mapping, number, sequence
+from bench.report.sections.elsewhere import ladder
 from bench.report.sections.savings import level_words
 from bench.report.tree import (
     Band,
@@ -56,12 +59,26 @@ def section(study: RunFolder) -> Section | None:
 
 
 def _one_size(study: RunFolder) -> Section:
-    """A claim says nothing of other sizes, and the page says so."""
+    """A claim at one size is silent on others, and the page says so; where nothing was trained, what others carry here."""
+    carried = ladder(study) if study.design.layout == "sample" else None
+    if carried is not None:
+        return _carried(*carried)
     text = (
         f"Not measured: this study has one size, {study.design.scales[0]}. Whether what holds here holds for larger "
         "models is a question for a suite with several sizes, such as suites/ladder.yaml."
     )
     return Section(id="sizes", title="Other sizes", blocks=(Paragraph(text=text),))
+
+
+def _carried(folder: Path, arms: dict[str, dict[str, Any]]) -> Section:
+    """What another study's sizes say of this one, where no quality was measured."""
+    text = (
+        f"No saving was measured here. The study `{folder.name}` trained smaller models at several sizes and carries "
+        "their savings to this one. Its arms are its own: where one here has the same name, its change may be another. "
+        "Nothing was trained at this size: at most \u201cconsistent with\u201d, never supported."
+    )
+    table = replace(_trend_table(arms), caption=f"Savings that `{folder.name}` carries to this size, with intervals.")
+    return Section(id="sizes", title="What smaller sizes say of this one", blocks=(Paragraph(text=text), table))
 
 
 def _lead(study: RunFolder, found: dict[str, Any]) -> Paragraph:
