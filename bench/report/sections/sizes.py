@@ -34,6 +34,8 @@ from bench.report.tree import (
 
 GRID_POINTS = 40
 """Of a fitted law's line."""
+FEW_TOKENS = 0.1
+"""A parameter, below which a training has only begun: a compute-optimal one takes some 20 (arXiv 2203.15556)."""
 LAWS = (("params", "N"), ("tokens", "D"), ("flops", "C"))
 """(key in the verdict, variable) of the laws in one variable."""
 
@@ -59,7 +61,7 @@ def section(study: RunFolder) -> Section | None:
 
 
 def _one_size(study: RunFolder) -> Section:
-    """A claim at one size is silent on others, and the page says so; where nothing was trained, what others carry here."""
+    """A claim at one size says nothing of others; one that trained nothing, what others carry here."""
     carried = ladder(study) if study.design.layout == "sample" else None
     if carried is not None:
         return _carried(*carried)
@@ -67,7 +69,24 @@ def _one_size(study: RunFolder) -> Section:
         f"Not measured: this study has one size, {study.design.scales[0]}. Whether what holds here holds for larger "
         "models is a question for a suite with several sizes, such as suites/ladder.yaml."
     )
-    return Section(id="sizes", title="Other sizes", blocks=(Paragraph(text=text),))
+    return Section(id="sizes", title="Other sizes", blocks=(*_undertrained(study), Paragraph(text=text)))
+
+
+def _undertrained(study: RunFolder) -> tuple[Paragraph, ...]:
+    """A warning where the baseline saw so little text that losses are those of a beginning."""
+    scale = study.design.scales[0]
+    params = number(study.planned(study.design.baseline, scale).get("params_active"))
+    trained = study.of("train", study.design.baseline, scale, study.full_horizon())
+    tokens = number(trained[0].detail.get("tokens")) if trained else None
+    if study.design.layout == "sample" or not params or not tokens or tokens / params >= FEW_TOKENS:
+        return ()
+    text = (
+        f"The baseline saw {numbers.si(tokens)} tokens for its {numbers.si(params)} active parameters, "
+        f"{numbers.significant(tokens / params)} a parameter: FLOPs, time, energy and memory are those of its size, "
+        "losses are the beginning of a training. A claim about quality needs models that such a budget can train, as "
+        "in suites/ladder-gpu.yaml."
+    )
+    return (Paragraph(text=text, kind="warning"),)
 
 
 def _carried(folder: Path, arms: dict[str, dict[str, Any]]) -> Section:

@@ -1,16 +1,18 @@
-"""A study that only measured steps says what a ladder of smaller sizes carries to its own."""
+"""What a study of one size says of others: what a ladder carries to it, and that it was hardly trained."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.report.runfolder import RunFolder, load
 from bench.report.sections import sizes
-from bench.report.tree import Table
+from bench.report.tree import Paragraph, Table
+from tests.bench.report.study_folder import write
 
 PUBLISHED = Path(__file__).parents[3] / "results" / "reference" / "1b"
 
@@ -55,3 +57,22 @@ def test_a_verdict_that_cannot_be_read_leaves_it_unmeasured(tmp_path: Path, monk
         section = sizes.section(found)
         assert section is not None
         assert not any(isinstance(block, Table) for block in section.blocks)
+
+
+@pytest.mark.parametrize(("tokens_a_parameter", "is_said"), [(0.01, True), (0.5, False)])
+def test_a_model_that_was_hardly_trained_is_said_to_be(
+    tokens_a_parameter: float, is_said: bool, tmp_path: Path
+) -> None:
+    run = write(tmp_path / "run")
+    found = load(run)
+    params = 4_000_000
+    plan = {**found.plan, "arms": {found.design.baseline: {found.design.scales[0]: {"params_active": params}}}}
+    records = tuple(
+        record.model_copy(update={"detail": {**record.detail, "tokens": tokens_a_parameter * params}})
+        for record in found.records
+    )
+    section = sizes.section(replace(found, records=records, plan=plan))
+    assert section is not None
+    said = [block.text for block in section.blocks if isinstance(block, Paragraph) and block.kind == "warning"]
+    assert bool(said) == is_said
+    assert all("0.0100 a parameter" in text for text in said)
