@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +17,9 @@ from lmopt.data.cache import SourceError
 AR_MAGIC = b"!<arch>\n"
 AR_HEADER_BYTES = 60
 """ar(5): 16 name, 12 date, 6 owner, 6 group, 8 mode, 10 size, 2 end."""
+
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+"""What reading an archive raises where its bytes are not those that were written."""
 
 
 def members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
@@ -39,7 +45,7 @@ def zip_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tupl
             for name in archive.namelist():
                 if name.startswith(prefix) and name.endswith(suffix) and not name.endswith("/"):
                     yield name, archive.read(name)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (*DAMAGED, NotImplementedError) as error:
         raise SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again") from error
 
 
@@ -70,7 +76,7 @@ def _tar_members(stream: BinaryIO, path: Path, prefix: str, suffix: str) -> Iter
                     content = archive.extractfile(member)
                     if content is not None:
                         yield name, content.read()
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED as error:
         raise SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again") from error
 
 
