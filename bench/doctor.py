@@ -32,20 +32,22 @@ SECTIONS = {
     "techniques": "Techniques",
 }
 MARKS = {True: "ok", False: "--"}
+GET_TORCH = "pip install torch; a machine without a GPU needs the CPU build alone (https://pytorch.org)"
 
 
 def report() -> dict[str, Any]:
     """Look at everything (a few seconds: torch is imported, each kernel is run once)."""
     facts = machine.fingerprint()
+    torch = _torch()
     return {
         "schema": 1,
         "machine_class": machine.machine_class(facts),
         "env": machine.env_id(facts),
         "machine": facts,
-        "device": [_device(facts)],
+        "device": [_device(facts) if torch["works"] else torch],
         "sensors": _sensors(),
         "numa": [_numa(facts)],
-        "kernels": _kernels(facts),
+        "kernels": _kernels(facts) if torch["works"] else [_check("kernels", False, "none can run without torch")],
         "parts": _parts(),
         "techniques": _techniques(),
     }
@@ -73,6 +75,18 @@ def _check(name: str, works: bool, reason: str, hint: str | None = None) -> Chec
 
 
 # --- machine -------------------------------------------------------------------------------------
+
+
+def _torch() -> Check:
+    """Whether torch can be imported: without it, suites are checked and planned, and studies judged and reported."""
+    try:
+        importlib.import_module("torch")
+    except ModuleNotFoundError:
+        return _check("torch", False, "not installed: no case can run here", GET_TORCH)
+    except (ImportError, OSError) as error:
+        reason = f"cannot be loaded, so no case can run here ({str(error).splitlines()[0]})"
+        return _check("torch", False, reason, f"install it again: {GET_TORCH}")
+    return _check("torch", True, "installed")
 
 
 def _device(facts: machine.Facts) -> Check:
@@ -243,6 +257,8 @@ def _technique(name: str, config: type[recipe.Technique], source: str = "built i
     try:
         recipe.builder(config.model_construct())
     except LookupError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == "torch":
+            return _check(name, False, f"{source}: needs torch")
         reason = f"{source}: cannot load {config.builder} ({error.__cause__})"
         return _check(name, False, reason, f"reinstall the package that offers it ({source})")
     return _check(name, True, source)

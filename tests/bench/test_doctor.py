@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -159,3 +160,36 @@ def test_a_package_that_is_absent() -> None:
     check = doctor._package("no-such-package-here", "nothing", "pip install it")
     assert not check["works"]
     assert check["hint"] == "pip install it"
+
+
+def test_without_torch_the_rest_is_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = report()
+    (device,) = found["device"]
+    assert (device["name"], device["works"]) == ("torch", False)
+    assert "pip install torch" in device["hint"]
+    assert "none can run without torch" in render(found)
+    assert any(check["works"] for check in found["sensors"])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ModuleNotFoundError("no module"), "not installed"), (OSError("libgomp.so.1: gone"), "libgomp")],
+)
+def test_a_torch_that_cannot_be_imported(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    check = doctor._torch()
+    assert not check["works"]
+    assert reason in check["reason"]
+    assert "pip install torch" in check["hint"]
+
+
+def test_a_technique_without_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_technique: recipe.Technique) -> None:
+        raise LookupError("cannot load") from ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(doctor.recipe, "builder", fail)
+    assert doctor._technique("ffn.root", Working)["reason"] == "built in: needs torch"
