@@ -159,7 +159,7 @@ class Study:
         known = self._needed.get((arm, scale))
         if known is None:
             known = self._needed[arm, scale] = {}
-            for parents in {case.parents for case in self.planned("train", arm, scale)}:
+            for parents in dict.fromkeys(case.parents for case in self.planned("train", arm, scale)):
                 known |= self.ancestors(parents)
         return known
 

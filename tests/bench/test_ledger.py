@@ -81,3 +81,15 @@ def test_unknown_preparation_makes_the_all_in_saving_unknown():
     arm = judge_study(study_of(synthetic))["arms"]["clean"]["scales"]["s"]
     assert arm["endpoints"]["flops"]["outcome"] == "SAVES"
     assert arm["endpoints"]["energy"]["outcome"] == "NOT MEASURED"
+
+
+def test_what_an_arm_needed_stands_in_the_order_of_the_plan():
+    study = study_of(synthesize(items=0, seeds=8))
+    teachers = study.planned("train", "dense", "s")[:8]
+    cases = dict(study.cases)
+    for student, teacher in zip(study.planned("train", "all", "s"), teachers, strict=False):
+        cases[student.id] = student.model_copy(update={"parents": (teacher.id,)})
+    needed = replace(study, cases=cases).needed("all", "s")
+    trained = [key for key, case in needed.items() if case.kind == "train"]
+    assert trained == [teacher.id for teacher in teachers[: len(trained)]]
+    assert len(trained) > 3
