@@ -208,10 +208,21 @@ def _log_look(folder: Path, seen: Study, verdict: Mapping[str, Any]) -> None:
 
 
 def report(run: Path | str) -> list[Path]:
-    """Write report.html, report.pdf, report.md and the tables of a run again; returns their paths."""
-    from bench.report import build
+    """Write report.html, report.pdf, report.md and the tables of a run again; returns their paths.
 
-    return build(Path(run))
+    The verdict that it shows is judged again from the records, so that a verdict.json that was changed says nothing.
+    Records that were judged before are not looked at once more by that.
+
+    Raises:
+        RecordError, StudyError: the records cannot be reported, or a verdict that is there cannot be judged from them.
+    """
+    from bench.report import build
+    from bench.report.runfolder import load
+
+    folder = Path(run)
+    if load(folder).verdict is not None:
+        judge(folder)
+    return build(folder)
 
 
 def gate(run: Path | str, baseline: Path | str, *, update: bool = False, noise: Path | str | None = None) -> GateResult:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench import api
 from bench.report import terminal
 from bench.report.html import render
 from bench.report.markdown import render as markdown
@@ -33,6 +34,32 @@ def judged(folder: Path, **planted: Any) -> tuple[Page, dict[str, Any]]:
     verdict = judge(run)
     (run / "verdict.json").write_text(json.dumps(verdict))
     return compose(load(run)), verdict
+
+
+@pytest.fixture
+def without_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The PDF is the slow part of a report."""
+    monkeypatch.setattr("bench.report.pdf.write", lambda _page, path: path.touch())
+
+
+@pytest.mark.usefixtures("without_pdf")
+def test_a_verdict_that_was_changed_is_not_reported(tmp_path: Path) -> None:
+    run = make_run(tmp_path, **STUDIES["clear saving"])
+    verdict, looks = api.judge(run), (run / "looks.jsonl").read_bytes()
+    changed = {**verdict, "arms": {**verdict["arms"], "all": {**verdict["arms"]["all"], "why": "changed by hand"}}}
+    (run / "verdict.json").write_text(json.dumps(changed))
+    api.report(run)
+    assert "hanged by hand" not in (run / "report.md").read_text()
+    assert json.loads((run / "verdict.json").read_text()) == verdict
+    assert (run / "looks.jsonl").read_bytes() == looks, "the same records are no other look"
+
+
+@pytest.mark.usefixtures("without_pdf")
+def test_a_report_judges_nothing_that_was_not_judged(tmp_path: Path) -> None:
+    run = make_run(tmp_path, **STUDIES["clear saving"])
+    api.report(run)
+    assert not (run / "verdict.json").exists()
+    assert not (run / "looks.jsonl").exists()
 
 
 def table(page: Page, name: str) -> Table:
