@@ -89,7 +89,8 @@ def _tidy(svg: str, panel: Panel, *, themed: bool, text: bool) -> str:
     return head + _compact(svg[svg.index(">") + 1 :])
 
 
-GEOMETRY = re.compile(r'\b(?:d|x|y|width|height|transform|points|style)="[^"]*"')
+GEOMETRY = re.compile(r'\b(?:d|x|y|width|height|points|style)="[^"]*"|translate\([^)]*\)')
+"""What is measured in pixels: a scale is not, and letters shrink where its digits are cut off."""
 LONG_PATH = 250
 """Characters of a path from which on it is a curve."""
 DECIMALS = re.compile(r"(\d\.\d\d)\d+")

@@ -124,3 +124,10 @@ def test_paths_are_written_short_and_mean_the_same():
     assert figures._short_path(marker) == "M1.52 2L3-4.5 5 6zM0.004 0L1 10Q1 2 3 4L2 2 3 3.1"
     curve = "M 0 0.06 " + "L 10.04 -100.96 " * 20
     assert figures._short_path(curve) == "M0 0.1L" + " ".join(["10-101"] * 20)
+
+
+def test_letters_drawn_as_outlines_keep_their_size():
+    """matplotlib draws them 64 times as large and scales by 1/64."""
+    assert figures._compact('<path d="M 1 1" transform="scale(0.015625)"/>').endswith('transform="scale(0.015625)"/>')
+    moved = '<g transform="translate(12.345678 9.876543) scale(0.0825 -0.0825)"/>'
+    assert figures._compact(f"<g>{moved}</g>").count("translate(12.34 9.87) scale(0.0825 -0.0825)") == 1
