@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py                            # needs the `bench` extra
     python benchmarks/decode.py --products                 # the matrix products alone, by width and rows
+    python benchmarks/decode.py --attention                # one query a head over 1,024 keys: torch's way and ours
 
 All run the same random weights, from the same prompt. One round times each runner once forwards and once backwards,
 A B C C B A; the ratio is the median over rounds, so what drifts hits all alike. With one thread the clock is processor
@@ -28,7 +29,7 @@ from torch.nn import functional
 from lmopt.arch import transformer
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
-from lmopt.infer.decoder import Decoder
+from lmopt.infer.decoder import Decoder, _attend
 from lmopt.infer.generate import generate
 from lmopt.infer.weights import Format, pack
 from lmopt.recipe import FixedBatch, Model, Recipe, SwiGlu
@@ -162,6 +163,30 @@ def products(width: int, clock: Clock, rounds: int = 40) -> dict[str, Any]:
     return result
 
 
+def attention(clock: Clock, rounds: int = 40, keys: int = 1024, width: int = 64) -> dict[str, Any]:
+    """Microseconds of attention with one query a head, best of several: torch's function as it is and as we ask it."""
+    result: dict[str, Any] = {}
+    for heads, key_heads in ((11, 11), (16, 4)):
+        for dtype in (torch.bfloat16, torch.float32):
+            q = torch.randn(1, heads, 1, width, dtype=dtype)
+            k, v = (torch.randn(1, key_heads, keys, width, dtype=dtype) for _ in range(2))
+            ways = {
+                "torch": lambda q=q, k=k, v=v: functional.scaled_dot_product_attention(
+                    q, k, v, enable_gqa=q.shape[1] != k.shape[1]
+                ),
+                "ours": lambda q=q, k=k, v=v: _attend(q, k, v, None),
+            }
+            found: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(rounds):
+                for way, work in ways.items():
+                    start_s = clock()
+                    work()
+                    found[way].append(clock() - start_s)
+            label = f"{heads} heads on {key_heads}, {str(dtype).removeprefix('torch.')}"
+            result |= {f"{label}, {way}": round(1e6 * min(times[5:]), 1) for way, times in found.items()}
+    return result
+
+
 def _product_s(weight: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, clock: Clock) -> float:
     start_s = clock()
     weight(x)
@@ -179,13 +204,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--products", action="store_true", help="time the matrix products alone")
+    parser.add_argument("--attention", action="store_true", help="time attention with one query a head alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tune_allocator()
     warnings.simplefilter("ignore")  # transformers' remarks on generation settings
     clock = time.process_time if args.threads == 1 else time.perf_counter
     with torch.inference_mode():
-        print(json.dumps(products(args.width, clock) if args.products else compare(args, clock), indent=1))
+        if args.attention:
+            result = attention(clock)
+        else:
+            result = products(args.width, clock) if args.products else compare(args, clock)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
