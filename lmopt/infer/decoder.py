@@ -225,13 +225,10 @@ def _mask(start: Sequence[int], count: int, like: Tensor) -> Tensor | bool | Non
 
 def _attend(q_BHTC: Tensor, keys_BKSC: Tensor, values_BKSC: Tensor, mask: Tensor | bool | None) -> Tensor:
     heads, key_heads, count = q_BHTC.shape[1], keys_BKSC.shape[1], q_BHTC.shape[2]
-    if isinstance(mask, bool):
+    if isinstance(mask, bool) or count > 1:
+        bias = None if isinstance(mask, bool) else mask
         return functional.scaled_dot_product_attention(
-            q_BHTC, keys_BKSC, values_BKSC, is_causal=True, enable_gqa=heads != key_heads
-        )
-    if count > 1:
-        return functional.scaled_dot_product_attention(
-            q_BHTC, keys_BKSC, values_BKSC, attn_mask=mask, enable_gqa=heads != key_heads
+            q_BHTC, keys_BKSC, values_BKSC, attn_mask=bias, is_causal=mask is True, enable_gqa=heads != key_heads
         )
     # One query a head: those that share keys are rows of one product. A product of a single row is four times as slow
     # as one of two in bfloat16 on a CPU, so a row that stands alone is asked for twice.
