@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.findings import Finding, has, validate, value_at
+from bench.concealed import concealed
+from bench.findings import Finding, has, named_values, validate, value_at
 from bench.merge import SCALE_PATHS, expand, is_other_kind, merge, nested, spelled_out, with_teacher, without
 from bench.source import DataPath
 from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale, Shape
@@ -173,9 +174,7 @@ def recipe_findings(draft: Draft) -> Iterator[Finding]:
     for index, scale in draft.sizes().items():
         of_baseline: set[tuple[DataPath, str]] = set()
         for variant in draft.variants:
-            found, *others = (
-                validate(Recipe, draft.expanded(variant, one))[1] for one in draft.mended.get(index, (scale,))
-            )
+            found, *others = (_wrong_with(draft.expanded(variant, one)) for one in draft.mended.get(index, (scale,)))
             for finding in found:
                 if not all(finding in other for other in others):
                     continue
@@ -193,6 +192,11 @@ def recipe_findings(draft: Draft) -> Iterator[Finding]:
         yield _with_axes(known) if known.finding.is_cross_field else known.finding
 
 
+def _wrong_with(recipe: Mapping[str, Any]) -> list[Finding]:
+    found = validate(Recipe, recipe)[1]
+    return found + concealed(Recipe, recipe, found)
+
+
 def _with_axes(met: _Met) -> Finding:
     """`... (arm `moe` at scale `s`)`."""
     places = [
@@ -206,7 +210,7 @@ def _with_axes(met: _Met) -> Finding:
 
 def _placed(draft: Draft, variant: Variant, scale_index: int, finding: Finding) -> Finding:
     """The finding at the place in the suite that set the value: the arm's change, the scale or the baseline."""
-    for path in (*_named_values(finding), finding.path):
+    for path in (*named_values(finding), finding.path):
         place = _place(draft, variant, scale_index, path)
         if place is not None:
             return _moved(finding, place)
@@ -234,15 +238,6 @@ def _lost(draft: Draft, variant: Variant, scale_index: int, path: DataPath) -> s
 def _moved(finding: Finding, path: DataPath) -> Finding:
     is_cross = finding.is_cross_field
     return Finding(path, finding.message, finding.hint, finding.at_key and not is_cross, is_cross)
-
-
-def _named_values(finding: Finding) -> Iterator[DataPath]:
-    """A cross-field message begins with the value it blames: `heads (3) must divide ...` -> that value."""
-    if finding.is_cross_field:
-        for word in finding.message.replace("(", " ").replace(",", " ").split():
-            parts = word.strip("`:;.").split(".")
-            if all(part.isidentifier() for part in parts):
-                yield (*finding.path, *parts)
 
 
 def _place(draft: Draft, variant: Variant, scale_index: int, path: DataPath) -> DataPath | None:

@@ -41,19 +41,22 @@ class Finding:
 
 
 def validate(model: type[M], data: Any) -> tuple[M | None, list[Finding]]:
-    """The typed value, or everything that is wrong with the data."""
-    found = list(_misplaced_booleans(model, data))
+    """The typed value, or what is wrong with the data."""
+    misplaced = list(_misplaced_booleans(model, data))
+    value, refused = typed(model, data)
+    # A boolean where a number belongs is reported once, as what it is, and not what would follow from it as a 1.
+    known = {finding.path for finding in misplaced}
+    found = [each for each in refused if each.path not in known and not (known and each.is_cross_field)]
+    return None if misplaced else value, misplaced + found
+
+
+def typed(model: type[M], data: Any, context: Any = None) -> tuple[M | None, list[Finding]]:
+    """The value as pydantic reads it (`true` as 1), or what it refuses."""
     try:
-        value = model.model_validate(data)
+        return model.model_validate(data, context=context), []
     except ValidationError as error:
         raised = [details for details in error.errors(include_url=False) if not _is_echo(details)]
-        explained = [_explain(model, details, data) for details in raised]
-        # A boolean where a number belongs is reported once, as what it is, and not what would follow from it as a 1.
-        known = {finding.path for finding in found}
-        return None, found + [
-            finding for finding in explained if finding.path not in known and not (known and finding.is_cross_field)
-        ]
-    return (None if found else value), found
+        return None, [finding for details in raised for finding in _explained(model, details, data)]
 
 
 def _is_echo(details: Any) -> bool:
@@ -82,6 +85,15 @@ def has(data: Any, path: Sequence[str | int]) -> bool:
     except LookupError:
         return False
     return True
+
+
+def named_values(finding: Finding) -> Iterator[DataPath]:
+    """A cross-field message begins with the value it blames: `heads (3) must divide ...` -> that value, and others."""
+    if finding.is_cross_field:
+        for word in finding.message.replace("(", " ").replace(",", " ").split():
+            parts = word.strip("`:;.").split(".")
+            if all(part.isidentifier() for part in parts):
+                yield (*finding.path, *parts)
 
 
 # --- types along a path --------------------------------------------------------------------------
@@ -137,7 +149,7 @@ def kinds_of(option: Any) -> tuple[str, ...]:
     return kinds if len(kinds) == 1 and isinstance(kinds[0], str) else ()
 
 
-def _keys(options: Sequence[Any]) -> dict[str, Any]:
+def keys_of(options: Sequence[Any]) -> dict[str, Any]:
     """Allowed keys -> their annotation."""
     return {
         field.alias or name: field.annotation
@@ -150,7 +162,14 @@ def _keys(options: Sequence[Any]) -> dict[str, Any]:
 # --- sentences -----------------------------------------------------------------------------------
 
 
-def _explain(model: type[BaseModel], details: Any, data: Any) -> Finding:
+def _explained(model: type[BaseModel], details: Any, data: Any) -> Iterator[Finding]:
+    """An error as findings: several where values do not go together in several ways."""
+    error = details.get("ctx", {}).get("error")
+    for sentence in getattr(error, "sentences", (None,)):
+        yield _explain(model, details, data, sentence)
+
+
+def _explain(model: type[BaseModel], details: Any, data: Any, sentence: str | None) -> Finding:
     code: str = details["type"]
     loc: tuple[str | int, ...] = details["loc"]
     path = _data_path(loc, data, code)
@@ -162,7 +181,7 @@ def _explain(model: type[BaseModel], details: Any, data: Any) -> Finding:
     if code.startswith("union_tag"):
         return _wrong_kind(model, path, data, code)
     if code == "value_error":
-        message, hint = split_hint(str(context.get("error", details["msg"])))
+        message, hint = split_hint(sentence or str(context.get("error", details["msg"])))
         return Finding(path, message, hint, is_cross_field=isinstance(value, Mapping))
     if code == "literal_error":
         allowed = [str(choice) for option in types_at(model, path, data) for choice in typing.get_args(option)]
@@ -205,10 +224,10 @@ def _kind_hint(value: Any, options: Sequence[Any]) -> str | None:
 def _unknown_key(model: type[BaseModel], path: DataPath, data: Any) -> Finding:
     key = str(path[-1])
     options = types_at(model, path[:-1], data)
-    allowed = _keys(options)
+    allowed = keys_of(options)
     hint = suggest(key, allowed)
     if nearest(key, allowed) is None:
-        homes = [name for name, annotation in allowed.items() if key in _keys(types_at(annotation, (), None))]
+        homes = [name for name, annotation in allowed.items() if key in keys_of(types_at(annotation, (), None))]
         if homes:
             hint = f"`{key}` belongs inside `{homes[0]}`"
     return Finding(path, f"unknown key {_code(key)}", hint, at_key=True)

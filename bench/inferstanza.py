@@ -14,6 +14,7 @@ from bench.stanzas import MAX_ARMS, MIN_BLOCKS
 from lmopt.quantities import Whole
 from lmopt.recipe import MAX_CONTEXT, Decoding, OneByOne, Positive, Speculative
 from lmopt.techniques.decoding import Sampling, Sha256
+from lmopt.techniques.technique import Misfits
 
 MAX_TEXTS = 100_000
 
@@ -91,10 +92,13 @@ class Inference(Frozen):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:
+        found: list[str] = []
         if self.blocks > self.prompts:
-            raise ValueError(f"blocks ({self.blocks}) must not exceed prompts ({self.prompts})")
+            found.append(f"blocks ({self.blocks}) must not exceed prompts ({self.prompts})")
         if self.quality_texts < self.prompts:
-            raise ValueError(f"quality_texts ({self.quality_texts}) must not be fewer than prompts ({self.prompts})")
+            found.append(f"quality_texts ({self.quality_texts}) must not be fewer than prompts ({self.prompts})")
+        if found:
+            raise Misfits(tuple(found))
         return self
 
     @property

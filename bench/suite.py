@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
 from bench import ablation, controls, design, ownmodel, source
+from bench.concealed import PARTS_ALONE, concealed
 from bench.crosscheck import crosscheck
 from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
 from bench.draft import Draft, canonical
@@ -102,8 +103,8 @@ class Suite(Frozen):
         return controls.with_arms(ablation.with_arms(canonical(to_jsonable_python(data, fallback=lambda value: value))))
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        found = crosscheck(self.model_dump(mode="json"))
+    def _parts_fit(self, info: ValidationInfo) -> Self:
+        found = [] if info.context == PARTS_ALONE else crosscheck(self.model_dump(mode="json"))
         if found:
             raise ValueError("; ".join(f"{_dotted(finding.path)}: {finding.message}" for finding in found))
         return self
@@ -259,6 +260,7 @@ def _read(path: Path) -> tuple[source.Source, Suite | None, list[Problem]]:
         return text, None, list(text.problems)
     data = ownmodel.spelled_out(text.data())
     suite, found = validate(Suite, data)
+    found += concealed(Suite, data, found, parts_alone=True)
     # The typed suite repeats the rules between parts in one sentence; here each has its place.
     by_itself = [finding for finding in found if finding.path or not finding.is_cross_field]
     found = by_itself + crosscheck(data, look_at_files=True) or found

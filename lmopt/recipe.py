@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -131,15 +131,13 @@ class Model(Plain):
         """Size of one attention head."""
         return self.width // self.heads
 
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
-        if self.head_width % 2:
-            raise ValueError(f"width / heads = {self.head_width} must be even: rotary positions turn pairs")
+            yield f"heads ({self.heads}) must divide width ({self.width})"
+        elif self.head_width % 2:
+            yield f"width / heads = {self.head_width} must be even: rotary positions turn pairs"
         if self.heads % self.key_heads:
-            raise ValueError(f"kv_heads ({self.key_heads}) must divide heads ({self.heads})")
-        return self
+            yield f"kv_heads ({self.key_heads}) must divide heads ({self.heads})"
 
 
 # --- the recipe ----------------------------------------------------------------------------------
@@ -190,64 +188,60 @@ class Recipe(Plain):
                 filled[name] = {"kind": kind, **filled[name]}
         return filled
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         length = getattr(self.batching, "length", None)
         if length is not None and length > self.model.context:
-            raise ValueError(f"batching.length ({length}) must not exceed model.context ({self.model.context})")
+            yield f"batching.length ({length}) must not exceed model.context ({self.model.context})"
         per_step = getattr(self.batching, "tokens", None)
         if per_step is not None and per_step > self.tokens:
-            raise ValueError(f"tokens ({self.tokens}) is less than one step of {per_step} tokens")
+            yield f"tokens ({self.tokens}) is less than one step of {per_step} tokens"
         if isinstance(self.start, Upcycled) and not isinstance(self.ffn, Moe):
-            raise ValueError(f"start (upcycled) makes experts of a dense layer, but ffn is {self.ffn.kind}")
-        self._objective_fits()
-        if self.order.kind == "curriculum" and all(step.kind != "difficulty" for step in self.data):
-            raise ValueError("order curriculum needs the step {kind: difficulty} in `data`, behind the others")
-        measured = next((place for place, step in enumerate(self.data) if step.kind == "difficulty"), len(self.data))
-        if later := [step.kind for step in self.data[measured:] if step.makes_text]:
-            raise ValueError(
-                f"data: {later[0]} makes text that the step difficulty before it has not measured; swap them"
-            )
-        if self.order.kind == "curriculum" and self.batching.kind == "packed":
-            raise ValueError(
-                "order curriculum orders windows of text, and batching packed has none; allowed: the others"
-            )
-        return self
-
-    def _objective_fits(self) -> None:
+            yield f"start (upcycled) makes experts of a dense layer, but ffn is {self.ffn.kind}"
         if isinstance(self.start, TeacherLayers) and not isinstance(self.objective, Distillation):
-            raise ValueError(f"start (teacher_layers) takes a teacher's layers, but objective is {self.objective.kind}")
+            yield f"start (teacher_layers) takes a teacher's layers, but objective is {self.objective.kind}"
         if isinstance(self.objective, Distillation):
-            self._teacher_fits(self.objective)
-        if not isinstance(self.objective, LayerSkip):
-            return
-        beyond = [layer for layer in self.objective.exits if layer >= self.model.layers]
-        if beyond:
-            raise ValueError(
-                f"objective.exits {beyond} of a model of {self.model.layers} layers: 1 to {self.model.layers - 1} "
-                "are possible"
-            )
-        if self.compile:
-            raise ValueError("objective layer_skip leaves out other layers each step: it cannot be compiled")
+            yield from self._teacher_misfits(self.objective)
+        if isinstance(self.objective, LayerSkip):
+            yield from self._exit_misfits(self.objective)
+        yield from self._order_misfits()
 
-    def _teacher_fits(self, objective: Distillation) -> None:
+    def _teacher_misfits(self, objective: Distillation) -> Iterator[str]:
         if self.compile:
-            raise ValueError("objective distillation runs a second model: it cannot be compiled")
+            yield "objective distillation runs a second model: it cannot be compiled"
         if objective.shape is None:
             return
         theirs, name = Model.model_validate(objective.shape["model"]), f"objective.teacher ({objective.teacher})"
         if theirs.vocab != self.model.vocab:
-            raise ValueError(f"{name} knows {theirs.vocab} tokens, the student {self.model.vocab}")
+            yield f"{name} knows {theirs.vocab} tokens, the student {self.model.vocab}"
         if theirs.context < self.model.context:
-            raise ValueError(f"{name} has a context of {theirs.context}, the student one of {self.model.context}")
+            yield f"{name} has a context of {theirs.context}, the student one of {self.model.context}"
         if objective.hidden and theirs.width != self.model.width:
-            raise ValueError(
+            yield (
                 f"objective.hidden ({objective.hidden:g}) aligns states, and those of {objective.teacher} have width "
                 f"{theirs.width}, the student's {self.model.width}; hint: set `hidden: 0`"
             )
         reason = unlike_teacher(self, self.teacher) if isinstance(self.start, TeacherLayers) and self.teacher else None
         if reason:
-            raise ValueError(f"start (teacher_layers) cannot take layers of {objective.teacher}: {reason}")
+            yield f"start (teacher_layers) cannot take layers of {objective.teacher}: {reason}"
+
+    def _exit_misfits(self, objective: LayerSkip) -> Iterator[str]:
+        beyond = [layer for layer in objective.exits if layer >= self.model.layers]
+        if beyond:
+            yield (
+                f"objective.exits {beyond} of a model of {self.model.layers} layers: 1 to {self.model.layers - 1} "
+                "are possible"
+            )
+        if self.compile:
+            yield "objective layer_skip leaves out other layers each step: it cannot be compiled"
+
+    def _order_misfits(self) -> Iterator[str]:
+        if self.order.kind == "curriculum" and all(step.kind != "difficulty" for step in self.data):
+            yield "order curriculum needs the step {kind: difficulty} in `data`, behind the others"
+        measured = next((place for place, step in enumerate(self.data) if step.kind == "difficulty"), len(self.data))
+        if later := [step.kind for step in self.data[measured:] if step.makes_text]:
+            yield f"data: {later[0]} makes text that the step difficulty before it has not measured; swap them"
+        if self.order.kind == "curriculum" and self.batching.kind == "packed":
+            yield "order curriculum orders windows of text, and batching packed has none; allowed: the others"
 
     @property
     def teacher(self) -> Recipe | None:

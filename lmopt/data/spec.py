@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,7 +12,6 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     model_serializer,
-    model_validator,
 )
 
 from lmopt.data.formats import READERS
@@ -55,17 +54,15 @@ class SourceOptions(Plain):
     limit: Bytes | None = None
     """Stop after this many bytes of text (required for `hf:`)."""
 
-    @model_validator(mode="after")
-    def _readable(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         source = parse(self.source)
         if source.scheme == "hf" and self.limit is None:
-            raise ValueError(f"{self.source}: a hub data set needs a `limit`, for example `limit: 200MB`")
+            yield f"{self.source}: a hub data set needs a `limit`, for example `limit: 200MB`"
         if not _has_reader(source, self.reader):
-            raise ValueError(
+            yield (
                 f"{self.source}: no reader is known for this package; "
                 f"known: {', '.join(sorted(PACKAGES))}. hint: name its format with `reader: {' | '.join(READERS)}`"
             )
-        return self
 
 
 def _has_reader(source: Source, reader: str) -> bool:
@@ -200,11 +197,9 @@ class Data(Plain):
     decontaminate: Decontaminate | None = Decontaminate()
     """Cuts what training text shares with the validation sets and the suite's tasks; null leaves it in."""
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         names = [entry.name for entry in self.validation]
         if len(set(names)) < len(names):
-            raise ValueError(f"validation sets must have different names, got {', '.join(names)}")
+            yield f"validation sets must have different names, got {', '.join(names)}"
         if sum(entry.kind == "holdout" for entry in self.validation) > 1:
-            raise ValueError("at most one validation set of kind holdout")
-        return self
+            yield "at most one validation set of kind holdout"

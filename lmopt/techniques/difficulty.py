@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lmopt.quantities import Count, Whole
 from lmopt.techniques.technique import MAX_LAYERS, MAX_WIDTH, Plain, Positive, Technique
@@ -42,8 +43,6 @@ class Difficulty(Technique):
     seed: Annotated[Count, Field(le=2**31)] = 0
     """Of the reference model: its initialisation and the order of its text."""
 
-    @model_validator(mode="after")
-    def _reference_is_used(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.reference is not None and self.by != "loss":
-            raise ValueError(f"`reference` is a part of `by: loss`, not of `by: {self.by}`")
-        return self
+            yield f"`reference` is a part of `by: loss`, not of `by: {self.by}`"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lmopt.quantities import Count
 from lmopt.techniques.routing import Dropless, LossFree, NoisyTopK, Routing, Switch, Weight
@@ -94,22 +95,16 @@ class Moe(Technique):
     def _default(self, weight: float) -> float:
         return 0.0 if isinstance(self.routing, NoisyTopK | LossFree) else weight
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.top_k > self.experts:
-            raise ValueError(f"top_k ({self.top_k}) must not exceed experts ({self.experts})")
+            yield f"top_k ({self.top_k}) must not exceed experts ({self.experts})"
         if self.hidden and self.split:
-            raise ValueError(
-                f"split ({self.split}) and hidden ({self.hidden}) both set the width of an expert: give one"
-            )
+            yield f"split ({self.split}) and hidden ({self.hidden}) both set the width of an expert: give one"
         if isinstance(self.routing, Switch):
             if self.top_k > 1:
-                raise ValueError(f"top_k ({self.top_k}) must be 1 with switch routing")
+                yield f"top_k ({self.top_k}) must be 1 with switch routing"
             if self.kernel == "loop":
-                raise ValueError(
-                    "kernel (loop) computes no empty rows, which a capacity has: switch routing needs grouped or auto"
-                )
-        return self
+                yield "kernel (loop) computes no empty rows, which a capacity has: switch routing needs grouped or auto"
 
 
 class Wasteful(Technique):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lmopt.quantities import Share
 from lmopt.techniques.technique import MAX_LAYERS, Positive, Technique
@@ -44,11 +45,9 @@ class LayerSkip(Technique):
     exit_scale: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Weight of early exits against the last (e_scale)."""
 
-    @model_validator(mode="after")
-    def _exits_ascend(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if list(self.exits) != sorted(set(self.exits)):
-            raise ValueError(f"exits {list(self.exits)} must ascend")
-        return self
+            yield f"exits {list(self.exits)} must ascend"
 
     def layer_dropout(self, layers: int) -> tuple[float, ...]:
         """Share of sequences for which each of so many layers is left out (0 for a single layer)."""
@@ -94,11 +93,9 @@ class Distillation(Technique):
     shape: dict[str, Any] | None = None
     """`model` and `ffn` of the teacher: what its passes cost. A suite fills it in from the arm."""
 
-    @model_validator(mode="after")
-    def _something_weighs(self) -> Self:
+    def misfits(self) -> Iterator[str]:
         if self.targets + self.probabilities + self.hidden == 0:
-            raise ValueError("targets, probabilities and hidden are all 0: nothing would be learnt")
-        return self
+            yield "targets, probabilities and hidden are all 0: nothing would be learnt"
 
     def layer_dropout(self, layers: int) -> tuple[float, ...]:
         """Share of sequences for which each of so many layers is left out: none."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from lmopt.quantities import MAX_COUNT, Whole
 
@@ -24,12 +24,35 @@ MAX_CONTEXT = 16_777_216
 Positive = Annotated[Whole, Field(gt=0, le=MAX_COUNT)]
 
 
+class Misfits(ValueError):
+    """Values that are right by themselves and do not go together."""
+
+    def __init__(self, sentences: tuple[str, ...]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = sentences
+
+
 class Plain(BaseModel):
     """Frozen data: unknown keys are refused, docstrings under fields become descriptions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    def misfits(self) -> Iterator[str]:
+        """What does not go together, a sentence each, that begins with the value to blame: `heads (3) must divide ...`.
+
+        Everything at once: a person who mends one mistake should not meet the next only then.
+        """
+        return iter(())
+
+    @model_validator(mode="after")
+    def _go_together(self, info: ValidationInfo) -> Self:
+        """`rules_of` in the context: a class whose own rules are asked, although parts of it may break theirs."""
+        asked = (info.context or {}).get("rules_of", Plain)
+        if isinstance(self, asked) and (found := tuple(self.misfits())):
+            raise Misfits(found)
+        return self
 
 
 class Technique(Plain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from bench import ownmodel, source
 from bench.draft import Draft, recipe_findings
+from bench.merge import merge, nested
 from bench.problems import SuiteError, format_problem
 from bench.suite import check, load_suite
 from tests.bench.small_suite import MOE, SCALE_M, SCALE_S, SUITES, edited, loaded, written
@@ -399,3 +401,81 @@ def test_nothing_is_shown_that_follows_from_a_wrong_value(path: Path) -> None:
             scales[index] = {**scale, wrong[0]: -1, wrong[1]: "x"}
             found = list(recipe_findings(Draft.of({**data, "over": {**data["over"], "scale": scales}})))
             assert not found, (wrong, found)
+
+
+BESIDE: dict[str, tuple[str, list[str]]] = {
+    "two rules of one mapping": (
+        "change: {ffn: {kind: moe, experts: 2, top_k: 4, hidden: 8, split: 2}}",
+        ["top_k (4) must not exceed experts (2)", "split (2) and hidden (8) both set the width of an expert: give one"],
+    ),
+    "a wrong value in the mapping": (
+        "change: {ffn: {kind: moe, experts: 2, top_k: 4, shared: -1}}",
+        ["top_k (4) must not exceed experts (2)", "-1 is out of bounds: it must be at least 0"],
+    ),
+    "an unknown key in the mapping": (
+        "change: {ffn: {kind: moe, experts: 2, top_k: 4, shard: 1}}",
+        ["top_k (4) must not exceed experts (2)", "unknown key `shard`"],
+    ),
+    "the unknown key may be what is missing": (
+        "change: {ffn: {kind: moe, experts: 1, topk: 1}}",
+        ["unknown key `topk`"],
+    ),
+    "the wrong value is one of the two": (
+        "change: {ffn: {kind: moe, experts: -1, top_k: 4}}",
+        ["-1 is out of bounds: it must be greater than 0"],
+    ),
+    "a wrong value in another mapping": (
+        "change: {optimizer: {lr: -1}, batching: {length: 512}}",
+        ["-1 is out of bounds: it must be greater than 0.0",
+         "batching.length (512) must not exceed model.context (256)"],
+    ),
+    "a rule of the whole behind one of a part": (
+        "change: {batching: {sequences: 8, micro_sequences: 3, length: 512}}",
+        ["micro_sequences (3) must divide sequences (8)", "batching.length (512) must not exceed model.context (256)"],
+    ),
+    "a step of the data": (
+        "change: {data: [{kind: back_translation, below: 0.3, target: 0.1, pool: -1}]}",
+        ["target (0.1) must not be less than below (0.3)", "unknown key `pool`"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_rules_are_asked_beside_wrong_values(name: str, tmp_path: Path) -> None:
+    change, expected = BESIDE[name]
+    messages = [problem.message.partition(" (arm `")[0] for problem in check(written(tmp_path, edited((MOE, change))))]
+    assert sorted(messages) == sorted(expected)
+
+
+def test_numbers_of_inference_are_all_compared(tmp_path: Path) -> None:
+    inference = (
+        "inference: {blocks: 90, prompts: 80, quality_texts: 60, arms: [{name: x, decoding: {kind: one_by_one}}]}\n"
+    )
+    messages = [problem.message for problem in check(written(tmp_path, edited() + inference))]
+    assert "blocks (90) must not exceed prompts (80)" in messages
+    assert "quality_texts (60) must not be fewer than prompts (80)" in messages
+
+
+def _leaves(value: object, path: source.DataPath = ()) -> Iterator[source.DataPath]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif not isinstance(value, list) and path[-1] != "kind":
+        yield path
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("bad", [-1, "x"])
+def test_no_rule_is_said_to_be_broken_by_a_wrong_value(path: Path, bad: object) -> None:
+    data = ownmodel.spelled_out(source.read(path).data())
+    recipe = data.get("baseline", {}).get("recipe", {})
+    for place in _leaves(recipe):
+        wrong = merge(recipe, nested({place: bad}))
+        found = recipe_findings(Draft.of({**data, "baseline": {**data["baseline"], "recipe": wrong}}))
+        assert all("(baseline `" not in each.message and "(arm `" not in each.message for each in found), place
+    for index, arm in enumerate(data.get("arms", [])):
+        for place in _leaves(arm.get("change", {})):
+            arms = [*data["arms"]]
+            arms[index] = {**arm, "change": merge(arm["change"], nested({place: bad}))}
+            found = list(recipe_findings(Draft.of({**data, "arms": arms})))
+            assert all("(arm `" not in each.message for each in found), (place, found)
