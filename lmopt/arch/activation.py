@@ -26,7 +26,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def relu2(x: Tensor) -> Tensor:
     """relu(x)^2 (So et al., arXiv 2109.08668)."""
     if torch.compiler.is_compiling():
-        return functional.relu(x).square()
+        return _squared(functional.relu(x))
     return _Activation.apply(x, "relu2")
 
 
@@ -54,12 +54,17 @@ def activate(kind: Kind, x: Tensor) -> tuple[Tensor, Tensor]:
     """The activation, and what its backward pass needs."""
     if kind == "relu2":
         rectified = functional.relu(x)
-        return rectified.square(), rectified
+        return _squared(rectified), rectified
     halves = x.unflatten(-1, (2, -1)).movedim(-2, 0)
     if halves.shape[-1] < NARROW and not torch.compiler.is_compiling():
         halves = halves.contiguous()
     gate, up = halves
     return functional.silu(gate).mul_(up), halves
+
+
+def _squared(x: Tensor) -> Tensor:
+    """x^2 in its own format: autocast on CUDA computes `square`, which is a power, in float32."""
+    return x * x
 
 
 def activate_backward(kind: Kind, grad: Tensor, kept: Tensor) -> Tensor:
