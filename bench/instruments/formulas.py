@@ -11,15 +11,23 @@ Shape = tuple[int, ...]
 Formula = Callable[..., int]
 
 
-def attention_flops(query: Shape, key: Shape, *_: Any, products: int = 2, **__: Any) -> int:
+def attention_flops(query: Shape, key: Shape, *_: Any, products: int = 2, scale: float | None = None, **__: Any) -> int:
     """`products` matrix products of (queries x keys x head width) a head; grouped key heads cost as if repeated."""
     batch, heads, queries, width = query
-    return products * 2 * batch * heads * queries * key[2] * width
+    return products * 2 * batch * heads * queries * key[2] * _unpadded(width, scale)
 
 
-def attention_backward_fused(_grad: Shape, query: Shape, key: Shape, *_: Any, **__: Any) -> int:
+def _unpadded(width: int, scale: float | None) -> int:
+    """Without the zeros that widen heads to a multiple of 8 for CUDA's fused attention, which its scale tells of."""
+    told = width if not scale else round(scale**-2)
+    return told if width - 8 < told < width else width
+
+
+def attention_backward_fused(
+    _grad: Shape, query: Shape, key: Shape, *_: Any, scale: float | None = None, **__: Any
+) -> int:
     """Five products: the scores again, then two for each product of the forward pass (FlashAttention, algorithm 4)."""
-    return attention_flops(query, key, products=5)
+    return attention_flops(query, key, products=5, scale=scale)
 
 
 def attention_backward_kept(_grad: Shape, query: Shape, key: Shape, *_: Any, **__: Any) -> int:

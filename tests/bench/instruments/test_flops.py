@@ -272,6 +272,11 @@ def test_attention_kernels_of_cuda_count_grouped_heads(kind):
     backward = formulas.FORMULAS[f"aten::_scaled_dot_product_{kind}_attention_backward"]
     assert forward(q, k, k) == 2 * PAIR
     assert backward(q, q, k, k, q) == 5 * PAIR
+    wide = (2, 4, 8, 20)  # heads of 20 numbers, widened to 24
+    padded = forward((2, 4, 8, 24), (2, 2, 8, 24), (2, 2, 8, 24), scale=20**-0.5)
+    assert padded == forward(wide, (2, 2, 8, 20), (2, 2, 8, 20)) == forward(wide, (2, 2, 8, 20), scale=0.1)
+    again = backward(q, (2, 4, 8, 24), (2, 2, 8, 24), k, scale=20**-0.5)
+    assert again == backward(q, wide, (2, 2, 8, 20), k)
     assert f"_scaled_dot_product_{kind}_attention" in str(formulas.known_operators(formulas.FORMULAS))
 
 
