@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from bench import interruption, workloads
@@ -107,12 +108,14 @@ def _train(job: Job, folder: Path) -> Outcome:
 
     metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
     metrics |= _validation_metrics(job, state, folder)
+    router = state.model.report()
+    metrics |= _router_metrics(router)
     detail = {
         "tokens": log.tokens,
         "steps": state.step,
         "curve": log.points,
         "counts": _counts_detail(counts, recipe),
-        "router": state.model.report(),
+        "router": router,
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
     }
@@ -153,13 +156,15 @@ def _sample(job: Job, folder: Path) -> Outcome:
     metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
     reason = f"not measurable at this budget: {len(log.durations_s)} steps are no training"
     metrics |= {name: missing(unit, reason) for name, unit in QUALITY.items()}
+    router = state.model.report()
+    metrics |= _router_metrics(router)
     detail = {
         "tokens": log.tokens,
         "steps": len(log.durations_s),
         "steps_s": log.durations_s,
         "predicted_memory_bytes": job.case.estimate.peak_memory_bytes,
         "counts": _counts_detail(counts, recipe),
-        "router": state.model.report(),
+        "router": router,
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
     }
@@ -290,6 +295,21 @@ def _training_metrics(
     else:
         metrics["energy_j_per_token"] = reading(energy.value / log.tokens, "J/token", energy.grade, energy.scope)
     return metrics
+
+
+def _router_metrics(report: Mapping[str, float]) -> dict[str, Reading]:
+    """What the routers did in the last step, over all layers; nothing for a dense model."""
+
+    def layers(name: str) -> list[float]:
+        return [value for key, value in report.items() if key.partition("/")[2] == name]
+
+    over = {"router_entropy": ("router_entropy", fmean, "nat/token"), "expert_load_max": ("load_max", max, "1"),
+            "drop_rate": ("drop_rate", fmean, "1")}  # fmt: skip
+    return {
+        metric: reading(summary(found), unit, "counted")
+        for metric, (name, summary, unit) in over.items()
+        if (found := layers(name))
+    }
 
 
 def _validation_metrics(job: Job, state: TrainState, folder: Path) -> dict[str, Reading]:

@@ -80,6 +80,9 @@ _ALL = (
     _metric(
         "bits_per_byte", "bit/byte", "lower", False, "Bits a byte of validation text, independent of the tokenizer"
     ),
+    _metric("router_entropy", "nat/token", None, False, "Entropy of a sparse arm's routers, mean over layers"),
+    _metric("expert_load_max", "1", "lower", False, "Slots of the busiest expert of any layer over an even share"),
+    _metric("drop_rate", "1", "lower", False, "Share of slots that found their expert full, mean over layers"),
     _metric("decode_tokens_per_s", "token/s", "higher", False, "Generated tokens a second"),
     _metric("time_to_first_token_s", "s", "lower", False, "Seconds from prompt to first token"),
     _metric("acceptance_rate", "1", "higher", False, "Share of drafted tokens that were accepted"),

@@ -22,7 +22,7 @@ MOST = 1e100
 """No reading is larger: sums and squares of larger ones would leave what a float holds."""
 SIGNED = frozenset({"energy_net_j"})
 """Metrics that may be negative: less power than before the run."""
-SHARES = ("accuracy/", "acceptance_rate")
+SHARES = ("accuracy/", "acceptance_rate", "drop_rate")
 """Beginnings of names of metrics that lie between 0 and 1."""
 FAMILIES = frozenset({"lm", "qa", "nli"})
 DETAILS = ("tasks", "counts", "tuning", "finetune", "trial")

@@ -6,6 +6,7 @@ is then continued later.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -22,6 +23,10 @@ from bench.instruments.table import open_sensors
 from bench.interruption import Interrupted
 from lmopt.compute.numa import NotApplicable
 from lmopt.train.loop import Diverged
+
+for _late in ("torch._dynamo", "codecarbon.external.hardware", "codecarbon.external.ram"):
+    importlib.import_module(_late)
+"""What torch and the sensors import when first used: a second of each case, unless cases are forked with it."""
 
 INTERRUPTED = 75
 """Exit code of a case that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""

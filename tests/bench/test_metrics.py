@@ -14,6 +14,7 @@ NAMES = [
     "mfu", "val_loss", "perplexity", "bits_per_byte", "decode_tokens_per_s", "time_to_first_token_s",
     "acceptance_rate", "mean_exit_layer", "step_time_ratio", "decode_time_ratio", "decode_flops_per_token",
     "decode_j_per_token", "tokens_per_call", "exit_threshold", "token_accuracy", "token_agreement", "decode_loss",
+    "router_entropy", "expert_load_max", "drop_rate",
 ]  # fmt: skip
 
 

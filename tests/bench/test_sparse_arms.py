@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def test_all_arms_run_count_alike_and_pay_for_what_they_started_from(tmp_path: P
         assert record.detail["counts"]["agree"], record.detail["counts"]["disagreement"]
     router = trained["switch", 1.0].detail["router"]
     assert 0 <= router["layer0/drop_rate"] < 1
+    metrics = trained["switch", 1.0].metrics
+    assert metrics["drop_rate"].value == (router["layer0/drop_rate"] + router["layer1/drop_rate"]) / 2
+    assert metrics["expert_load_max"].value == max(router["layer0/load_max"], router["layer1/load_max"])
+    assert 0 < (metrics["router_entropy"].value or 0) <= math.log(4)
+    assert "router_entropy" not in trained["dense", 1.0].metrics
     assert sum(router[f"layer1/load/{expert}"] for expert in range(4)) == pytest.approx(1)
 
     # the first loss of the upcycled arm is about where the dense training ended, far below a random start
