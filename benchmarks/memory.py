@@ -70,6 +70,7 @@ def measure(plain: dict[str, Any]) -> int:
     """Peak resident set of three steps over that of the process before the model, in bytes."""
     import torch
 
+    from bench import worker  # noqa: F401 - all that a case has imported before its model
     from bench.instruments.memory import HostMemory
     from lmopt.arch import transformer
     from lmopt.recipe import Recipe

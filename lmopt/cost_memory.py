@@ -20,8 +20,8 @@ CHANGING_SHARE = 0.33
 """Holes that shorter sequences of earlier steps leave, over activations: read off a billion parameters, sparse."""
 CAST_SHARE = 0.5
 """Part of a dense model's bfloat16 casts that adds to the peak: they are let go of while the gradients grow."""
-RUNTIME_BYTES = 85 * 2**20
-"""What a process takes for its first step beside tensors: compiled products, thread pools, the optimizer's code."""
+RUNTIME_BYTES = 13 * 2**20
+"""What a process takes for its first step beside tensors: compiled products, thread pools."""
 EXPERT_RUNTIME_BYTES = 100 * 2**20
 """The same for a sparse layer's products, compiled for many numbers of rows."""
 EIGHT_BIT_UPDATE_BYTES = 40

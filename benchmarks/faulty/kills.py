@@ -71,7 +71,7 @@ def of_workers(place: Path, kills: int, draw: random.Random) -> dict[str, Any]:
         while len(study.trainings(folder) if folder.exists() else ()) < len(expected):
             before = study.lines(folder)
             process = study.start(place, folder)
-            _kill_workers(process, kills, found, draw)
+            _kill_workers(process, folder, kills, found, draw)
             errors = study.ended(process)[1]
             found["tracebacks"] += "Traceback" in errors
             found["records_lost"] += study.lines(folder)[: len(before)] != before
@@ -83,16 +83,26 @@ def of_workers(place: Path, kills: int, draw: random.Random) -> dict[str, Any]:
     return found
 
 
-def _kill_workers(process: subprocess.Popen[str], kills: int, found: dict[str, int], draw: random.Random) -> None:
-    """As long as the runner lives: wait for a case, let it work for a moment, kill it."""
+def _kill_workers(
+    process: subprocess.Popen[str], folder: Path, kills: int, found: dict[str, int], draw: random.Random
+) -> None:
+    """As long as the runner lives: wait for a case, every other time until it has saved, and kill it a moment later."""
     while found["kills"] < kills and study.until(lambda: study.worker_of(process.pid), process):
         worker, server = study.worker_of(process.pid), study.server_of(process.pid)
+        if found["kills"] % 2:
+            _wait_for_checkpoint(process, folder, worker)
         time.sleep(draw.uniform(0, 0.6))
         aims_at_server = found["kills"] % 5 == 4
         if study.kill(server if aims_at_server else worker):
             found["kills"] += 1
             found["of_the_server"] += aims_at_server
             study.alive([pid for pid in (worker,) if pid])
+
+
+def _wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, worker: int | None) -> None:
+    """Until this process of a case has saved one, or has ended without."""
+    since_s = time.time()
+    study.until(lambda: study.has_saved(folder, since_s) or study.worker_of(process.pid) != worker, process)
 
 
 # --- ranks ---------------------------------------------------------------------------------------

@@ -108,6 +108,15 @@ def worker_of(runner: int) -> int | None:
     return None if server is None else next(iter(children(server)), None)
 
 
+def has_saved(folder: Path, since_s: float) -> bool:
+    """Whether a case has saved a checkpoint since then."""
+    saved = folder.glob("cases/*/checkpoint/*")
+    try:
+        return any(path.stat().st_mtime >= since_s for path in saved)
+    except OSError:  # replaced while we looked
+        return False
+
+
 def kill(pid: int | None, number: int = signal.SIGKILL) -> bool:
     """Send a signal; False where nobody is there any more."""
     if pid is None:
