@@ -29,8 +29,8 @@ OWN = "batching.memory allows"
 """What limits a training without its process."""
 
 WORKER_BYTES = 365 * 2**20
-"""What the process of a case holds before it builds anything: Python, torch and all that is imported. `rss_before_bytes`
-of its records, 357 MiB with the CPU build of torch, and a little."""
+"""What the process of a case holds before it builds anything: Python, torch and all that is imported. The records'
+`rss_before_bytes` are 357 MiB with the CPU build of torch."""
 
 BUILT_A_SECOND = 30e6
 """Parameters drawn, counted and let go of in a second, about: what a sample takes beside its steps."""

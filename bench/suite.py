@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
-from bench import ablation, controls, design, ownmodel, source
+from bench import ablation, controls, design, ownmodel, replays, source
 from bench.concealed import PARTS_ALONE, concealed
 from bench.crosscheck import crosscheck
 from bench.design import ArmDesign, Design, Frozen, GateRule, Layout, Name, Purpose
@@ -233,7 +233,7 @@ def _dotted(path: source.DataPath) -> str:
 
 
 def load_suite(path: Path | str) -> Suite:
-    """Read a suite. A checkpoint that it names is read in full, for its hash.
+    """Read a suite. Checkpoints and decisions that it names are read in full, for their hashes.
 
     Raises:
         SuiteError: the file cannot be read or the suite is invalid; it holds every problem.
@@ -241,12 +241,14 @@ def load_suite(path: Path | str) -> Suite:
     text, suite, problems = _read(Path(path))
     if suite is None or problems:
         raise SuiteError(problems)
-    if suite.inference is None or suite.inference.own is None:
-        return suite
-    inference, found = ownmodel.pinned(suite.inference)
+    baseline, arms, found = replays.pinned(suite.baseline, suite.arms)
+    inference = suite.inference
+    if inference is not None and inference.own is not None:
+        inference, others = ownmodel.pinned(inference)
+        found += others
     if found:
         raise SuiteError([_problem(text, finding) for finding in found])
-    return suite.model_copy(update={"inference": inference})
+    return suite.model_copy(update={"baseline": baseline, "arms": arms, "inference": inference})
 
 
 def check(path: Path | str) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,17 +32,38 @@ def write_decisions(decisions: list[Decision], path: Path) -> None:
     path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in decisions), encoding="utf-8")
 
 
-def read_decisions(path: Path) -> Iterator[Decision]:
-    """What `write_decisions` wrote.
+def sha256_of(path: Path) -> str:
+    """The hash of a file of decisions.
 
     Raises:
-        ReplayError: no such file, or a line that is no decision.
+        ReplayError: it cannot be read.
     """
+    return hashlib.sha256(_content(path)).hexdigest()
+
+
+def _content(path: Path) -> bytes:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_bytes()
     except OSError as error:
         hint = "a relative path starts at the folder that the run was started in"
         raise ReplayError(f"batching.replay: {path}: {error.strerror}\nhint: {hint}") from error
+
+
+def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
+    """What `write_decisions` wrote.
+
+    Args:
+        sha256: the hash that the file must have.
+
+    Raises:
+        ReplayError: no such file, another one than was said, or a line that is no decision.
+    """
+    content = _content(path)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, found):
+        raise ReplayError(f"batching.replay: {path}: holds other decisions than it did: its SHA-256 is {found}")
+    try:
+        lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ReplayError(f"batching.replay: {path}: not a file of decisions ({error})") from error
     for number, line in enumerate(lines, 1):

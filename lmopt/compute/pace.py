@@ -109,9 +109,9 @@ class Scheduled:
 class Replayed(Scheduled):
     """The pace that an earlier run's decisions give: the same steps, so the same bits."""
 
-    def __init__(self, recipe: Recipe, horizon: float, path: str) -> None:
+    def __init__(self, recipe: Recipe, horizon: float, path: str, sha256: str | None = None) -> None:
         super().__init__(recipe, horizon)
-        self._by_step = {one.step: one for one in read_decisions(Path(path))}
+        self._by_step = {one.step: one for one in read_decisions(Path(path), sha256)}
         if 0 not in self._by_step:
             raise ReplayError(f"{path}: no decision for the first step (step 0)")
         for one in self._by_step.values():
@@ -328,7 +328,11 @@ def scheduled(_config: FixedBatch, recipe: Recipe, horizon: float) -> Scheduled:
 
 def noise_ramp(config: NoiseRamp, recipe: Recipe, horizon: float) -> Scheduled:
     """By the gradient's noise, or as an earlier run decided."""
-    return Replayed(recipe, horizon, config.replay) if config.replay else GrowingWithNoise(recipe, horizon, config)
+    return (
+        Replayed(recipe, horizon, config.replay, config.sha256)
+        if config.replay
+        else GrowingWithNoise(recipe, horizon, config)
+    )
 
 
 def adaptive(config: AdaptiveMicro, recipe: Recipe, horizon: float) -> Scheduled:
@@ -338,7 +342,9 @@ def adaptive(config: AdaptiveMicro, recipe: Recipe, horizon: float) -> Scheduled
         ValueError: the memory limit is below one sequence.
         ReplayError: the file of decisions cannot be read or does not fit.
     """
-    return Replayed(recipe, horizon, config.replay) if config.replay else Adapting(recipe, horizon, config)
+    return (
+        Replayed(recipe, horizon, config.replay, config.sha256) if config.replay else Adapting(recipe, horizon, config)
+    )
 
 
 def _refuse_misfit(path: str, decision: Decision, batching: FixedBatch) -> None:

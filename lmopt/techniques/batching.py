@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lmopt.quantities import Bytes, Share
-from lmopt.techniques.technique import MAX_CONTEXT, Positive, Technique
+from lmopt.techniques.technique import MAX_CONTEXT, Positive, Sha256, Technique
 
 MAX_SEQUENCES = 2**24
 Sequences = Annotated[Positive, Field(le=MAX_SEQUENCES)]
@@ -162,10 +162,13 @@ class NoiseRamp(FixedBatch):
     """Weight of the past in the running means of tr(S) and |G|^2."""
     replay: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """A file of decisions of an earlier run (`batching.jsonl` in its case folder) to repeat instead of deciding."""
+    sha256: Sha256 | None = None
+    """SHA-256 of that file. A run fills it in, so that other decisions are another case."""
 
     def misfits(self) -> Iterator[str]:
         yield from super().misfits()
         yield from _undoubled("start", self.start, "sequences", self.sequences)
+        yield from _sha256_misfits(self.sha256, self.replay)
         if self.micro_sequences >= self.start:
             yield f"micro_sequences ({self.micro_sequences}) must be fewer than start ({self.start})"
         else:
@@ -194,6 +197,12 @@ class AdaptiveMicro(FixedBatch):
     """Steps at one size before its speed is judged."""
     replay: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """A file of decisions of an earlier run (`batching.jsonl` in its case folder) to repeat instead of deciding."""
+    sha256: Sha256 | None = None
+    """SHA-256 of that file. A run fills it in, so that other decisions are another case."""
+
+    def misfits(self) -> Iterator[str]:
+        yield from super().misfits()
+        yield from _sha256_misfits(self.sha256, self.replay)
 
     @property
     def held_sequences(self) -> int:
@@ -237,6 +246,11 @@ def _doublings(start: int, end: int) -> int:
 def _undoubled(name: str, start: int, end_name: str, end: int) -> Iterator[str]:
     if start << _doublings(start, end) != end:
         yield f"{name} ({start}) doubled some times must give {end_name} ({end})"
+
+
+def _sha256_misfits(sha256: str | None, replay: str | None) -> Iterator[str]:
+    if sha256 is not None and replay is None:
+        yield "sha256 is that of a file to `replay`, and none is given"
 
 
 def _micro_misfits(micro: int | None, start: int) -> Iterator[str]:

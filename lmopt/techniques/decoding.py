@@ -8,12 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lmopt.quantities import Share
-from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Technique
+from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Sha256, Technique
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Weights = Literal["fp32", "bf16", "int8", "int8_dynamic"]
 Layer = Annotated[Positive, Field(le=MAX_LAYERS)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Sampling(Plain):

@@ -22,6 +22,7 @@ MAX_WIDTH = 131_072
 MAX_CONTEXT = 16_777_216
 
 Positive = Annotated[Whole, Field(gt=0, le=MAX_COUNT)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Misfits(ValueError):

@@ -11,6 +11,7 @@ from bench.case import Case, canonical_hash
 from bench.estimate import WORKER_BYTES, Machine
 from bench.forecast import render
 from bench.plan import Plan, make_plan, run_hash
+from bench.problems import SuiteError
 from bench.stanzas import Tune
 from bench.suite import Suite, load_suite
 from lmopt import cost
@@ -128,7 +129,7 @@ def test_a_memory_limit_is_the_whole_process_s(suite: Suite) -> None:
 
     assert not misfits(peak + WORKER_BYTES)
     (largest, *_) = misfits(peak + WORKER_BYTES - 1)
-    assert "290 MiB of it for the process itself; limits.case_memory allows" in (largest.reason or "")
+    assert "365 MiB of it for the process itself; limits.case_memory allows" in (largest.reason or "")
     preparing = next(case for case in misfits(WORKER_BYTES - 1) if case.kind == "prepare")
     assert (preparing.reason or "").endswith("hint: raise the limit")
 
@@ -409,3 +410,27 @@ def test_a_tiny_model_takes_the_time_of_its_calls(tmp_path: Path) -> None:
             a_layer = 4e-3 if case.arm != "dense" else 1e-3
             expected = case.recipe.steps(case.horizon) * (case.recipe.model.layers + 1) * a_layer
             assert case.estimate.time_s == pytest.approx(expected, rel=0.01)
+
+
+def test_a_case_that_replays_decisions_is_known_by_what_they_are(tmp_path: Path) -> None:
+    decisions = tmp_path / "batching.jsonl"
+    replaying = (MOE, f"change: {{batching: {{kind: adaptive, sequences: 8, length: 64, replay: {decisions}}}}}")
+
+    def ids() -> tuple[str, str]:
+        made = make_plan(loaded(tmp_path, replaying), MACHINE)
+        case = next(c for c in made.cases if c.kind == "train" and c.arm == "moe")
+        return case.id, made.run
+
+    decisions.write_text('{"step": 0, "portions": 1, "micro": 4, "why": ""}\n')
+    before = ids()
+    assert ids() == before
+    decisions.write_text('{"step": 0, "portions": 1, "micro": 2, "why": ""}\n')
+    after = ids()
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(loaded(tmp_path, replaying).resolved_yaml())
+    assert make_plan(load_suite(resolved), MACHINE).run == after[1]
+    decisions.write_text('{"step": 0, "portions": 1, "micro": 8, "why": ""}\n')
+    with pytest.raises(SuiteError, match="holds other decisions"):
+        load_suite(resolved)

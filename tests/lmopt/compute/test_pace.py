@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lmopt import cost, cost_memory
 from lmopt.compute import pace
-from lmopt.compute.decisions import ReplayError, write_decisions
+from lmopt.compute.decisions import Decision, ReplayError, sha256_of, write_decisions
 from lmopt.compute.pace import Adapting, noise_scale
 from lmopt.data import batches
 from lmopt.data.shards import Shards
@@ -200,12 +200,24 @@ def test_decisions_replay_to_the_same_bits(tmp_path):
     state, steps = run(described)
     path = tmp_path / "batching.jsonl"
     write_decisions(state.pace.decisions, path)
-    replayed, again = run(recipe({**NOISE, "replay": str(path)}, steps=30))
+    replayed, again = run(recipe({**NOISE, "replay": str(path), "sha256": sha256_of(path)}, steps=30))
     assert same_bits(state, replayed)
     assert [s.tokens for s in again] == [s.tokens for s in steps]
     assert [(d.step, d.portions) for d in replayed.pace.decisions] == [
         (d.step, d.portions) for d in state.pace.decisions
     ]
+
+
+def test_other_decisions_than_those_that_were_named_are_refused(tmp_path):
+    path = tmp_path / "batching.jsonl"
+    write_decisions([Decision(0, 1, 2, "begin")], path)
+    named = recipe({**NOISE, "replay": str(path), "sha256": sha256_of(path)})
+    loop.start(named, seed=0)
+    write_decisions([Decision(0, 1, 1, "begin")], path)
+    with pytest.raises(ReplayError, match="holds other decisions than it did"):
+        loop.start(named, seed=0)
+    with pytest.raises(ValueError, match="sha256 is that of a file to `replay`"):
+        recipe({**NOISE, "sha256": "0" * 64})
 
 
 # --- memory and speed ----------------------------------------------------------------------------
