@@ -119,6 +119,8 @@ def _train(job: Job, folder: Path) -> Outcome:
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
     }
+    if recipe.compile:
+        detail["compiled"] = {"is": state.eager is not None, "reason": state.not_compiled}
     if state.pace.decisions:
         detail["batching"] = [asdict(one) for one in state.pace.decisions]
         write_decisions(state.pace.decisions, folder / "batching.jsonl")
@@ -163,6 +165,7 @@ def _sample(job: Job, folder: Path) -> Outcome:
         "steps": len(log.durations_s),
         "steps_s": log.durations_s,
         "predicted_memory_bytes": job.case.estimate.peak_memory_bytes,
+        **({"compiled": {"is": state.eager is not None, "reason": state.not_compiled}} if recipe.compile else {}),
         "counts": _counts_detail(counts, recipe),
         "router": router,
         "data_stall_s": batches.seconds,

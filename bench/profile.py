@@ -89,6 +89,7 @@ def _folder(suite: Suite, out: Path | None, run: Path | None) -> Path:
 
 def _measured(recipe: Recipe, steps: int, trace: Path) -> Measured:
     """Warm up, time plain steps, count one step's work, then profile."""
+    from bench import workloads
     from bench.operators import operators, work_of
     from bench.timeline import memory_timeline
 
@@ -99,7 +100,8 @@ def _measured(recipe: Recipe, steps: int, trace: Path) -> Measured:
     for _ in range(steps):
         step()
     step_s = (time.perf_counter() - begin_s) / steps
-    work: dict[str, Work] = {} if recipe.compile else work_of(step)  # compiled steps dispatch no operators of torch
+    # compiled steps dispatch no operators of torch
+    work: dict[str, Work] = {} if recipe.compiles_on(workloads.device().type) else work_of(step)
     events = _traced(step, steps, trace)
     return Measured(step_s, operators(events, work, steps), memory_timeline(trace), weight_bytes)
 

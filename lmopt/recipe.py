@@ -170,8 +170,9 @@ class Recipe(Plain):
     """In which order the windows of text are seen."""
     data: tuple[DataStep, ...] = ()
     """Steps that the training text goes through, in order, before it is tokenised."""
-    compile: bool = False
-    """Compile the training step (torch.compile); compilation time is booked apart."""
+    compile: bool | Literal["auto"] = False
+    """Compile the training step (torch.compile); compilation time is booked apart. `auto`: on a GPU only, where the
+    objective allows it and its compiler works; records say what came of it."""
     tokens: Positive
     """Training tokens at horizon 1.0."""
 
@@ -206,7 +207,7 @@ class Recipe(Plain):
         yield from self._order_misfits()
 
     def _teacher_misfits(self, objective: Distillation) -> Iterator[str]:
-        if self.compile:
+        if self.compile is True:
             yield "objective distillation runs a second model: it cannot be compiled"
         if objective.shape is None:
             return
@@ -231,7 +232,7 @@ class Recipe(Plain):
                 f"objective.exits {beyond} of a model of {self.model.layers} layers: 1 to {self.model.layers - 1} "
                 "are possible"
             )
-        if self.compile:
+        if self.compile is True:
             yield "objective layer_skip leaves out other layers each step: it cannot be compiled"
 
     def _order_misfits(self) -> Iterator[str]:
@@ -242,6 +243,12 @@ class Recipe(Plain):
             yield f"data: {later[0]} makes text that the step difficulty before it has not measured; swap them"
         if self.order.kind == "curriculum" and self.batching.kind == "packed":
             yield "order curriculum orders windows of text, and batching packed has none; allowed: the others"
+
+    def compiles_on(self, device: str) -> bool:
+        """Whether its step is compiled on a type of device, `cpu` or `cuda`."""
+        if self.compile == "auto":
+            return device == "cuda" and isinstance(self.objective, NextToken)
+        return self.compile
 
     @property
     def teacher(self) -> Recipe | None:

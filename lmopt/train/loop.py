@@ -64,6 +64,8 @@ class TrainState:
     """The Transformer, its parameters as the precision keeps them (float32, or bfloat16 for `bf16_sr`)."""
     loss: Callable[[Tensor, Tensor], Any]
     """What the recipe's objective makes of the model, compiled where the recipe says so."""
+    eager: Callable[[Tensor, Tensor], Any] | None
+    """The same before it was compiled; None where it was not."""
     optimizer: Any
     share: Callable[[float], float]
     """Training done after a step, in full steps -> share of the peak learning rate."""
@@ -75,6 +77,8 @@ class TrainState:
     """Updates done. The step that was yielded last may be one behind: see `unread`."""
     unread: deque[Dispatched] = field(default_factory=deque)
     """Steps done whose numbers were not yielded yet; saved with a checkpoint, so that none is lost."""
+    not_compiled: str | None = None
+    """Why `compile: auto` came to nothing on a device that is compiled for."""
 
     @property
     def total_steps(self) -> int:
@@ -117,7 +121,8 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
         device=device,
         pace=pace,
         model=model,
-        loss=torch.compile(loss, dynamic=False) if recipe.compile else loss,
+        loss=torch.compile(loss, dynamic=False) if recipe.compiles_on(device.type) else loss,
+        eager=loss if recipe.compiles_on(device.type) else None,
         optimizer=builder(recipe.optimizer)(recipe.optimizer, model),
         share=builder(recipe.schedule)(recipe.schedule, pace.total_tokens / recipe.batching.tokens),
         compute=compute,
@@ -150,8 +155,9 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
         batch = _next_batch(state, update, batches)
         notes = {"length": float(update.length)} if update.length != state.recipe.batching.length else {}
         part = next(batch.parts(update.micro))
-        if state.recipe.compile and part.inputs_BL.shape not in compiled:
+        if state.eager is not None and part.inputs_BL.shape not in compiled:
             notes["compile_time_s"] = _compile(state, part)
+            notes |= {"not_compiled": 1.0} if state.not_compiled else {}
             compiled.add(tuple(part.inputs_BL.shape))
         share = state.share(state.pace.done_after(update))
         numbers = _update(state, batch, update, share)
@@ -272,12 +278,23 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
 
 
 def _compile(state: TrainState, part: _Batch) -> float:
-    """Compile forward and backward on a part of a batch, leaving no trace in the state. Returns the seconds it took."""
+    """Compile forward and backward on a part of a batch, leaving no trace in the state. Returns the seconds it took.
+
+    Where the recipe leaves the choice to us and the compiler fails, the training goes on as it was written.
+    """
     begin = time.monotonic()
     kept = random_state(state.device)
-    with state.compute.forward():
-        losses = _losses(state, part)
-    (losses.cross_entropy + losses.auxiliary).backward()
+    try:
+        with state.compute.forward():
+            losses = _losses(state, part)
+        (losses.cross_entropy + losses.auxiliary).backward()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if state.recipe.compile != "auto" or state.eager is None:
+            raise
+        state.loss, state.eager = state.eager, None
+        state.not_compiled = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     state.model.zero_grad(set_to_none=True)
     state.model.forget()
     restore_random_state(state.device, kept)

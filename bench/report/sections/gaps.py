@@ -14,6 +14,7 @@ def section(study: RunFolder) -> Section:
     blocks: list[Block] = []
     unjudged = [Paragraph(text=text, kind="warning") for text in study.absent if text.startswith("verdict")]
     blocks.extend(unjudged)
+    blocks.extend(_not_compiled(study))
     readings = _readings(study)
     if readings.rows:
         blocks.append(readings)
@@ -23,6 +24,23 @@ def section(study: RunFolder) -> Section:
     if not blocks:
         blocks.append(Paragraph(text="Every case finished, and every reading that was asked for was taken."))
     return Section(id="gaps", title="What was not measured, and why", blocks=tuple(blocks))
+
+
+def _not_compiled(study: RunFolder) -> list[Block]:
+    """Arms whose compiler failed where the recipe left the choice to the harness: their times are of other code."""
+    reasons: dict[str, set[str]] = defaultdict(set)
+    for record in study.records:
+        reason = mapping(record.detail.get("compiled")).get("reason")
+        if reason:
+            reasons[str(reason)].add(record.case.arm)
+    return [
+        Paragraph(
+            text=f"Not compiled: {listing(sorted(arms, key=study.style))} ({reason}). Where the arm compared with was, "
+            "the ratio of step times says more of the compiler than of the arms.",
+            kind="warning",
+        )
+        for reason, arms in sorted(reasons.items())
+    ]
 
 
 def _readings(study: RunFolder) -> Table:

@@ -21,13 +21,18 @@ ROUTER = {
 
 def with_routers(folder: Path, router: dict[str, float]) -> Path:
     """A study folder whose `moe` trainings hold what their routers did."""
+    return with_detail(folder, {"router": router})
+
+
+def with_detail(folder: Path, detail: dict[str, object]) -> Path:
+    """A study folder whose `moe` trainings hold more detail."""
     run = write(folder)
     path = run / "records.jsonl"
     records = read(path)
     path.unlink()
     for record in records:
         if record.case.kind == "train" and record.case.arm == "moe":
-            record = record.model_copy(update={"detail": {**record.detail, "router": router}})
+            record = record.model_copy(update={"detail": {**record.detail, **detail}})
         append(path, record)
     return run
 

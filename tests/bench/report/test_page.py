@@ -17,10 +17,12 @@ from bench.report.files import tables
 from bench.report.html import render
 from bench.report.page import compose
 from bench.report.runfolder import load
+from bench.report.sections import gaps
 from bench.report.tree import Figure, Paragraph, Table
 from bench.study import StudyError
 from bench.verdict import judge
 from tests.bench.report.study_folder import NO_RAPL, Folder, write
+from tests.bench.report.test_experts import with_detail
 from tests.bench.synthetic import Planted, make_run
 
 EVIL = (
@@ -416,3 +418,11 @@ def test_an_arm_that_was_not_timed_says_why(tmp_path: Path) -> None:
     (folder / "records.jsonl").write_text("".join(one for one in lines if not any(case in one for case in untimed)))
     (folder / "verdict.json").write_text(json.dumps(judge(folder)))
     assert "no timing case was planned" in terminal(folder)
+
+
+def test_an_arm_whose_compiler_failed_is_named_with_the_reason(tmp_path: Path) -> None:
+    detail = {"compiled": {"is": False, "reason": "BackendCompilerFailed: no ptxas"}}
+    (first, *_) = gaps.section(load(with_detail(tmp_path, detail))).blocks
+    assert first.text.startswith("Not compiled: moe (BackendCompilerFailed: no ptxas).")
+    elsewhere = with_detail(tmp_path / "cpu", {"compiled": {"is": False, "reason": None}})
+    assert not any("Not compiled" in getattr(block, "text", "") for block in gaps.section(load(elsewhere)).blocks)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmopt.recipe import Bf16
+from lmopt.recipe import Bf16, LayerSkip, Recipe
 from lmopt.train import loop
 from lmopt.train.loop import Diverged
 
@@ -181,6 +181,29 @@ def test_compiled_training_matches_eager(recipe, batches):
     assert "compile_time_s" not in compiled[1].notes
     for one, two in zip(eager, compiled, strict=True):
         assert two.loss == pytest.approx(one.loss, rel=1e-3)
+
+
+def test_auto_compiles_on_a_gpu_alone_and_goes_on_where_the_compiler_fails(recipe, batches, monkeypatch):
+    auto = recipe(compile="auto")
+    assert not auto.compiles_on("cpu")
+    assert auto.compiles_on("cuda")
+    assert not recipe(compile="auto", objective=LayerSkip(exits=(1,))).compiles_on("cuda")
+    _, plain = run(recipe(), batches())
+
+    def broken(_loss, **_options):
+        def fails(*_tensors):
+            raise RuntimeError("no such compiler\nlong explanation")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(Recipe, "compiles_on", lambda *_: True)
+    state, steps = run(auto, batches())
+    assert state.not_compiled == "RuntimeError: no such compiler"
+    assert [step.loss for step in steps] == [step.loss for step in plain]
+    assert [step.notes.get("not_compiled") for step in steps[:2]] == [1.0, None]
+    with pytest.raises(RuntimeError, match="no such compiler"):
+        run(recipe(compile=True), batches())
 
 
 def test_bf16_is_the_default_and_close_to_fp32(recipe, batches):
