@@ -193,18 +193,21 @@ def squared_variation(x_E: Tensor) -> Tensor:
 
 
 class _Gates(torch.autograd.Function):
-    """Top-k, and a softmax over the chosen or their part of the softmax over all."""
+    """Top-k, and a softmax over the chosen or their part of the softmax over all.
+
+    Nothing that is returned was written in place: compiled by torch 2.11, it would lose its gradient without a word.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits_NE: Tensor, top_k: int, sum_to_one: bool) -> tuple[Tensor, Tensor]:
         top_NK, expert_NK = logits_NE.topk(top_k, dim=-1)
         if sum_to_one:
             gate_NK = (top_NK - top_NK[:, :1]).exp_()  # the first is the largest
-            gate_NK /= gate_NK.sum(-1, keepdim=True)
+            gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True)
             ctx.save_for_backward(gate_NK, expert_NK)
         else:
             log_sum_N1 = logits_NE.logsumexp(-1, keepdim=True)
-            gate_NK = (top_NK - log_sum_N1).exp_()
+            gate_NK = (top_NK - log_sum_N1).exp()
             ctx.save_for_backward(gate_NK, expert_NK, (logits_NE - log_sum_N1).exp_())
         ctx.sum_to_one, ctx.experts = sum_to_one, logits_NE.shape[1]
         ctx.mark_non_differentiable(expert_NK)
