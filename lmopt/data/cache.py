@@ -2,6 +2,7 @@
 
 <cache>/<scheme>/<name>/payload...      what was fetched
 <cache>/<scheme>/<name>/entry.json      file, version, size, SHA-256, licence
+<cache>/<scheme>/.<name>.partial/       the beginning of what is being fetched, for the next attempt
 """
 
 from __future__ import annotations
@@ -136,6 +137,11 @@ def store(
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return Fetched(home / entry.path, label, entry.version, size, digest, entry.licence)
+
+
+def partial_of(work: Path) -> Path:
+    """Beside the folder that `store` gives a client: where beginnings of files lie until they are whole."""
+    return work.with_name(work.name.rpartition(".part-")[0] + ".partial")
 
 
 def _home(scheme: str, name: str, cache: Path) -> Path:

@@ -1,7 +1,13 @@
-"""The registries' own clients, asked for one package by name: nothing is installed, no package code is run."""
+"""The registries' own clients say where a package lies and what it must be; nothing is installed, no code of it is run.
+
+What they name is streamed by `download.py`, which continues where a connection broke or a process was killed. A client
+fetches by itself what cannot be streamed: from an index that is no HTTP, or asks for who one is.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import email
 import io
@@ -11,100 +17,183 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
+import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmopt.data import sdist
+from lmopt.data import download, sdist
 from lmopt.data.archives import deb_members, members
-from lmopt.data.cache import Payload, SourceError
+from lmopt.data.cache import Payload, SourceError, partial_of
+from lmopt.data.download import Failed, Refused, Remote
 from lmopt.data.formats import text_of
+from lmopt.data.hubtext import first_line
 
 TIMEOUT_S = 1800
 ERROR_LINES = 3
-NO_WHEEL = "No matching distribution found"
-"""What pip says when a version has no wheel for this Python (or when there is no such version)."""
-CUT_SHORT = re.compile(
-    r"DO NOT MATCH THE HASHES|IncompleteRead|Connection broken|ConnectionReset|Read timed out|not enough bytes"
-)
-"""What pip says of a wheel that did not come whole; 23 and 24 take it for one that was tampered with."""
+TOLD_EVERY_S = 1.0
+FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~%:-]*")
 
 Tell = Callable[[str], None]
 """Is told in a line how far a long fetch is."""
 
 
-class NoWheel(SourceError):
-    """pip found no wheel."""
-
-
-class CutShort(SourceError):
-    """The connection broke before pip had the wheel."""
-
-
 def pip_download(name: str, version: str | None, work: Path, tell: Tell) -> Payload:
-    """A wheel by `pip download --no-deps`, or the source archive of a version that has none for this Python."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
-    command = [*pip, "--only-binary", ":all:", "-d", str(work), f"{name}=={version}"]
+    """A wheel for this Python, or the source archive (which `pip download` would run) of a version that has none."""
     label = f"pypi:{name}=={version}"
-    try:
+    archive = _by_pip(name, version or "", work, tell)
+    if archive is None:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
+        command = [*pip, "--only-binary", ":all:", "-d", str(work), f"{name}=={version}"]
         _run(command, work, label, "is pip installed (python -m ensurepip), is there a network?")
         archive = _brought(work, label)
-    except NoWheel:
-        archive = _streamed(name, version or "", work, tell, "archive")
-    except CutShort:
-        archive = _streamed(name, version or "", work, tell, "wheel")
     return Payload(archive, version or "", _python_licence(archive))
 
 
-def _streamed(name: str, version: str, work: Path, tell: Tell, what: str) -> Path:
-    """Fetched by `sdist.py`, which continues what broke off: a source archive, whose code `pip download` would run, or
-    a `wheel` that `pip download` could not bring whole.
+def _by_pip(name: str, version: str, work: Path, tell: Tell) -> Path | None:
+    """What `sdist.py` brought, a process of its own; None where this pip has other insides than that expects.
+
+    Raises:
+        SourceError: it failed, or the index has no such version.
     """
-    label, partial = f"pypi:{name}=={version}", work.parent / f".{name}=={version}.partial"
+    label, partial = f"pypi:{name}=={version}", partial_of(work)
     partial.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", sdist.__file__, name, version, str(partial), what]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_quiet()) as child:
+    command = [sys.executable, "-P", "-m", sdist.__name__, name, version, str(partial)]
+    importable = os.pathsep.join([str(Path(sdist.__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**_quiet(), "PYTHONPATH": importable}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         said: dict[str, Any] = {}
         for line in child.stdout or ():
             said = json.loads(line)
             if "bytes" in said:
                 tell(f"{label}: {_megabytes(said['bytes'])} of {_megabytes(said['total'])}")
-        _check(child.wait(), child.stderr.read() if child.stderr else "", label, "is the name and the version right?")
-    archive = work / said["file"]
-    (partial / said["file"]).rename(archive)
-    shutil.rmtree(partial)
-    return archive
+        code, output = child.wait(), child.stderr.read() if child.stderr else ""
+    if code == sdist.OTHER_PIP:
+        return None
+    _check(code, output, label, f"are name and version right, is there a network?{_continues(partial)}")
+    return _moved(partial / said["file"], work)
+
+
+def _moved(file: Path, work: Path) -> Path:
+    """What is whole, out of the folder of beginnings, which goes."""
+    file.rename(work / file.name)
+    shutil.rmtree(file.parent)
+    return work / file.name
+
+
+def _continues(partial: Path) -> str:
+    """For a hint: how much of a file is there already."""
+    have = max((part.stat().st_size for part in partial.glob("*.part")), default=0)
+    return f" The same command continues at {_megabytes(have)}" if have else ""
+
+
+def _streamed(remote: Remote | None, work: Path, label: str, tell: Tell) -> Path | None:
+    """The file; None where the client has to fetch it by itself: nothing of it can be had by plain HTTP.
+
+    Raises:
+        SourceError: the connection kept breaking, or what came is not what the registry states.
+    """
+    if remote is None:
+        return None
+    partial = partial_of(work)
+    partial.mkdir(exist_ok=True)
+    part = partial / f"{remote.filename}.part"
+    try:
+        download.bring(download.Session(), remote, part, _teller(label, tell))
+    except Refused:
+        return None
+    except Failed as error:
+        if not part.exists():
+            return None
+        hint = f"hint: is there a network?{_continues(partial)}"
+        raise SourceError(f"{label}: cannot be fetched\n{error}\n{hint}") from error
+    part.replace(partial / remote.filename)
+    return _moved(partial / remote.filename, work)
+
+
+def _teller(label: str, tell: Tell) -> download.Told:
+    last_s = time.monotonic()
+
+    def told(have: int, total: int | None) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= TOLD_EVERY_S:
+            last_s = time.monotonic()
+            tell(f"{label}: {_megabytes(have)} of {_megabytes(total)}")
+
+    return told
 
 
 def _megabytes(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e6:.0f} MB"
 
 
-def npm_pack(name: str, version: str | None, work: Path, tell: Tell) -> Payload:  # noqa: ARG001 - all clients are called alike
-    """A tarball by `npm pack`."""
-    label = f"npm:{name}@{version}"
+def npm_pack(name: str, version: str | None, work: Path, tell: Tell) -> Payload:
+    """A tarball from where `npm view` says that it lies, else by `npm pack`."""
+    label, hint = f"npm:{name}@{version}", "is the name and the version right?"
     if shutil.which("npm") is None:
         raise SourceError(f"{label}: npm is not installed\nhint: install Node.js, or use a pypi: source")
-    _run(["npm", "pack", "--loglevel=error", f"{name}@{version}"], work, label, "is the name and the version right?")
-    archive = _brought(work, label)
-    with tarfile.open(archive) as tar:
-        described = tar.extractfile("package/package.json")
-        licence = json.load(described).get("license") if described else None
-    return Payload(archive, version or "", licence if isinstance(licence, str) else None)
+    told = _run(["npm", "view", "--loglevel=error", "--json", f"{name}@{version}", "dist"], work, label, hint)
+    archive = _streamed(_npm_remote(told), work, label, tell)
+    if archive is None:
+        _run(["npm", "pack", "--loglevel=error", f"{name}@{version}"], work, label, hint)
+        archive = _brought(work, label)
+    return Payload(archive, version or "", _npm_licence(archive))
 
 
-def apt_download(name: str, version: str | None, work: Path, tell: Tell) -> Payload:  # noqa: ARG001 - as above
-    """A package by `apt-get download`; the version is whatever the distribution carries, and is recorded."""
-    label = f"deb:{name}"
+def _npm_remote(told: str) -> Remote | None:
+    """What `npm view NAME@VERSION dist` told; None where it is not one file with a hash."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError, binascii.Error):
+        dist: Any = json.loads(told)
+        dist = dist.get("dist", dist)
+        name, hash_ = "sha1", dist.get("shasum")
+        if dist.get("integrity"):
+            strongest = max(dist["integrity"].split(), key=lambda text: int(text.partition("-")[0].removeprefix("sha")))
+            name, _, coded = strongest.partition("-")
+            hash_ = base64.b64decode(coded.partition("?")[0], validate=True).hex()
+        return _remote(dist["tarball"], Path(urllib.parse.urlsplit(dist["tarball"]).path).name, name, hash_)
+    return None
+
+
+def _npm_licence(archive: Path) -> str | None:
+    described = next((content for _, content in members(archive, "package/package.json")), b"{}")
+    try:
+        licence = json.loads(text_of(described)).get("license")
+    except (ValueError, AttributeError):
+        return None
+    return licence if isinstance(licence, str) else None
+
+
+def apt_download(name: str, version: str | None, work: Path, tell: Tell) -> Payload:
+    """A package from where apt's index says that it lies, else by `apt-get download`.
+
+    The version is whatever the distribution carries, and is recorded.
+    """
+    label, hint = f"deb:{name}", "run `apt-get update` first"
     if shutil.which("apt-get") is None:
         raise SourceError(f"{label}: apt-get is not installed\nhint: deb: sources need Debian or Ubuntu")
-    _run(["apt-get", "download", "-q", name], work, label, "run `apt-get update` first")
-    archive = _brought(work, label)
+    told = _run(["apt-get", "download", "-q", "--print-uris", name], work, label, hint)
+    archive = _streamed(_apt_remote(told), work, label, tell)
+    if archive is None:
+        _run(["apt-get", "download", "-q", name], work, label, hint)
+        archive = _brought(work, label)
     found = urllib.parse.unquote(archive.name.split("_")[1])
     return Payload(archive, found if version is None else version, _deb_licence(archive))
+
+
+def _apt_remote(told: str) -> Remote | None:
+    """What `apt-get download --print-uris` told: 'URL' FILE BYTES SHA256:HASH."""
+    for line in told.splitlines():
+        if found := re.fullmatch(r"'([^']+)' (\S+_\S+_\S+\.deb) \d+ (SHA\d+):([0-9a-f]+)", line.strip()):
+            return _remote(found[1], found[2], found[3].lower(), found[4])
+    return None
+
+
+def _remote(url: str, filename: str, hash_name: str, hash_: str | None) -> Remote | None:
+    """A file at an HTTP address with a name that is one and a hash; else None."""
+    known = isinstance(hash_, str) and hash_name in ("sha1", "sha256", "sha384", "sha512")
+    usable = urllib.parse.urlsplit(url).scheme in ("http", "https") and FILENAME.fullmatch(filename)
+    return Remote(url, filename, hash_name, hash_) if known and usable else None
 
 
 CLIENTS: dict[str, Callable[[str, str | None, Path, Tell], Payload]] = {
@@ -115,73 +204,14 @@ CLIENTS: dict[str, Callable[[str, str | None, Path, Tell], Payload]] = {
 """Scheme -> client."""
 
 
-@dataclass(frozen=True, slots=True)
-class HubText:
-    """What to take of a data set on the Hugging Face hub."""
-
-    name: str
-    """OWNER/NAME or OWNER/NAME:CONFIG."""
-    revision: str | None
-    field: str
-    limit_bytes: int | None
-
-
-def hub_text(wanted: HubText, work: Path) -> Payload:
-    """The first `limit_bytes` of text of a hub data set's training split, streamed, as jsonl.gz under `field`."""
-    import gzip
-
-    try:
-        import datasets
-        import huggingface_hub
-    except ImportError as error:
-        raise SourceError(f"hf:{wanted.name}: {error}\nhint: pip install 'lmbench-suite[hf]'") from error
-    repository, _, config = wanted.name.partition(":")
-    taken, target = 0, work / "text.jsonl.gz"
-    with _hub_said(wanted):
-        about = huggingface_hub.HfApi().dataset_info(repository, revision=wanted.revision)
-        stream = datasets.load_dataset(repository, config or None, revision=about.sha, split="train", streaming=True)
-        rows = iter(stream)
-    with gzip.open(target, "wt", encoding="utf-8") as out:
-        while wanted.limit_bytes is None or taken < wanted.limit_bytes:
-            with _hub_said(wanted):
-                row = next(rows, None)
-            if row is None:
-                break
-            text = _hub_field(row, wanted)
-            out.write(json.dumps({wanted.field: text}) + "\n")
-            taken += len(text.encode("utf-8", "replace"))
-    licence = about.card_data.get("license") if about.card_data else None
-    return Payload(target, about.sha or "", str(licence) if licence else None)
-
-
-@contextlib.contextmanager
-def _hub_said(wanted: HubText) -> Iterator[None]:
-    """Whatever the hub's libraries raise, in a line: they have no error in common, nor has what they fetch with."""
-    try:
-        yield
-    except Exception as error:
-        said = _first_line(str(error)) or type(error).__name__
-        hint = "is there a network, and is the name right?"
-        raise SourceError(f"hf:{wanted.name}: cannot be fetched\n{said}\nhint: {hint}") from error
-
-
-def _hub_field(row: Mapping[str, Any], wanted: HubText) -> str:
-    if wanted.field not in row:
-        raise SourceError(f"hf:{wanted.name}: no field {wanted.field!r}; allowed: {', '.join(row)}\nhint: set `field:`")
-    text = row[wanted.field]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise SourceError(f"hf:{wanted.name}: the field {wanted.field!r} holds {type(text).__name__}, not text")
-    return text
-
-
-def _run(command: Sequence[str], work: Path, label: str, hint: str) -> None:
+def _run(command: Sequence[str], work: Path, label: str, hint: str) -> str:
+    """What the client said on stdout."""
     try:
         done = subprocess.run(command, cwd=work, env=_quiet(), capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"{label}: {command[0]} did not finish in {TIMEOUT_S} s") from error
     _check(done.returncode, done.stderr or done.stdout, label, hint)
+    return done.stdout
 
 
 def _quiet() -> dict[str, str]:
@@ -194,8 +224,7 @@ def _check(code: int, output: str, label: str, hint: str) -> None:
         said = [line for line in output.splitlines() if line.strip()]
         wrong = [line for line in said if re.match(r"(ERROR|E:|npm ERR|npm error)", line)] or said
         shown = wrong[:ERROR_LINES] if wrong and wrong[0].startswith("npm") else wrong[-ERROR_LINES:]  # npm adds advice
-        kind = NoWheel if NO_WHEEL in output else CutShort if CUT_SHORT.search(output) else SourceError
-        raise kind(f"{label}: cannot be fetched\n" + "\n".join(shown) + f"\nhint: {hint}")
+        raise SourceError(f"{label}: cannot be fetched\n" + "\n".join(shown) + f"\nhint: {hint}")
 
 
 def _brought(work: Path, label: str) -> Path:
@@ -212,7 +241,7 @@ def _python_licence(archive: Path) -> str | None:
     about = email.message_from_string(next((text_of(c) for _, c in members(archive, suffix=ending)), ""))
     classified = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier", []) if c.startswith("License")]
     stated = about["License-Expression"] or about["License"] or ", ".join(classified)
-    return None if stated in ("", "UNKNOWN") else _first_line(stated)
+    return None if stated in ("", "UNKNOWN") else first_line(stated)
 
 
 def _deb_licence(package: Path) -> str | None:
@@ -224,7 +253,3 @@ def _deb_licence(package: Path) -> str | None:
                     if line.startswith("License:"):
                         return line.partition(":")[2].strip()
     return None
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:200] if text.strip() else ""

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmopt.data import cache as kept
-from lmopt.data import clients
+from lmopt.data import clients, hubtext
 from lmopt.data.cache import Fetched, Payload, SourceError
+from lmopt.data.hubtext import HubText
 from lmopt.data.packages import PACKAGES
 
 __all__ = ["HUB", "SCHEMES", "Fetched", "Source", "SourceError", "fetch", "import_file", "parse"]
@@ -101,10 +102,11 @@ def fetch(
     progress: Callable[[str], None] | None = None,
     field: str = "text",
     limit_bytes: int | None = None,
+    domain_field: str | None = None,
 ) -> Fetched:
     """Bring a source to this machine, or find it in the cache. `progress` is told in one line what takes long.
 
-    `field` and `limit_bytes` say what to take of an `hf:` data set, which is kept as far as it was asked for.
+    `field`, `domain_field` and `limit_bytes` say what to take of an `hf:` data set, which is kept as far as that.
 
     Raises:
         SourceError: it is not there, the client failed, or the machine is offline and the cache lacks it; a hub data
@@ -113,23 +115,20 @@ def fetch(
     source = parse(source) if isinstance(source, str) else source
     if source.scheme == "hf" and limit_bytes is None:
         raise SourceError(f"{source.label}: a hub data set needs a limit\nhint: --limit 200MB, as the suite has it")
-    found = _fetch(
-        source, cache or kept.folder(), progress, clients.HubText(source.name, source.version, field, limit_bytes)
-    )
+    hub_text = HubText(source.name, source.version, field, limit_bytes, domain_field)
+    found = _fetch(source, cache or kept.folder(), progress, hub_text)
     known = PACKAGES.get(source.label)
     return found if known is None or known.licence is None else replace(found, licence=known.licence)
 
 
-def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, hub_text: clients.HubText) -> Fetched:
+def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, hub_text: HubText) -> Fetched:
     if source.scheme == "file":
         return _local(source)
     if source.scheme == "stdlib":
         path = Path(sysconfig.get_paths()["stdlib"])
         digest, size = kept.sha256(path, "*.py")
         return Fetched(path, source.label, platform.python_version(), size, digest, "PSF-2.0")
-    key = source.label.partition(":")[2] + (
-        f"+{hub_text.field}+{hub_text.limit_bytes}" if source.scheme == "hf" else ""
-    )
+    key = hub_text.key if source.scheme == "hf" else source.label.partition(":")[2]
     try:
         if entry := kept.lookup(source.scheme, key, cache):
             return entry
@@ -142,7 +141,7 @@ def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, 
 
     def bring(work: Path) -> Payload:
         if source.scheme == "hf":
-            return clients.hub_text(hub_text, work)
+            return hubtext.fetch(hub_text, work)
         return clients.CLIENTS[source.scheme](source.name, source.version, work, progress or _silent)
 
     return kept.store(source.scheme, key, cache, bring, label=source.label)
@@ -160,7 +159,7 @@ def _local(source: Source) -> Fetched:
     return Fetched(path, source.label, digest[:12], size, digest, None)
 
 
-def _refuse_if_absent(source: Source, cache: Path, hub_text: clients.HubText) -> None:
+def _refuse_if_absent(source: Source, cache: Path, hub_text: HubText) -> None:
     """Say why an absent source cannot be fetched here."""
     if source.scheme == "hub":
         hub = HUB[source.name]
@@ -173,6 +172,8 @@ def _refuse_if_absent(source: Source, cache: Path, hub_text: clients.HubText) ->
         options = (
             f" --field {shlex.quote(hub_text.field)} --limit {hub_text.limit_bytes}" if source.scheme == "hf" else ""
         )
+        if source.scheme == "hf" and hub_text.domain_field:
+            options += f" --domain-field {shlex.quote(hub_text.domain_field)}"
         raise SourceError(
             f"{source.label} is not in the cache ({cache}) and LMBENCH_OFFLINE forbids fetching it\n"
             f"hint: run `lmbench data fetch {source.label}{options}` once with a network, or copy the cache folder "

@@ -1,4 +1,4 @@
-"""Source archives: brought without running them, continued where a fetch broke off, never taken for whole too early."""
+"""Packages on PyPI: found by pip and brought without running them, continued where a fetch broke off."""
 
 from __future__ import annotations
 
@@ -8,125 +8,14 @@ import os
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lmopt.data import clients, sdist, sources
+from lmopt.data import clients, sources
 from lmopt.data.cache import SourceError
-from lmopt.data.sdist import Archive, Failed
 
-CONTENT = bytes(range(256)) * 40
-ARCHIVE = Archive("u", "x-1.0.tar.gz", "sha256", hashlib.sha256(CONTENT).hexdigest())
-
-
-class Server:
-    """Sends CONTENT; breaks off after so many bytes, once a number in `breaks`; may not know how to send a part."""
-
-    def __init__(self, *breaks: int, ranges: bool = True, status: int | None = None, silent: bool = False) -> None:
-        self.breaks, self.ranges, self.status, self.silent = list(breaks), ranges, status, silent
-        self.asked: list[str | None] = []
-
-    def get(self, url: str, *, headers: dict[str, str], stream: bool) -> Answer:
-        assert stream
-        assert headers["Accept-Encoding"] == "identity"
-        asked = headers.get("Range")
-        self.asked.append(asked)
-        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
-        if first >= len(CONTENT):
-            return Answer(416, {}, b"", None)
-        part = f"bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}"
-        told = {"Content-Range": part} if first else {"Content-Length": str(len(CONTENT))}
-        status = self.status or (206 if first else 200)
-        until = self.breaks.pop(0) if self.breaks else None
-        return Answer(status, {} if self.silent else told, CONTENT[first:], until)
-
-
-class Answer:
-    """One answer, chunk by chunk."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes, until: int | None) -> None:
-        self.status_code, self.headers, self.body, self.until = status, headers, body, until
-
-    def iter_content(self, size: int) -> Iterator[bytes]:
-        yield self.body[: self.until]
-        if self.until is not None:
-            raise ConnectionError("reset by peer")
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdist, "PAUSE_S", 0.0)
-
-
-def _bring(server: Server, part: Path) -> bytes:
-    size = sdist.bring(server, ARCHIVE, part, lambda have, total: None)
-    assert size == len(part.read_bytes())
-    return part.read_bytes()
-
-
-def test_a_broken_connection_is_continued_where_it_broke(tmp_path: Path) -> None:
-    server = Server(1000, 500)
-    assert _bring(server, tmp_path / "part") == CONTENT
-    assert server.asked == [None, "bytes=1000-", "bytes=1500-"]
-
-
-def test_what_an_earlier_process_left_is_continued(tmp_path: Path) -> None:
-    (tmp_path / "part").write_bytes(CONTENT[:2000])
-    server = Server()
-    assert _bring(server, tmp_path / "part") == CONTENT
-    assert server.asked == ["bytes=2000-"]
-
-
-def test_a_server_that_cannot_send_a_part_sends_the_whole(tmp_path: Path) -> None:
-    (tmp_path / "part").write_bytes(b"?" * 2000)
-    assert _bring(Server(ranges=False), tmp_path / "part") == CONTENT
-
-
-@pytest.mark.parametrize("left", [b"?" * 2000, b"?" * len(CONTENT), CONTENT + b"more"])
-def test_a_damaged_beginning_is_fetched_again(tmp_path: Path, left: bytes) -> None:
-    (tmp_path / "part").write_bytes(left)
-    assert _bring(Server(), tmp_path / "part") == CONTENT
-
-
-def test_a_connection_that_ends_early_without_an_error_is_noticed(tmp_path: Path) -> None:
-    class Short(Server):
-        def get(self, url: str, *, headers: dict[str, str], stream: bool) -> Answer:
-            answer = super().get(url, headers=headers, stream=stream)
-            answer.body = answer.body[:3000]
-            return answer
-
-    assert _bring(Short(), tmp_path / "part") == CONTENT
-
-
-def test_another_content_than_the_index_states_is_refused(tmp_path: Path) -> None:
-    other = Archive("u", "x-1.0.tar.gz", "sha256", "0" * 64)
-    with pytest.raises(Failed, match="sha256 is not the one that the index states"):
-        sdist.bring(Server(), other, tmp_path / "part", lambda have, total: None)
-    assert not (tmp_path / "part").exists()
-
-
-def test_without_a_hash_the_length_decides(tmp_path: Path) -> None:
-    unknown = Archive("u", "x-1.0.tar.gz", None, None)
-    assert sdist.bring(Server(700), unknown, tmp_path / "part", lambda have, total: None) == len(CONTENT)
-
-
-def test_it_gives_up_when_nothing_more_comes(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=r"stopped at 0 bytes, 5 attempts .*answered 503"):
-        _bring(Server(status=503), tmp_path / "part")
-    with pytest.raises(Failed, match=r"stopped at 100 bytes, 5 attempts .*reset by peer"):
-        _bring(Server(100, 0, 0, 0, 0, 0), tmp_path / "part")
-
-
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[int, int | None]] = []
-    sdist.bring(Server(1000), ARCHIVE, tmp_path / "part", lambda have, total: told.append((have, total)))
-    assert told == [(1000, len(CONTENT)), (len(CONTENT), len(CONTENT))]
-    told.clear()
-    (tmp_path / "part").unlink()
-    sdist.bring(Server(silent=True), ARCHIVE, tmp_path / "part", lambda have, total: told.append((have, total)))
-    assert told == [(len(CONTENT), None)]
+from .webserver import Files, serving
 
 
 def _local_index(folder: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,27 +46,72 @@ def test_pip_finds_a_source_archive_and_nothing_of_it_is_run(tmp_path: Path, mon
     assert not list((tmp_path / "cache" / "pypi").glob("*.partial"))
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.",
-        "pip._vendor.urllib3.exceptions.ProtocolError: ('Connection broken: IncompleteRead(5 bytes read)')",
-        "ERROR: Download failed because not enough bytes were received (1.0 MB/4.0 MB)",
-    ],
-)
-def test_a_wheel_that_came_short_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    (tmp_path / "index").mkdir()
-    _local_index(tmp_path / "index", tmp_path / "marker", monkeypatch)
-    wheel = tmp_path / "index" / "texts-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(
-            "texts-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: texts\nVersion: 1.0\nLicense: MIT\n"
-        )
-    short = subprocess.CompletedProcess(["pip"], 1, "", said)
-    monkeypatch.setattr(clients.subprocess, "run", lambda *_, **__: short)
-    found = sources.fetch("pypi:texts==1.0", tmp_path / "cache")
-    assert (found.path.name, found.licence) == (wheel.name, "MIT")
-    assert found.path.read_bytes() == wheel.read_bytes()
+def _wheel(path: Path) -> bytes:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("texts/a.txt", os.urandom(50_000))
+        about = "Metadata-Version: 2.1\nName: texts\nVersion: 1.0\nLicense: MIT\n"
+        archive.writestr("texts-1.0.dist-info/METADATA", about)
+    return path.read_bytes()
+
+
+def _index(files: Files, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server has becomes pip's only index."""
+    links = (
+        f'<a href="{path}#sha256={hashlib.sha256(body).hexdigest()}">{path[1:]}</a>'
+        for path, body in files.content.items()
+    )
+    files.content["/simple/texts/"] = f"<!DOCTYPE html><html><body>{' '.join(links)}</body></html>".encode()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple/")
+    for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["texts-1.0-py3-none-any.whl", "texts-1.0.tar.gz"])
+def test_a_package_that_is_cut_twice_comes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    if name.endswith(".whl"):
+        body = _wheel(tmp_path / name)
+    else:
+        (tmp_path / "index").mkdir()
+        _local_index(tmp_path / "index", tmp_path / "marker", monkeypatch)
+        body = (tmp_path / "index" / name).read_bytes()
+    files = Files({f"/{name}": body}, breaks=[len(body) // 2, len(body) // 4])
+    with serving(files) as address:
+        _index(files, address, monkeypatch)
+        found = sources.fetch("pypi:texts==1.0", tmp_path / "cache")
+    assert found.path.read_bytes() == body
+    half = len(body) // 2
+    ranges = [asked for path, asked in files.asked if path == f"/{name}"]
+    assert ranges == [None, f"bytes={half}-", f"bytes={half + len(body) // 4}-"]
+    assert not list((tmp_path / "cache" / "pypi").glob(".*.partial"))
+
+
+def test_a_wheel_that_a_killed_fetch_left_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "texts-1.0-py3-none-any.whl"
+    body = _wheel(tmp_path / name)
+    partial = tmp_path / "cache" / "pypi" / ".texts==1.0.partial"
+    partial.mkdir(parents=True)
+    (partial / f"{name}.part").write_bytes(body[:30_000])
+    files = Files({f"/{name}": body})
+    with serving(files) as address:
+        _index(files, address, monkeypatch)
+        assert sources.fetch("pypi:texts==1.0", tmp_path / "cache").path.read_bytes() == body
+    assert (f"/{name}", "bytes=30000-") in files.asked
+
+
+def test_a_pip_with_other_insides_downloads_the_wheel_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *, cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        _wheel(cwd / "texts-1.0-py3-none-any.whl")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(clients, "_by_pip", lambda *_: None)
+    monkeypatch.setattr(clients.subprocess, "run", run)
+    assert sources.fetch("pypi:texts==1.0", tmp_path).licence == "MIT"
+    assert asked[0][1:5] == ["-m", "pip", "download", "--no-deps"]
+    assert asked[0][-1] == "texts==1.0"
 
 
 def test_a_version_that_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
