@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.casefolder import write_atomically
 from bench.estimate import Machine
+from bench.lacking import lacking
 from bench.plan import Plan, make_plan
 from bench.suite import Suite, load_suite
 from bench.words import several
@@ -60,7 +61,8 @@ def forecast(suite: Suite | Path | str, *, calibrate: bool = True, budget: str |
     """`plan`, and a line for each thing that the budget cut."""
     machine = this_machine(calibrate=calibrate)
     cut, notes = _cut(_loaded(suite), machine, budget)
-    return make_plan(cut, machine), notes
+    planned = make_plan(cut, machine)
+    return planned.model_copy(update={"notes": (*planned.notes, *lacking(cut))}), notes
 
 
 def _loaded(suite: Suite | Path | str) -> Suite:
@@ -135,8 +137,8 @@ def run(
     planned = make_plan(loaded, machine)
     folder = Path(out) if out else Path("results") / loaded.suite / planned.run
     shown = display or open_display()
-    for cut in cuts:
-        shown.note(f"budget: {cut}")
+    for line in (*(f"budget: {cut}" for cut in cuts), *lacking(loaded)):
+        shown.note(line)
     with runner.locked(folder):
         found = environment(fingerprint(), open_sensors())
         runner.adopt(folder, planned, loaded.resolved_yaml(), found)

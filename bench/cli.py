@@ -101,9 +101,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from bench.suite import check, format_problem
+    from bench.lacking import lacking
+    from bench.suite import format_problem, read_suite
 
-    problems = check(arguments.suite)
+    suite, problems = read_suite(arguments.suite)
     if arguments.json:
         print(json.dumps([problem.to_dict() for problem in problems], indent=1))
     else:
@@ -113,6 +114,8 @@ def _check(arguments: argparse.Namespace) -> int:
         _say(f"{arguments.suite}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         return INVALID
     _say(f"{arguments.suite}: valid")
+    for line in lacking(suite) if suite else ():
+        _say(line)
     return OK
 
 

@@ -68,21 +68,23 @@ def build(arguments: argparse.Namespace) -> int:
 
     suite = load_suite(arguments.suite)
     out: Path = arguments.out
+    chains = {arm.name: suite.resolve(arm.name, suite.over.scale[0].name).data for arm in suite.all_arms()}
+    with nullcontext() if arguments.workers < 2 else workers.processes(arguments.workers) as mapper:
+        for steps in chains.values():  # what cannot work is found before the corpus is built for it
+            shards.rehearse(steps, mapper)
     texts, missing = protected.texts(suite.evaluate.tasks if suite.data.decontaminate else ())
     brought = corpus.build(suite.data, out / "corpus", protected=texts, unprotected=missing, progress=_teller())
     _watch("corpus", brought)
     print(out / "corpus")
     done: dict[str, str] = {}
     with nullcontext() if arguments.workers < 2 else workers.processes(arguments.workers) as mapper:
-        for arm in suite.all_arms():
-            steps = suite.resolve(arm.name, suite.over.scale[0].name).data
-            key = repr(steps)
-            if key not in done:
+        for name, steps in chains.items():
+            if repr(steps) not in done:
                 scratch = Scratch(arguments.memory // max(len(steps), 1))
-                built = shards.build(out / "corpus", steps, out / arm.name, mapper=mapper, scratch=scratch)
-                _watch(f"shards of {arm.name}", built)
-                done[key] = arm.name
-                print(out / arm.name)
+                built = shards.build(out / "corpus", steps, out / name, mapper=mapper, scratch=scratch)
+                _watch(f"shards of {name}", built)
+                done[repr(steps)] = name
+                print(out / name)
     return 0
 
 

@@ -256,6 +256,12 @@ def check(path: Path | str) -> list[Problem]:
     return _read(Path(path))[2]
 
 
+def read_suite(path: Path | str) -> tuple[Suite | None, list[Problem]]:
+    """The suite, None where it is not valid; and every problem of it, in the order of its lines."""
+    _, suite, problems = _read(Path(path))
+    return suite, problems
+
+
 def _read(path: Path) -> tuple[source.Source, Suite | None, list[Problem]]:
     text = source.read(path)
     if text.root is None or not isinstance(text.root.value, dict):

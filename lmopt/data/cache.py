@@ -109,6 +109,11 @@ def lookup(scheme: str, name: str, cache: Path) -> Fetched | None:
     return entry
 
 
+def has(scheme: str, name: str, cache: Path) -> bool:
+    """Whether there is an entry, whole or not: nothing of it is read."""
+    return (_home(scheme, name, cache) / ENTRY).exists()
+
+
 def store(
     scheme: str, name: str, cache: Path, bring: Callable[[Path], Payload], *, label: str, replace: bool = False
 ) -> Fetched:

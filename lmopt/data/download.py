@@ -24,7 +24,7 @@ TRIES = 5
 PAUSE_S = 2.0
 """Before the next attempt, where the last one brought nothing new."""
 SHORT_PAUSE_S = 0.1
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 """Without a byte, after which a connection counts as broken."""
 OK, PARTIAL, PAST_THE_END = 200, 206, 416
 PASSING = frozenset({408, 421, 423, 425, 429})

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmopt.data import corpus as corpora
-from lmopt.data import tokenizer
+from lmopt.data import needs, tokenizer
 from lmopt.data.contamination import Protected
 from lmopt.data.documents import Document, Dropped, Spent, is_synthetic
 from lmopt.data.encoding import Encoder
@@ -81,7 +81,7 @@ def build(
         scratch: memory of a step's tables, and the folder for what exceeds it.
 
     Raises:
-        DataError: the corpus is not finished, nothing is left of it, or the disk is full.
+        DataError: the corpus is not finished, a step cannot work here, nothing is left of it, or the disk is full.
     """
     source = read_manifest(corpus, "corpus")
     made_from = {
@@ -91,6 +91,7 @@ def build(
     }
     if _finished(out, made_from):
         return
+    rehearse(steps, mapper)
     clear(out, (TOKENS, DIFFICULTY, DROPPED))
     words = tokenizer.load(corpus / corpora.TOKENIZER)
     encoder, tally, digest, difficulty = Encoder(words), Tally(), hashlib.sha256(), array("f")
@@ -117,6 +118,20 @@ def build(
     write_manifest(
         out, {"kind": "shards", **made_from, **tally.facts(), **facts, **vocab, "sha256": digest.hexdigest()}
     )
+
+
+def rehearse(steps: tuple[DataStep, ...], mapper: Mapper | None = None) -> None:
+    """Find out before long work what cannot work: a package that a step needs, a function that it calls.
+
+    Raises:
+        DataError: it is absent, or fails on ordinary text.
+    """
+    for step in steps:
+        if said := needs.of_step(step):
+            raise DataError(f"data step {step.kind}: {said}")
+        function = builder(step)
+        if isinstance(function, Stage):
+            function.rehearse(step, mapper)
 
 
 def _write_difficulty(difficulty_D: NDArray[np.float32], out: Path) -> None:

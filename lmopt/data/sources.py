@@ -21,7 +21,7 @@ from lmopt.data.cache import Fetched, Payload, SourceError
 from lmopt.data.hubtext import HubText
 from lmopt.data.packages import PACKAGES
 
-__all__ = ["HUB", "SCHEMES", "Fetched", "Source", "SourceError", "fetch", "import_file", "parse"]
+__all__ = ["HUB", "SCHEMES", "Fetched", "HubText", "Source", "SourceError", "fetch", "import_file", "key", "parse"]
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 SCHEMES = {
@@ -128,9 +128,9 @@ def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, 
         path = Path(sysconfig.get_paths()["stdlib"])
         digest, size = kept.sha256(path, "*.py")
         return Fetched(path, source.label, platform.python_version(), size, digest, "PSF-2.0")
-    key = hub_text.key if source.scheme == "hf" else source.label.partition(":")[2]
+    name = key(source, hub_text)
     try:
-        if entry := kept.lookup(source.scheme, key, cache):
+        if entry := kept.lookup(source.scheme, name, cache):
             return entry
     except SourceError:
         if source.scheme == "hub" or kept.offline():
@@ -144,7 +144,12 @@ def _fetch(source: Source, cache: Path, progress: Callable[[str], None] | None, 
             return hubtext.fetch(hub_text, work)
         return clients.CLIENTS[source.scheme](source.name, source.version, work, progress or _silent)
 
-    return kept.store(source.scheme, key, cache, bring, label=source.label)
+    return kept.store(source.scheme, name, cache, bring, label=source.label)
+
+
+def key(source: Source, wanted: HubText | None) -> str:
+    """By what name the cache keeps a source; of a hub data set what is `wanted` of it belongs to the name."""
+    return wanted.key if source.scheme == "hf" and wanted is not None else source.label.partition(":")[2]
 
 
 def _silent(line: str) -> None:

@@ -37,6 +37,8 @@ class Stage:
 
     look: Callable[[Any, Batch], Any]
     settle: Callable[[Any, Iterator[tuple[Batch, Any]], Scratch], Iterator[Document | Dropped]]
+    rehearsal: Batch | None = None
+    """Documents that the looking is tried with before long work, where it calls what others wrote."""
 
     def __call__(
         self,
@@ -48,6 +50,12 @@ class Stage:
         """The step over a stream; `mapper` says where the looking is done (default: here)."""
         found = (mapper or serially)(functools.partial(self.look, config), batches(documents))
         return self.settle(config, found, scratch or Scratch())
+
+    def rehearse(self, config: Any, mapper: Mapper | None = None) -> None:
+        """Look at the rehearsal, where the looking will be done; raises what it raises."""
+        if self.rehearsal is not None:
+            for _ in (mapper or serially)(functools.partial(self.look, config), [self.rehearsal]):
+                pass
 
 
 def serially(look: Look, work: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
@@ -77,18 +85,19 @@ Verdict = tuple[str, str] | Cut | None
 
 def filter_stage(judge: Callable[[Any, Sequence[str]], Sequence[Verdict]]) -> Stage:
     """A step that decides about each text by itself: `judge(config, texts)` gives a verdict a text."""
-    return Stage(functools.partial(_judge_texts, judge), _settle_verdicts)
+    return Stage(functools.partial(_judge_texts, judge), settle_verdicts)
 
 
 def _judge_texts(judge: Callable[[Any, Sequence[str]], Sequence[Verdict]], config: Any, batch: Batch) -> Any:
     return judge(config, [document.text for document in batch])
 
 
-def _settle_verdicts(
+def settle_verdicts(
     config: Any,  # noqa: ARG001 - the verdicts are final
     found: Iterator[tuple[Batch, Any]],
     scratch: Scratch,  # noqa: ARG001 - nothing is remembered
 ) -> Iterator[Document | Dropped]:
+    """Documents as the verdicts about them say, batch after batch."""
     for batch, verdicts in found:
         for document, verdict in zip(batch, verdicts, strict=True):
             if verdict is None:

@@ -63,10 +63,18 @@ def ray_cluster(address: str | None = None, *, workers: int | None = None) -> It
         ray.init(**local, log_to_driver=False)
     try:
         call = ray.remote(num_cpus=1)(_call)
-        yield partial(_in_order, call.remote, ray.get, AHEAD * int(ray.cluster_resources().get("CPU", 1)))
+        yield partial(_in_order, call.remote, partial(_got, ray), AHEAD * int(ray.cluster_resources().get("CPU", 1)))
     finally:
         if started:
             ray.shutdown()
+
+
+def _got(ray: Any, future: Any) -> Any:
+    """What a remote look found; what it raised is raised as itself, without Ray around it."""
+    try:
+        return ray.get(future)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _call(look: Look, batch: Batch) -> Any:

@@ -12,6 +12,9 @@ from pydantic import Field
 from lmopt.quantities import Count, Share
 from lmopt.techniques.technique import Positive, Technique
 
+CLASSIFIERS = "lmbench.classifiers"
+"""The group of entry points by which an installed package offers classifiers."""
+
 Amount = Annotated[float, Field(ge=0, le=1e6)]
 Ngram = Annotated[Positive, Field(le=100)]
 

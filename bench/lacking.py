@@ -1,0 +1,28 @@
+"""What a valid suite needs and this machine lacks, found without torch and before any work: said, never refused.
+
+A suite is right or wrong wherever it is read; a package may be installed tomorrow, and cases may run elsewhere.
+"""
+
+from __future__ import annotations
+
+from bench.suite import Suite
+from lmopt.data import needs
+from lmopt.data.spec import Holdout
+
+
+def lacking(suite: Suite) -> tuple[str, ...]:
+    """A sentence, with a hint on a line of its own, for each source and data step that cannot work here."""
+    data, found = suite.data, dict[str, list[str]]()
+    for options in (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout))):
+        if said := needs.of_source(options):
+            found.setdefault(f"source {options.source}: {said}", [])
+    for arm in suite.all_arms():
+        for step in suite.resolve(arm.name, suite.over.scale[0].name).data:
+            if said := needs.of_step(step):
+                arms = found.setdefault(f"data step {step.kind}: {said}", [])
+                arms += [arm.name] if arm.name not in arms else []
+    return tuple(f"not here: {_of_arms(arms)}{said}" for said, arms in found.items())
+
+
+def _of_arms(arms: list[str]) -> str:
+    return f"arm{'s' if len(arms) > 1 else ''} {', '.join(arms)}, " if arms else ""
