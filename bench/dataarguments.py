@@ -15,6 +15,9 @@ def add(actions: Any) -> tuple[argparse.ArgumentParser, ...]:
     )
     fetch.add_argument("--limit", type=_size, metavar="SIZE", help="of hf: sources: how much text, as the suite has it")
     fetch.add_argument("--field", default="text", metavar="FIELD", help="of hf: sources: the field of the text (text)")
+    fetch.add_argument(
+        "--domain-field", metavar="FIELD", help="of hf: sources: the field of the domain, if the suite has it"
+    )
     build = actions.add_parser("build", help="build the corpus of a suite, with each arm's data steps")
     build.add_argument("suite", type=Path, metavar="SUITE")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -27,7 +27,13 @@ def fetch(arguments: argparse.Namespace) -> int:
     from lmopt.data.sources import fetch as fetch_source
 
     for text in sources_of(arguments.source):
-        found = fetch_source(text, progress=_teller(), field=arguments.field, limit_bytes=arguments.limit)
+        found = fetch_source(
+            text,
+            progress=_teller(),
+            field=arguments.field,
+            limit_bytes=arguments.limit,
+            domain_field=arguments.domain_field,
+        )
         print(
             f"{found.source}  {found.version}  {human_bytes(found.size_bytes)}  sha256 {found.sha256}"
             f"  {found.licence or 'licence not stated'}"

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lmopt.data.contamination import Protected
 from lmopt.data.documents import Document, Dropped, fingerprint
 from lmopt.data.encoding import Encoder
 from lmopt.data.heldout import HeldOut, is_held_out
+from lmopt.data.labels import Labels
 from lmopt.data.scratch import full_disk_said
 from lmopt.data.spec import Bpe, Data, GivenTokenizer, Holdout, SourceOptions
 from lmopt.data.storage import (
@@ -84,13 +85,24 @@ class _Origin:
     data: Data
     fetched: Mapping[str, Fetched]
     progress: Callable[[str], None] | None
+    labels: dict[tuple[str, str], Labels] = field(default_factory=dict[tuple[str, str], Labels])
+    """(source, field of the labels) -> what the labels became."""
+
+    def read(self, options: SourceOptions) -> Iterator[Document]:
+        """The documents of one source."""
+        name = _asked(options)
+        labels = None
+        if options.domain_field is not None:
+            asked = (name, options.domain_field)
+            labels = self.labels.setdefault(asked, Labels(options.source, options.domain_field))
+        return reading.read(self.fetched[name], options, labels)
 
     def documents(self) -> Iterator[Document]:
         """All documents, source by source."""
         for place, options in enumerate(self.data.corpus, start=1):
             if self.progress:
                 self.progress(f"reading {options.source} ({place} of {len(self.data.corpus)})")
-            yield from reading.read(self.fetched[_asked(options)], options)
+            yield from self.read(options)
 
 
 def _build(
@@ -127,7 +139,7 @@ def _build(
     cuts = None
     if unseen:
         cuts = {"sets": unseen.facts(), "missing": unprotected, "sha256": unseen.save(out / PROTECTED)}
-    write_manifest(out, {**_facts(identity, fetched, tally, sets, kept, out), "decontamination": cuts})
+    write_manifest(out, {**_facts(identity, origin, tally, sets, kept, out), "decontamination": cuts})
     yield Step(count + 2, 0, notes={**tally.notes(), "vocab": float(words.get_vocab_size())})
 
 
@@ -160,12 +172,20 @@ def _asked(options: SourceOptions) -> str:
     """A source's name; of a hub data set, of which more than one part may be taken, with the part."""
     if not options.source.startswith("hf:"):
         return options.source
-    return f"{options.source} ({options.field}, {options.limit:.0f} bytes)"
+    fields = options.field if options.domain_field is None else f"{options.field}, {options.domain_field}"
+    return f"{options.source} ({fields}, {options.limit:.0f} bytes)"
 
 
 def _fetch(options: SourceOptions, cache: Path | None, progress: Callable[[str], None] | None) -> Fetched:
     limit = None if options.limit is None else int(options.limit)
-    return sources.fetch(options.source, cache, progress=progress, field=options.field, limit_bytes=limit)
+    return sources.fetch(
+        options.source,
+        cache,
+        progress=progress,
+        field=options.field,
+        limit_bytes=limit,
+        domain_field=options.domain_field,
+    )
 
 
 def _identity(data: Data, fetched: Mapping[str, Fetched], protected: Mapping[str, Sequence[str]]) -> str:
@@ -197,10 +217,7 @@ def _hold_out(
 ) -> dict[str, Any]:
     """Fill one validation set; its facts."""
     seen: Counter[str] = Counter()
-    if isinstance(entry, Holdout):
-        found = _held_out(entry, origin.documents(), seen)
-    else:
-        found = reading.read(origin.fetched[_asked(entry)], entry)
+    found = _held_out(entry, origin.documents(), seen) if isinstance(entry, Holdout) else origin.read(entry)
     first = len(held.documents)
     for item in held.add_distinct(found):
         dropped.add(item)
@@ -307,16 +324,18 @@ def _set_path(out: Path, name: str) -> Path:
 
 def _facts(
     identity: str,
-    fetched: Mapping[str, Fetched],
+    origin: _Origin,
     tally: Tally,
     sets: dict[str, Any],
     kept: DocumentWriter,
     out: Path,
 ) -> dict[str, Any]:
-    origins = {
+    origins: dict[str, dict[str, Any]] = {
         name: {"version": f.version, "size_bytes": f.size_bytes, "sha256": f.sha256, "licence": f.licence}
-        for name, f in fetched.items()
+        for name, f in origin.fetched.items()
     }
+    for (name, _), labels in origin.labels.items():
+        origins[name]["labels"] = origins[name].get("labels", {}) | labels.changed()
     trained = (out / TOKENIZER).read_bytes()
     return {
         "kind": "corpus",

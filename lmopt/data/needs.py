@@ -45,7 +45,7 @@ def of_source(options: SourceOptions, cache: Path | None = None) -> str | None:
     """What a package or data set lacks here, with a hint: the client that brings what the cache has not."""
     limit = None if options.limit is None else int(options.limit)
     source = sources.parse(options.source)
-    wanted = sources.HubText(source.name, source.version, options.field, limit)
+    wanted = sources.HubText(source.name, source.version, options.field, limit, options.domain_field)
     return _of_source(source, wanted, cache or kept.folder())
 
 

@@ -13,6 +13,7 @@ from lmopt.data.archives import is_archive, members
 from lmopt.data.cache import Fetched, SourceError, files_of
 from lmopt.data.documents import Document
 from lmopt.data.formats import COMPRESSED, ENDINGS, READERS, Passage, format_of, opened, text_of
+from lmopt.data.labels import Labels, as_name
 from lmopt.data.packages import PACKAGES
 
 if TYPE_CHECKING:
@@ -26,19 +27,24 @@ FEW_STRAY = 10
 """Characters that may be none in any file, however short."""
 
 
-def read(fetched: Fetched, options: SourceOptions) -> Iterator[Document]:
+def read(fetched: Fetched, options: SourceOptions, labels: Labels | None = None) -> Iterator[Document]:
     """Documents of a source in the order it holds them, up to `limit` bytes of text; empty ones are left out.
 
+    Args:
+        labels: learns the labels of `domain_field`.
+
     Raises:
-        SourceError: a file that cannot be read, or without the named field; a source without a single document.
+        SourceError: a file that cannot be read, or without a named field; labels that make no domains; a source
+            without a single document.
     """
     taken = 0
+    labels = labels or Labels(fetched.source, options.domain_field or "")
     for passage in _passages(fetched, options):
         if options.limit is not None and taken >= options.limit:
             return
         if not passage.text.strip():
             continue
-        domain = options.domain or passage.domain or _default_domain(fetched)
+        domain = labels.name(passage.label) or options.domain or passage.domain or _default_domain(fetched)
         document = documents.make(passage.text, domain=domain, source=fetched.source, provenance=passage.where)
         taken += len(document.text.encode())
         yield document
@@ -65,7 +71,7 @@ def _file(path: Path, name: str, options: SourceOptions) -> Iterator[Passage]:
     if reader != "parquet":
         _refuse_other_encodings(path, name)
     with opened(path) as stream:
-        yield from READERS[reader](stream, name, options.field)
+        yield from READERS[reader](stream, name, options.field, options.domain_field)
 
 
 def _refuse_other_encodings(path: Path, name: str) -> None:
@@ -91,7 +97,7 @@ def _members(path: Path, options: SourceOptions) -> Iterator[Passage]:
     for name, content in members(path):
         if name.endswith(endings):
             found = True
-            yield from READERS[options.reader](io.BytesIO(content), name, options.field)
+            yield from READERS[options.reader](io.BytesIO(content), name, options.field, options.domain_field)
     if not found:
         raise SourceError(f"{path.name}: holds no file that ends in {', '.join(endings)}")
 
@@ -103,5 +109,4 @@ def _named_like_text(name: str) -> bool:
 def _default_domain(fetched: Fetched) -> str:
     """The source's own name, as a domain label may be written."""
     name = fetched.path.stem if fetched.source.startswith("file:") else fetched.source.partition(":")[2]
-    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower())
-    return name.strip("._-")[:64] or "text"
+    return as_name(name) or "text"

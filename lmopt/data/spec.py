@@ -14,7 +14,7 @@ from pydantic import (
     model_serializer,
 )
 
-from lmopt.data.formats import READERS
+from lmopt.data.formats import READERS, WITHOUT_FIELDS, format_of
 from lmopt.data.packages import PACKAGES
 from lmopt.data.recipes import RECIPES
 from lmopt.data.sources import Source, SourceError, parse
@@ -51,11 +51,22 @@ class SourceOptions(Plain):
     """Column or key that holds the text (jsonl, csv, parquet, hf)."""
     domain: Name | None = None
     """Label of all documents; default: what the reader knows, or the source's name."""
+    domain_field: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Column or key that holds each document's label (jsonl, csv, parquet, hf); one without has `domain`."""
     limit: Bytes | None = None
     """Stop after this many bytes of text (required for `hf:`)."""
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without labels from a field it is what it was before there could be any: so are its hashes."""
+        return {key: value for key, value in whole(self).items() if key != "domain_field" or value is not None}
+
     def misfits(self) -> Iterator[str]:
         source = parse(self.source)
+        if self.domain_field is not None and not _has_fields(source, self.reader):
+            yield f"domain_field: the documents of {self.source} are read without columns or keys; use `domain`"
+        if self.domain_field == self.field:
+            yield f"domain_field ({self.domain_field}) must be another than the field of the text"
         if source.scheme == "hf" and self.limit is None:
             yield f"{self.source}: a hub data set needs a `limit`, for example `limit: 200MB`"
         if not _has_reader(source, self.reader):
@@ -67,6 +78,18 @@ class SourceOptions(Plain):
 
 def _has_reader(source: Source, reader: str) -> bool:
     return reader != "auto" or source.scheme in ("hf", "file") or source.label in PACKAGES
+
+
+def _has_fields(source: Source, reader: str) -> bool:
+    """Whether documents come as rows; true of what only opening it can tell."""
+    if reader != "auto":
+        return reader not in WITHOUT_FIELDS
+    if source.scheme == "file":
+        try:
+            return format_of(source.name) not in WITHOUT_FIELDS
+        except SourceError:  # a folder, or what another check refuses
+            return True
+    return source.scheme == "hf"
 
 
 class CorpusSource(SourceOptions):
