@@ -1,7 +1,8 @@
 """Synthetic text for domains that have little: how much is wanted, of which documents, what is kept of it.
 
 Documents pass through at once and are set aside on disk; behind the last one shares are known, and documents of the
-domains that fall short are remade, chosen by hash, until the target, the cap or the last document is reached.
+domains that fall short are remade, chosen by hash, until the target, the cap or the last document is reached. None of
+these is passed: the text that would is cut behind its last sentence that fits, or left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from lmopt.data import storage
 from lmopt.data.acceptance import rejection
 from lmopt.data.documents import Document, Dropped, Spent, fingerprint, is_synthetic, remade
 from lmopt.data.journal import Journal, Made, path_of
-from lmopt.data.sentences import excerpt
+from lmopt.data.sentences import excerpt, within
 from lmopt.techniques.augmentation import Augmentation
 
 BATCH_CHARACTERS = 16_000
@@ -107,6 +109,8 @@ class _Filling:
         self.config, self.generator, self.aside = config, generator, aside
         self.wanted, self.sizes = wanted, sizes
         self.made: Counter[str] = Counter()
+        self.full: set[str] = set()
+        """Domains whose next text would be too long for what is left."""
         self.seen: set[bytes] = set()
         self.ready = False
         self.paid = False
@@ -114,7 +118,7 @@ class _Filling:
     def run(self, journal: Journal) -> Iterator[Document | Dropped | Spent]:
         """Rounds over the documents set aside, each taking those with larger hashes, until nothing is short."""
         reach = dict.fromkeys(self.wanted, 0.0)
-        while open_ := [d for d in reach if reach[d] < 1 and self.made[d] < self.wanted[d]]:
+        while open_ := [d for d in reach if reach[d] < 1 and self._room(d) > 0]:
             until = {d: self._next(d, reach[d]) for d in open_}
             for batch in _batches(self._chosen(reach, until)):
                 yield from self._remake(batch, journal)
@@ -136,9 +140,8 @@ class _Filling:
             if domain in until and reach[domain] <= _place(document, self.config.seed) < until[domain]:
                 text = excerpt(document.text, self.config.longest)
                 known = fingerprint(text)
-                short = self.made[domain] < self.wanted[domain]
                 if (
-                    short
+                    self._room(domain) > 0
                     and len(text) >= self.config.shortest
                     and not is_synthetic(document)
                     and known not in self.seen
@@ -185,9 +188,23 @@ class _Filling:
         rejected = rejection(source, document.text, self.config)
         if rejected is not None:
             yield Dropped(document, rejected[0], original.id, rejected[1])
-        elif self.made[original.domain] < self.wanted[original.domain]:
+        elif (room := self._room(original.domain)) > 0:
+            if len(document.text.encode()) > room:
+                self.full.add(original.domain)
+                document = replace(document, text=_cut(document.text, room))
+                if len(document.text) < self.config.shortest:
+                    return
             self.made[original.domain] += len(document.text.encode())
             yield document
+
+    def _room(self, domain: str) -> int:
+        """Bytes that may still be added to a domain."""
+        return 0 if domain in self.full else int(self.wanted[domain]) - self.made[domain]
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """The whole sentences of a text's beginning that so many bytes hold."""
+    return within(text, len(text.encode()[:most_bytes].decode(errors="ignore")))
 
 
 def _batches(chosen: Iterable[tuple[Document, str]]) -> Iterator[list[tuple[Document, str]]]:

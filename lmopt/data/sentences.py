@@ -48,7 +48,10 @@ def join(sentences: Sequence[str], gaps: Sequence[str]) -> str:
 
 def excerpt(text: str, most: int) -> str:
     """The beginning of a text, at most so many characters, up to the end of a sentence where one ends in it."""
-    if len(text) <= most:
-        return text
+    return text if len(text) <= most else within(text, most) or text[:most].rstrip()
+
+
+def within(text: str, most: int) -> str:
+    """The whole sentences of a longer text's beginning, at most so many characters; empty where the first is longer."""
     ends = [found.start() for found in _END.finditer(text, 0, most)]
-    return (text[: ends[-1]] if ends else text[:most]).rstrip()
+    return text[: ends[-1]].rstrip() if ends else ""
