@@ -21,7 +21,7 @@ def add(actions: Any) -> tuple[argparse.ArgumentParser, ...]:
     build = actions.add_parser("build", help="build the corpus of a suite, with each arm's data steps")
     build.add_argument("suite", type=Path, metavar="SUITE")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
-    build.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1); the output is the same")
+    build.add_argument("--workers", type=_count, default=1, metavar="N", help="processes (1); the output is the same")
     build.add_argument(
         "--memory",
         type=_size,
@@ -33,7 +33,7 @@ def add(actions: Any) -> tuple[argparse.ArgumentParser, ...]:
     describe.add_argument("folder", type=Path, metavar="DIR")
     inspect = actions.add_parser("inspect", help="show some documents of a built corpus")
     inspect.add_argument("folder", type=Path, metavar="DIR")
-    inspect.add_argument("--count", type=int, default=5, metavar="N")
+    inspect.add_argument("--count", type=_count, default=5, metavar="N")
     inspect.add_argument("--dropped", action="store_true", help="documents that a step dropped, with its reason")
     inspect.add_argument("--reason", metavar="REASON", help="only those dropped for this reason")
     inspect.add_argument("--domain", metavar="DOMAIN", help="only those of this domain")
@@ -41,6 +41,13 @@ def add(actions: Any) -> tuple[argparse.ArgumentParser, ...]:
     bring.add_argument("name", metavar="NAME")
     bring.add_argument("file", type=Path, metavar="FILE")
     return describe, inspect
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, not {text!r}")
+    return int(text)
 
 
 def _size(text: str) -> int:

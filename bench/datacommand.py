@@ -131,6 +131,9 @@ def describe(arguments: argparse.Namespace) -> int:
     print(columns(_domain_table(found)))
     _print_steps(found.get("passed", []))
     _print_held_out(found)
+    for name, facts in found.get("sources", {}).items():
+        if unread := ", ".join(f"{count} {ending}" for ending, count in facts.get("left_out", {}).items()):
+            print(f"\nnot read, {name}: {unread} (no reader goes by that ending)")
     for domain, facts in found.get("synthetic", {}).items():
         print(
             f"\nmade by a model, {domain}: {human_count(facts['documents'])} documents, {human_bytes(facts['bytes'])}"

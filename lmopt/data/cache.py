@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import json
 import os
@@ -63,10 +64,10 @@ def offline() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("LMBENCH_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def sha256(path: Path, pattern: str = "*") -> tuple[str, int]:
+def sha256(path: Path, pattern: str = "*", *, follow: bool = False) -> tuple[str, int]:
     """(SHA-256, bytes) of a file, or of a folder's files that match `pattern`, in the order of their names."""
     digest, size = hashlib.sha256(), 0
-    for file in [path] if path.is_file() else files_of(path, pattern):
+    for file in [path] if path.is_file() else files_of(path, pattern, follow=follow):
         if file != path:
             digest.update(str(file.relative_to(path)).encode())
         with file.open("rb") as stream:
@@ -76,11 +77,38 @@ def sha256(path: Path, pattern: str = "*") -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def files_of(root: Path, pattern: str = "*") -> list[Path]:
-    """Files below a folder, sorted by name; installed packages and byte code are left out."""
+def files_of(root: Path, pattern: str = "*", *, follow: bool = False) -> list[Path]:
+    """Files below a folder, sorted by name; installed packages and byte code are left out.
+
+    Args:
+        follow: links to folders elsewhere too, each folder once.
+
+    Raises:
+        OSError: a folder below it may not be read.
+    """
     skipped = {"site-packages", "dist-packages", "__pycache__"}
-    found = (path for path in root.rglob(pattern) if path.is_file())
-    return sorted(path for path in found if not skipped.intersection(path.relative_to(root).parts))
+    found: list[Path] = []
+    seen = {os.path.realpath(root)}
+    for folder, folders, files in os.walk(root, onerror=_raised, followlinks=follow):
+        here = Path(folder)
+        folders[:] = [name for name in sorted(folders) if name not in skipped and _is_new(here / name, root, seen)]
+        found += (here / name for name in files if fnmatch.fnmatch(name, pattern) and (here / name).is_file())
+    return sorted(found)
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _is_new(folder: Path, root: Path, seen: set[str]) -> bool:
+    """Whether a link leads to a folder that is not met anyway; any other folder is new."""
+    if not folder.is_symlink():
+        return True
+    real, inside = os.path.realpath(folder), os.path.realpath(root) + os.sep
+    if real in seen or real.startswith(inside):
+        return False
+    seen.add(real)
+    return True
 
 
 def lookup(scheme: str, name: str, cache: Path) -> Fetched | None:

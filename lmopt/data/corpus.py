@@ -334,6 +334,9 @@ def _facts(
         name: {"version": f.version, "size_bytes": f.size_bytes, "sha256": f.sha256, "licence": f.licence}
         for name, f in origin.fetched.items()
     }
+    for name, f in origin.fetched.items():
+        if unread := reading.left_out(f):
+            origins[name]["left_out"] = unread
     for (name, _), labels in origin.labels.items():
         origins[name]["labels"] = origins[name].get("labels", {}) | labels.changed()
     trained = (out / TOKENIZER).read_bytes()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from lmopt.data import documents
 from lmopt.data.archives import is_archive, members
 from lmopt.data.cache import Fetched, SourceError, files_of
 from lmopt.data.documents import Document
-from lmopt.data.formats import COMPRESSED, ENDINGS, READERS, Passage, format_of, opened, text_of
+from lmopt.data.formats import ENDINGS, READERS, Passage, ending_of, format_of, opened, text_of
 from lmopt.data.labels import Labels, as_name
 from lmopt.data.packages import PACKAGES
 
@@ -49,7 +51,10 @@ def read(fetched: Fetched, options: SourceOptions, labels: Labels | None = None)
         taken += len(document.text.encode())
         yield document
     if not taken:
-        raise SourceError(f"{fetched.source}: no text was found in it\nhint: is it empty, or of another format?")
+        unread = ", ".join(f"{number} {ending}" for ending, number in left_out(fetched).items())
+        hint = f"read are {', '.join(ENDINGS)}, .gz and .zst too" if unread else "is it empty, or of another format?"
+        held = f", only files that are not read: {unread}" if unread else ""
+        raise SourceError(f"{fetched.source}: no text was found in it{held}\nhint: {hint}")
 
 
 def _passages(fetched: Fetched, options: SourceOptions) -> Iterator[Passage]:
@@ -59,8 +64,8 @@ def _passages(fetched: Fetched, options: SourceOptions) -> Iterator[Passage]:
     elif is_archive(path) and not fetched.source.startswith("file:"):
         yield from _members(path, options)
     elif path.is_dir():
-        for file in files_of(path):
-            if _named_like_text(file.name):
+        for file in files_of(path, follow=True):
+            if ending_of(file.name) in ENDINGS:
                 yield from _file(file, str(file.relative_to(path)), options)
     else:
         yield from _file(path, path.name, options)
@@ -81,12 +86,13 @@ def _refuse_other_encodings(path: Path, name: str) -> None:
         SourceError: more than `MAX_STRAY` of the file's beginning is no UTF-8, or null bytes, as in UTF-16.
     """
     with opened(path) as stream:
-        text = text_of(stream.read(LOOKED_AT_BYTES))
+        start = stream.read(LOOKED_AT_BYTES)
+    text, encoding = text_of(start), "UTF-16" if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "LATIN1"
     stray = text.count("\ufffd") + text.count("\0")
     if stray > max(FEW_STRAY, MAX_STRAY * len(text)):
         raise SourceError(
             f"{name}: not UTF-8: {stray:,} of the first {len(text):,} characters cannot be read\n"
-            f"hint: iconv -f LATIN1 -t UTF-8 {shlex.quote(name)} > utf8.txt, with the encoding that it has"
+            f"hint: iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > utf8.txt, with the encoding that it has"
         )
 
 
@@ -102,8 +108,12 @@ def _members(path: Path, options: SourceOptions) -> Iterator[Passage]:
         raise SourceError(f"{path.name}: holds no file that ends in {', '.join(endings)}")
 
 
-def _named_like_text(name: str) -> bool:
-    return Path(name.removesuffix(".gz").removesuffix(".zst") if name.endswith(COMPRESSED) else name).suffix in ENDINGS
+def left_out(fetched: Fetched) -> dict[str, int]:
+    """Ending -> files of a folder that are not read, because no reader goes by their names."""
+    if not fetched.source.startswith("file:") or not fetched.path.is_dir():
+        return {}
+    found = Counter(ending_of(file.name) or "no ending" for file in files_of(fetched.path, follow=True))
+    return {ending: found[ending] for ending in sorted(found) if ending not in ENDINGS}
 
 
 def _default_domain(fetched: Fetched) -> str:

@@ -160,7 +160,13 @@ def _local(source: Source) -> Fetched:
     path = Path(source.name).expanduser()
     if not path.exists():
         raise SourceError(f"{source.label}: no such file (looked for {path.absolute()})")
-    digest, size = kept.sha256(path)
+    if not path.is_file() and not path.is_dir():
+        hint = f"write what it gives to a file: cat {shlex.quote(str(path))} > FILE"
+        raise SourceError(f"{source.label}: neither a file nor a folder, but a pipe or a device\nhint: {hint}")
+    try:
+        digest, size = kept.sha256(path, follow=True)
+    except OSError as error:
+        raise SourceError(f"{error.filename}: cannot be read ({error.strerror})\nhint: is it yours to read?") from error
     return Fetched(path, source.label, digest[:12], size, digest, None)
 
 

@@ -117,8 +117,12 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise DataError(f"{folder}: a file, not the folder of a {kind}\nhint: name the folder that was built") from None
     except FileNotFoundError:
-        raise DataError(f"{folder}: no {MANIFEST}, so this is not a finished {kind}\nhint: build it again") from None
+        built = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}")))
+        hint = f"what was built lies in {built}" if built else "build it again" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: no {MANIFEST}, so this is not a finished {kind}\nhint: {hint}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: unreadable ({error})\nhint: build it again") from error
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA or facts.get("kind") != kind:

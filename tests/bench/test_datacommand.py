@@ -82,3 +82,36 @@ def test_a_size_that_is_none_is_refused(suite: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         main(["data", "build", str(suite), "--out", "x", "--memory", "3 parsecs"])
     assert "argument --memory: unknown unit 'parsecs'" in capsys.readouterr().err
+
+
+def test_the_folder_of_all_builds_says_where_each_lies(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = suite.parent / "built"
+    main(["data", "build", str(suite), "--out", str(out)])
+    capsys.readouterr()
+    assert main(["data", "describe", str(out)]) == 2
+    assert f"hint: what was built lies in {out}/corpus, {out}/dedup, {out}/raw" in capsys.readouterr().err
+    assert main(["data", "describe", str(suite)]) == 2
+    assert f"{suite}: a file, not the folder of a corpus\nhint: " in capsys.readouterr().err
+    assert main(["data", "inspect", str(out / "none")]) == 2
+    assert "hint: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "x", "--count", "-3"], ["build", "x", "--out", "y", "--workers", "0"]]
+)
+def test_a_number_below_one_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", *arguments])
+    assert "a whole number from 1 is needed, not " in capsys.readouterr().err
+
+
+def test_files_that_were_not_read_are_shown(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = suite.parent / "texts"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [prose(seed) for seed in range(60)])
+    (folder / "b.pdf").write_text("x")
+    suite.write_text(SUITE.format(source=f"file:{folder}"))
+    main(["data", "build", str(suite), "--out", str(suite.parent / "built")])
+    capsys.readouterr()
+    assert main(["data", "describe", str(suite.parent / "built" / "corpus")]) == 0
+    assert f"\nnot read, file:{folder}: 1 .pdf (no reader goes by that ending)" in capsys.readouterr().out
