@@ -79,3 +79,20 @@ def test_the_jobs_in_the_documents_are_yaml() -> None:
     assert len(blocks) == 2
     for block in blocks:
         assert YAML(typ="safe", pure=True).load(block)
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"), [("", "POST repos/o/r/issues/7/comments"), ("42\n43", "PATCH repos/o/r/issues/comments/42")]
+)
+def test_a_suite_has_one_comment_of_its_own(known: str, asked: str, tmp_path: Path) -> None:
+    (tmp_path / "gate.md").write_text("| gate |\n")
+    program = tmp_path / "gh"
+    program.write_text('#!/bin/bash\nif [[ "$*" == *--jq* ]]; then printf %s "$KNOWN"; else echo "$4 $5" > asked; fi\n')
+    program.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDER": str(tmp_path), "GITHUB_REPOSITORY": "o/r", "PULL": "7",
+        "MARK": "<!-- lmbench gate of s.yaml -->", "KNOWN": known,
+    }  # fmt: skip
+    subprocess.run(["bash", "-e", "-c", scripts()["Comment"]], env=environment, cwd=tmp_path, check=True)
+    assert (tmp_path / "asked").read_text().strip() == asked
+    assert (tmp_path / "comment.md").read_text() == "<!-- lmbench gate of s.yaml -->\n\n| gate |\n"
