@@ -33,8 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _code_of(error)
         if code is None:
             raise
-        _say(str(error))
+        _say(_words(error))
         return code
+
+
+def _words(error: Exception) -> str:
+    """What it says; of a system call the file and what is wrong with it, without the call's number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def _code_of(error: Exception) -> int | None:

@@ -48,7 +48,10 @@ def locked(folder: Path) -> Generator[None]:
     Raises:
         FolderInUse: another run holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the run folder {folder} cannot be made ({error.strerror}); hint: name one by --out") from error
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -335,3 +335,10 @@ def test_a_case_that_does_not_apply_here_is_said_so_and_neither_run_nor_tried_ag
     ] * 2
     run_cases(tmp_path, plan(one, child), context())
     assert len(read(tmp_path / "records.jsonl")) == 2
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = r"the run folder .*file/run cannot be made \(Not a directory\); hint: .*--out"
+    with pytest.raises(OSError, match=message), locked(tmp_path / "file" / "run"):
+        pass
