@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SUITE ?= suites/quickstart.yaml
 
-.PHONY: run test test-slow check format docs audit clean
+.PHONY: run test test-slow test-gpu check format docs audit clean
 
 run: $(VENV)/.installed
 	$(BIN)/lmbench run $(SUITE)
@@ -14,6 +14,11 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# On a machine with a CUDA device: the same numbers as on the CPU, the counts, decoding, a whole study.
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA device: lmbench doctor says why')"
+	$(BIN)/python -m pytest -q -m gpu
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

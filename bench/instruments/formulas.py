@@ -80,6 +80,7 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::_scaled_grouped_mm": grouped_product_flops,
     "lmopt::causal_attention": attention_flops,
     "lmopt::causal_attention_backward": attention_backward_kept,
+    "lmopt::filled_up_product": product_flops,
     "lmopt::grouped_linear": grouped_linear_flops,
     "lmopt::grouped_outer": grouped_outer_flops,
 }

@@ -22,6 +22,8 @@ LEAST = 1e-12
 """Scale of a row of zeros."""
 MIN_ROWS = 17
 """CUDA's 8-bit product takes more than 16 rows; fewer run in the type around."""
+CUDA_UNIT = 8
+"""The other two sizes of CUDA's product must be multiples of it."""
 
 
 def quantize(x: Tensor, dim: int, *, stochastic: bool = False) -> tuple[Tensor, Tensor]:
@@ -34,8 +36,33 @@ def quantize(x: Tensor, dim: int, *, stochastic: bool = False) -> tuple[Tensor, 
 
 def product(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     """The product of two quantised matrices (M x K with scales M x 1, K x P with scales 1 x P)."""
-    sums = torch._int_mm(left[0], right[0])
-    return (sums * left[1]).mul_(right[1]).to(dtype)
+    multiply = _multiplied_on_cuda if left[0].is_cuda else torch._int_mm
+    return (multiply(left[0], right[0]) * left[1]).mul_(right[1]).to(dtype)
+
+
+def _multiplied_on_cuda(left_MK: Tensor, right_KP: Tensor) -> Tensor:
+    """The product in the one layout that every version of cuBLAS multiplies: left by rows, right by columns."""
+    (rows, inner), columns = left_MK.shape, right_KP.shape[1]
+    if rows < MIN_ROWS or inner % CUDA_UNIT or columns % CUDA_UNIT:
+        return filled_up_product(left_MK, right_KP)
+    return torch._int_mm(left_MK.contiguous(), right_KP.T.contiguous().T)
+
+
+@torch.library.custom_op("lmopt::filled_up_product", mutates_args=())
+def filled_up_product(left_MK: Tensor, right_KP: Tensor) -> Tensor:
+    """The product of sizes that CUDA's does not take, zeros added to them: M x P, int32.
+
+    An operator of its own, so that a FLOP counter sees the sizes without the zeros.
+    """
+    (rows, inner), columns = left_MK.shape, right_KP.shape[1]
+    left = nn.functional.pad(left_MK, (0, -inner % CUDA_UNIT, 0, max(0, MIN_ROWS - rows)))
+    right = nn.functional.pad(right_KP.T, (0, -inner % CUDA_UNIT, 0, -columns % CUDA_UNIT))
+    return torch._int_mm(left.contiguous(), right.contiguous().T)[:rows, :columns].clone()
+
+
+@filled_up_product.register_fake
+def _(left_MK: Tensor, right_KP: Tensor) -> Tensor:
+    return left_MK.new_empty(len(left_MK), right_KP.shape[1], dtype=torch.int32)
 
 
 class Int8Linear(nn.Linear):

@@ -14,6 +14,7 @@ from bench.instruments import flops, formulas
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.transformer import build
+from lmopt.compute.int8 import filled_up_product
 from lmopt.recipe import (
     Bf16Stochastic,
     Distillation,
@@ -239,6 +240,11 @@ NEEDED = {
         lambda: torch._int_mm(torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)),
         2 * 32 * 16 * 8,
         2 * 32 * 16 * 8,
+    ),
+    "lmopt::filled_up_product": (
+        lambda: filled_up_product(torch.ones(3, 20, dtype=torch.int8), torch.ones(20, 6, dtype=torch.int8)),
+        2 * 3 * 20 * 6,
+        2 * 3 * 20 * 6,
     ),
     "aten::_weight_int8pack_mm": (
         lambda: torch.ops.aten._weight_int8pack_mm(
