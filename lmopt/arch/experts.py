@@ -161,7 +161,10 @@ def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor, rows: int) 
     Rows beyond the last group hold anything.
     """
     if x_SD.is_cuda:
-        return functional.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=ends_E)
+        weight_EDF = _filled_up(weight_EFD, 2).transpose(1, 2)
+        return functional.grouped_mm(_filled_up(x_SD, 1), weight_EDF, offs=ends_E)[
+            :, : weight_EFD.shape[1]
+        ].contiguous()
     out_SF = x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
     weight_DF = weight_EFD.transpose(1, 2).unbind()
     for group, start, end in _groups(ends_E):
@@ -179,7 +182,8 @@ def _(x_SD: Tensor, weight_EFD: Tensor, _ends: Tensor, _rows: int) -> Tensor:
 def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, rows: int) -> Tensor:  # noqa: ARG001
     """grad^T x over the rows of each group: E x F x D; zero for an empty group. `grad_SF` is used up."""
     if grad_SF.is_cuda:
-        return functional.grouped_mm(grad_SF.t(), x_SD, offs=ends_E)
+        out_EFD = functional.grouped_mm(_filled_up(grad_SF, 1).t(), _filled_up(x_SD, 1), offs=ends_E)
+        return out_EFD[:, : grad_SF.shape[1], : x_SD.shape[1]].contiguous()
     out_EFD = grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1])
     out_FD = out_EFD.unbind()
     for group, start, end in reversed(list(_groups(ends_E))):
@@ -192,6 +196,17 @@ def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, rows: int) -> T
 @grouped_outer.register_fake
 def _(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, _rows: int) -> Tensor:
     return grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1])
+
+
+CUDA_ROW_BYTES = 16
+"""Rows of a matrix must begin at multiples of it for CUDA's grouped products."""
+
+
+def _filled_up(x: Tensor, dims: int) -> Tensor:
+    """Zeros behind the last `dims` dimensions, up to whole `CUDA_ROW_BYTES`; the same tensor where none are needed."""
+    unit = CUDA_ROW_BYTES // x.element_size()
+    lacking = [-size % unit for size in reversed(x.shape[-dims:])]
+    return functional.pad(x, [zeros for count in lacking for zeros in (0, count)]) if any(lacking) else x
 
 
 def _groups(ends_E: Tensor) -> Iterator[tuple[int, int, int]]:
