@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lmopt.arch.attention import fused
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Transformer
 
@@ -201,8 +202,6 @@ def _rest_of_block(
 ) -> Tensor:
     """What follows a block's projections, for the P tokens of each row that have queries."""
     attention = block.attention
-    y_BHPC = nn.functional.scaled_dot_product_attention(
-        q_BHPC, k_BKNC, v_BKNC, attn_mask=bias_B1PN, enable_gqa=attention.key_heads != attention.heads
-    )
+    y_BHPC = fused(q_BHPC, k_BKNC, v_BKNC, bias_B1PN)
     x_BPD = x_BPD + attention.output(y_BHPC.transpose(1, 2).flatten(2))
     return x_BPD + block.ffn(block.ffn_norm(x_BPD))[0]

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.instruments.formulas import FORMULAS, Shape, known_operators
+from bench.instruments.formulas import FORMULAS, Shape, known_operators, unpadded
 from lmopt import cost
 from lmopt.recipe import LayerSkip, Recipe, builder
 
@@ -286,6 +286,11 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     return 2 * batch * heads * queries * keys * width
 
 
+def _fused_attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    width, scale = _shape(inputs[0])[3], inputs[6].toIValue()
+    return _attention_macs(inputs, outputs) // width * unpadded(width, scale)
+
+
 def _experts_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     (tokens, chosen), (_, inner, width), (_, _, hidden) = (_shape(value) for value in inputs[1:4])
     return tokens * chosen * width * (inner + hidden)
@@ -297,7 +302,7 @@ def _linear_macs(inputs: list[Any], _outputs: list[Any]) -> int:
 
 
 HANDLES: Mapping[str, Any] = {
-    "aten::scaled_dot_product_attention": _attention_macs,
+    "aten::scaled_dot_product_attention": _fused_attention_macs,
     "lmopt::causal_attention": _attention_macs,
     "prim::PythonOp._Experts": _experts_macs,
     "prim::PythonOp._Int8Product": _linear_macs,

@@ -14,10 +14,10 @@ Formula = Callable[..., int]
 def attention_flops(query: Shape, key: Shape, *_: Any, products: int = 2, scale: float | None = None, **__: Any) -> int:
     """`products` matrix products of (queries x keys x head width) a head; grouped key heads cost as if repeated."""
     batch, heads, queries, width = query
-    return products * 2 * batch * heads * queries * key[2] * _unpadded(width, scale)
+    return products * 2 * batch * heads * queries * key[2] * unpadded(width, scale)
 
 
-def _unpadded(width: int, scale: float | None) -> int:
+def unpadded(width: int, scale: float | None) -> int:
     """Without the zeros that widen heads to a multiple of 8 for CUDA's fused attention, which its scale tells of."""
     told = width if not scale else round(scale**-2)
     return told if width - 8 < told < width else width

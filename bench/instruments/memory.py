@@ -128,6 +128,7 @@ class DeviceMemory:
         """Reset the allocator's peak."""
         import torch
 
+        torch.cuda.init()  # before it, the allocator knows no device
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 

@@ -106,11 +106,42 @@ def attend(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, segments_BT: Tensor |
     if keeps_probabilities(q_BHTC.device.type, q_BHTC.shape[2]):
         keep = torch.is_grad_enabled() and (q_BHTC.requires_grad or k_BKTC.requires_grad or v_BKTC.requires_grad)
         return causal_attention(q_BHTC, k_BKTC, v_BKTC, keep, segments_BT)[0]
-    grouped = bool(k_BKTC.shape[1] != q_BHTC.shape[1])  # a tensor under a tracer
     seen_B1TT = None if segments_BT is None else _seen(segments_BT)
-    return nn.functional.scaled_dot_product_attention(
-        q_BHTC, k_BKTC, v_BKTC, attn_mask=seen_B1TT, is_causal=seen_B1TT is None, enable_gqa=grouped
-    ).transpose(1, 2)
+    return fused(q_BHTC, k_BKTC, v_BKTC, seen_B1TT, causal=seen_B1TT is None).transpose(1, 2)
+
+
+def fused(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """Attention by one of torch's fused kernels: B x H x T x C. Query heads may share key heads."""
+    width = q_BHTC.shape[-1]
+    if q_BHTC.device.type == "cuda":
+        q_BHTC, k_BKSC, v_BKSC = _for_fused_kernels(q_BHTC, k_BKSC, v_BKSC, mask is not None)
+    grouped = bool(k_BKSC.shape[1] != q_BHTC.shape[1])  # a tensor under a tracer
+    scale = width**-0.5 if q_BHTC.shape[-1] != width else None
+    y_BHTC = nn.functional.scaled_dot_product_attention(
+        q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+    return y_BHTC if scale is None else y_BHTC[..., :width]
+
+
+FUSED_UNIT = 8
+"""CUDA's fused kernels take heads of a multiple of this width."""
+
+
+def _for_fused_kernels(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What every fused kernel of CUDA takes; for anything else torch falls back on one that holds all T x S scores.
+
+    Zeros widen heads and change no score. Key heads are repeated for the only fused kernel that computes in float32 or
+    under a mask, which knows no grouped ones in torch 2.11.
+    """
+    zeros = -q_BHTC.shape[-1] % FUSED_UNIT
+    if zeros:
+        q_BHTC, k_BKSC, v_BKSC = (nn.functional.pad(x, (0, zeros)) for x in (q_BHTC, k_BKSC, v_BKSC))
+    sharing = q_BHTC.shape[1] // k_BKSC.shape[1]
+    if sharing > 1 and (masked or q_BHTC.dtype == torch.float32):
+        k_BKSC, v_BKSC = (x.repeat_interleave(sharing, 1) for x in (k_BKSC, v_BKSC))
+    return q_BHTC, k_BKSC, v_BKSC
 
 
 def _seen(segments_BT: Tensor) -> Tensor:

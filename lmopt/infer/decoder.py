@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmopt.arch.attention import rotate
+from lmopt.arch.attention import fused, rotate
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.norm import RmsNorm
 from lmopt.arch.transformer import Block, Transformer
@@ -173,12 +175,13 @@ class Decoder:
         start = _start(cache, ahead, rows)
         cos, sin = self._angles(start, x_BTD.shape[1])
         mask = _mask(start, x_BTD.shape[1], x_BTD)
-        for number in range(first, len(self.layers) if last is None else last):
-            layer = self.layers[number]
-            q, k, v = layer.project(x_BTD, cos, sin)
-            keys, values = cache.write(number, start, k, v, rows)
-            x_BTD = x_BTD + layer.output(_attend(q, keys, values, mask).transpose(1, 2).flatten(2))
-            x_BTD = x_BTD + layer.ffn(layer.ffn_norm(x_BTD))
+        with _ready_kernels(self.device):
+            for number in range(first, len(self.layers) if last is None else last):
+                layer = self.layers[number]
+                q, k, v = layer.project(x_BTD, cos, sin)
+                keys, values = cache.write(number, start, k, v, rows)
+                x_BTD = x_BTD + layer.output(_attend(q, keys, values, mask).transpose(1, 2).flatten(2))
+                x_BTD = x_BTD + layer.ffn(layer.ffn_norm(x_BTD))
         return x_BTD
 
     @torch.inference_mode()
@@ -223,17 +226,25 @@ def _mask(start: Sequence[int], count: int, like: Tensor) -> Tensor | bool | Non
     return zero.masked_fill_(~seen_BTS, float("-inf"))[:, None]
 
 
+def _ready_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """Attention without cuDNN on CUDA, which builds a plan of tens of milliseconds for each new pair of lengths.
+
+    A text that grows token by token meets a new one at every step, and drafts of changing lengths meet far more.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def _attend(q_BHTC: Tensor, keys_BKSC: Tensor, values_BKSC: Tensor, mask: Tensor | bool | None) -> Tensor:
     heads, key_heads, count = q_BHTC.shape[1], keys_BKSC.shape[1], q_BHTC.shape[2]
     if isinstance(mask, bool) or count > 1:
         bias = None if isinstance(mask, bool) else mask
-        return functional.scaled_dot_product_attention(
-            q_BHTC, keys_BKSC, values_BKSC, attn_mask=bias, is_causal=mask is True, enable_gqa=heads != key_heads
-        )
+        return fused(q_BHTC, keys_BKSC, values_BKSC, bias, causal=mask is True)
     # One query a head: those that share keys are rows of one product. A product of a single row is four times as slow
     # as one of two in bfloat16 on a CPU, so a row that stands alone is asked for twice.
     q_BKGC = q_BHTC.reshape(len(q_BHTC), key_heads, heads // key_heads, -1)
     alone = heads == key_heads and q_BHTC.dtype == torch.bfloat16 and q_BHTC.device.type == "cpu"
     rows = q_BKGC.repeat(1, 1, 2, 1) if alone else q_BKGC
-    out_BKGC = functional.scaled_dot_product_attention(rows, keys_BKSC, values_BKSC, attn_mask=mask)
+    out_BKGC = fused(rows, keys_BKSC, values_BKSC, mask)
     return (out_BKGC[:, :, :1] if alone else out_BKGC).reshape(q_BHTC.shape)

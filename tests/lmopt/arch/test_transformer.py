@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lmopt.arch import causal, loss, norm
+from lmopt.arch import attention, causal, loss, norm
 from lmopt.arch.activation import relu2, swiglu
 from lmopt.arch.attention import Rotary, rotate
 from lmopt.arch.transformer import Transformer, build
@@ -268,3 +268,21 @@ class TestBadInput:
         q = torch.randn(1, 2, 4, 8, requires_grad=True)
         with pytest.raises(ValueError, match="needs keep=True"):
             torch.ops.lmopt.causal_attention(q, q, q, False)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_cuda_s_fused_kernels_are_given_means_the_same(masked, dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 6, 10, dtype=dtype) for heads in (4, 2, 2))
+    mask = torch.ones(6, 6, dtype=torch.bool).tril() if masked else None
+    plain = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=not masked, enable_gqa=True)
+    wide = attention._for_fused_kernels(q, k, v, masked)
+    assert {x.shape[-1] for x in wide} == {16}
+    grouped = not masked and dtype == torch.bfloat16
+    assert wide[1].shape[1] == (2 if grouped else 4)
+    given = functional.scaled_dot_product_attention(
+        *wide, mask, is_causal=not masked, scale=10**-0.5, enable_gqa=grouped
+    )
+    torch.testing.assert_close(given[..., :10], plain)
+    assert not given[..., 10:].any()

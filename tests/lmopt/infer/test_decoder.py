@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lmopt.infer import decoder as decoding
 from lmopt.infer import weights
 from lmopt.infer.decoder import Decoder
 from tests.lmopt.infer.models import SHAPES, tiny, tokens
@@ -119,3 +120,14 @@ def test_8_bit_activations_without_the_kernel(monkeypatch):
     assert apart(without(x), with_kernel(x)) < 2**-7
     assert (without(torch.zeros(2, 32).bfloat16()) == 0).all()
     assert (with_kernel(torch.zeros(1, 32).bfloat16()) == 0).all()
+
+
+def test_generation_on_cuda_waits_for_no_plan_of_cudnn():
+    allowed = torch.backends.cuda.cudnn_sdp_enabled
+    before = allowed()
+    with decoding._ready_kernels(torch.device("cuda")):
+        assert not allowed()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert allowed() == before
+    with decoding._ready_kernels(torch.device("cpu")):
+        assert allowed() == before
