@@ -175,7 +175,7 @@ def _int_mm(device: str) -> None:
     import torch
 
     left = torch.ones(32, 32, dtype=torch.int8, device=device)
-    product = torch._int_mm(left, left)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    product = torch._int_mm(left, left.T)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
     if int(product[0, 0]) != 32:
         raise ArithmeticError(f"_int_mm gives {int(product[0, 0])} for 32 products of ones")
 
@@ -193,10 +193,13 @@ def _grouped_mm(device: str) -> None:
 
 def _toolchain(device: str) -> Check:
     if device == "cuda":
-        triton = importlib.util.find_spec("triton")
-        if triton is None:
+        if importlib.util.find_spec("triton") is None:
             return _check("torch.compile", False, "triton is missing", "pip install triton")
-        return _check("torch.compile", True, "triton")
+        compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("clang")
+        if compiler:  # triton builds its launchers with it
+            return _check("torch.compile", True, f"triton, {os.path.basename(compiler)}")
+        hint = "Debian: apt-get install gcc; or set CC; suites with `compile: false` do without"
+        return _check("torch.compile", False, "triton has no C compiler to build its launchers with", hint)
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     if compiler:
         return _check("torch.compile", True, os.path.basename(compiler))

@@ -5,7 +5,8 @@
                          checkpoint.json        what trained, how far, the SHA-256 of the other two and its own
 
 A checkpoint is written beside its place and renamed into it; the one before is kept until the next. Nothing is ever
-unpickled. Training that continues from a checkpoint gives the same bits as training that was never interrupted.
+unpickled. Training that continues from a checkpoint gives the same bits as training that was never interrupted (on a
+GPU as far as its kernels add in the same order: docs/training.md).
 """
 
 from __future__ import annotations

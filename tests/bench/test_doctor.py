@@ -141,6 +141,16 @@ def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
     assert "g++" in check["hint"]
 
 
+def test_on_cuda_the_compiler_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
+    assert doctor._toolchain("cuda")["works"]
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    assert "apt-get install gcc" in doctor._toolchain("cuda")["hint"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert "pip install triton" in doctor._toolchain("cuda")["hint"]
+
+
 @pytest.mark.parametrize(
     ("error", "hint"),
     [(ImportError("no module"), "pip install"), (OSError("cannot load library 'pango-1.0-0'"), "libharfbuzz-subset0")],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import api
+from bench import api, doctor, machine
 from bench.evaluate.language_model import drain
 from bench.evaluate.perplexity import validate
 from bench.evaluate.scoring import score
@@ -163,6 +163,12 @@ def test_joules_of_the_device_are_counted():
     readings = window.findings["nvml"]["gpu0"]
     if "counter_j" in readings:
         assert readings["counter_j"] == pytest.approx(readings["integrated_j"], rel=0.25)
+
+
+def test_every_kernel_that_the_doctor_runs_works():
+    checks = {check["name"]: check for check in doctor._kernels(machine.fingerprint())}
+    for name in ("bf16", "int8 _int_mm", "grouped_mm"):
+        assert checks[name]["works"], checks[name]["reason"]
 
 
 # --- a study -------------------------------------------------------------------------------------
