@@ -90,7 +90,7 @@ def this_machine(*, calibrate: bool) -> Machine:
         speeds = None  # planning says "not known (no calibration)"; a study needs no speed to run
     return Machine(
         machine_class=machine.machine_class(fingerprint),
-        memory_bytes=machine.available_memory_bytes(),
+        memory_bytes=machine.device_memory_bytes() or machine.available_memory_bytes(),
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         numa=tuple(nodes()),
         flops_per_s=dict(speeds.train_flops_per_s) if speeds else {},

@@ -103,6 +103,12 @@ def available_memory_bytes(root: Path = ROOT) -> int | None:
     return min((size for size in (free, within) if size is not None), default=None)
 
 
+def device_memory_bytes(nvml: Nvml | None = None) -> int | None:
+    """Free memory of the GPU that cases run on, the first that is visible; None without one."""
+    nvml = nvml or Nvml()
+    return nvml.free_bytes() if probe(nvml).available else None
+
+
 def numa(root: Path = ROOT) -> list[dict[str, Any]]:
     """NUMA nodes: number, its CPUs as the kernel lists them, memory in bytes, distances to all nodes."""
     from lmopt.compute.topology import nodes

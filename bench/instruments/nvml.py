@@ -166,6 +166,13 @@ class Nvml:
         """Version of NVIDIA's driver; None before a successful `probe`."""
         return _text(self._library.nvmlSystemGetDriverVersion()) if self._gpus else None
 
+    def free_bytes(self) -> int | None:
+        """Free memory of the first visible device; None before a successful `probe`, or where NVML does not say."""
+        try:
+            return int(self._library.nvmlDeviceGetMemoryInfo(self._gpus[0].handle).free)
+        except (IndexError, *self._errors):
+            return None
+
     @property
     def _errors(self) -> tuple[type[BaseException], ...]:
         """What NVML raises: its own error, and whatever ctypes makes of a library that lacks a function."""

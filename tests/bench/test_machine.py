@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import machine
+from bench.api import this_machine
 from bench.instruments.nvml import Nvml
 from tests.bench.instruments.fakes import FakeGpu, FakeNvml
 
@@ -81,6 +82,22 @@ def test_nodes_and_distances(root: Path) -> None:
 def test_a_guest_says_so(root: Path) -> None:
     write(root / "proc/cpuinfo", CPU.format(n=0, socket=0, core=0, extra=" hypervisor"))
     assert machine.fingerprint(root, nvml=no_gpu())["virtual"] is True
+
+
+def test_memory_of_the_device_that_cases_run_on() -> None:
+    gpus = [FakeGpu("GPU-0", free_bytes=70), FakeGpu("GPU-1", free_bytes=20)]
+    assert machine.device_memory_bytes(Nvml(FakeNvml(gpus), environment={})) == 70
+    assert machine.device_memory_bytes(Nvml(FakeNvml(gpus), environment={"CUDA_VISIBLE_DEVICES": "1"})) == 20
+    assert machine.device_memory_bytes(Nvml(FakeNvml(gpus), environment={"CUDA_VISIBLE_DEVICES": ""})) is None
+    assert machine.device_memory_bytes(Nvml(FakeNvml(starts=False))) is None
+
+
+def test_a_study_is_planned_for_the_memory_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_memory_bytes", lambda *_: 500)
+    monkeypatch.setattr(machine, "device_memory_bytes", lambda: 70)
+    assert this_machine(calibrate=False).memory_bytes == 70
+    monkeypatch.setattr(machine, "device_memory_bytes", lambda: None)
+    assert this_machine(calibrate=False).memory_bytes == 500
 
 
 def test_gpus_and_driver(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from bench.instruments import Probe
 from bench.record import Grade, Reading, reading
@@ -59,6 +60,7 @@ class FakeGpu:
     energy_mj: int | None = 5_000_000
     """None: the device has no counter."""
     power_mw: int | None = 200_000
+    free_bytes: int = 80 * 2**30
     dead: bool = False
 
 
@@ -95,6 +97,11 @@ class FakeNvml:
         if gpu.energy_mj is None:
             raise FakeNvmlError("Not Supported")
         return gpu.energy_mj
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
+        if gpu.dead:
+            raise FakeNvmlError("GPU is lost")
+        return SimpleNamespace(free=gpu.free_bytes, total=140 * 2**30)
 
     def nvmlDeviceGetPowerUsage(self, gpu: FakeGpu) -> int:
         if gpu.dead:
