@@ -218,6 +218,7 @@ class Adapting(Scheduled):
         self._since: tuple[float, int] | None = None
         """Clock and step at which the present size began to be timed."""
         self.micro = 0
+        memory.give_back()  # what an earlier training of this process left, as a warm-up does, is free for this one
         self._settle(self.allowed(), "the largest that memory allows")
         if config.memory is not None and config.memory < self._held_bytes + self._bytes_a_sequence:
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from lmopt import cost, cost_memory
-from lmopt.compute import pace
+from lmopt.compute import memory, pace
 from lmopt.compute.decisions import Decision, ReplayError, sha256_of, write_decisions
 from lmopt.compute.pace import Adapting, noise_scale
 from lmopt.data import batches
@@ -258,6 +258,12 @@ def test_it_begins_with_what_fits():
     assert Machine(100).pace().micro == 8
     assert Machine(4.5).pace().micro == 4
     assert Machine(0.1).pace().micro == 1
+
+
+def test_what_an_earlier_training_left_counts_as_free(monkeypatch):
+    machine = Machine(0.1)
+    monkeypatch.setattr(memory, "give_back", lambda: machine.free(4.5, first=True))
+    assert machine.pace().micro == 4
 
 
 def test_a_neighbour_that_takes_memory_makes_it_shrink_and_grow_back():
