@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmopt.arch.transformer import build
 from lmopt.compute import memory
@@ -137,6 +138,39 @@ def test_a_resumed_training_goes_on_where_it_stopped(kind, tmp_path):
     assert [step.loss for step in first + second] == pytest.approx([step.loss for step in steps], rel=1e-6)
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class Asked(TorchDispatchMode):
+    """Notes every operation that makes the program wait for a number from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        moved = name in ("_to_copy", "copy_") and any(
+            isinstance(x, Tensor) and x.is_cuda and isinstance(out, Tensor) and not out.is_cuda for x in args
+        )
+        on_device = any(isinstance(x, Tensor) and x.is_cuda for x in args)
+        if moved or (on_device and name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")):
+            self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TRAININGS | FEWER_BITS if kind != "noise_ramp"])
+def test_no_step_waits_for_a_number_of_the_device(kind):
+    """Between two readings of the loss. (The noise ramp decides by norms, and so reads them.)"""
+    recipe = described(**(TRAININGS | FEWER_BITS)[kind])
+    state = begin(recipe, DEVICE)
+    text = portions(recipe)
+    for number in range(4):
+        update = state.pace.next()
+        batch = loop._next_batch(state, update, text)
+        with Asked() as asked:
+            loop._update(state, batch, update, 1.0)
+        assert not asked.found or number == 0, asked.found
 
 
 def test_a_step_that_runs_out_of_memory_is_done_in_smaller_parts():
