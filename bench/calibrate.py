@@ -40,6 +40,14 @@ COPY_BYTES = 256 * 2**20
 TRAIN_SHAPE = {"layers": 4, "width": 256, "heads": 4, "vocab": 4096}
 """About 4M parameters: between the smallest suites and those that need an accelerator."""
 SPARSE_FFN = {"kind": "moe", "experts": 8, "top_k": 2}
+DEVICE_ROWS = 8192
+DEVICE_WIDTHS = (1024, 4096, 8192)
+"""The same of an accelerator. Work that fills a processor takes a GPU a few microseconds, less than its start: rates
+would be a fraction of what it reaches, MFU above 1, and a study said to take far too long."""
+DEVICE_TRAIN_SHAPE = {"layers": 6, "width": 1024, "heads": 16, "vocab": 16384, "context": 1024}
+"""About 94M parameters, four TFLOP a step."""
+DEVICE_TRAIN_SEQUENCES = 8
+DEVICE_TRAIN_LENGTH = 1024
 TRAIN_KINDS: dict[str, dict[str, object]] = {
     "fp32": {"precision": {"kind": "fp32"}},
     "bf16": {"precision": {"kind": "bf16"}},
@@ -59,7 +67,7 @@ BUSY_SHARE = 0.1
 """Share of the usable cores that other processes may take meanwhile. A load average of the last minute does not know
 what has just begun."""
 TIMEOUT_S = 300.0
-SCHEMA = 4
+SCHEMA = 5
 
 
 class CalibrationError(RuntimeError):
@@ -79,7 +87,7 @@ class Calibration(BaseModel):
     threads: int
     """Threads of torch when it was measured."""
     matmul_flops_per_s: dict[str, dict[int, float]]
-    """Precision -> width -> FLOP/s of (2048, width) x (width, width)."""
+    """Precision -> width -> FLOP/s of (2048, width) x (width, width), 8192 rows on an accelerator."""
     train_flops_per_s: dict[str, float]
     """`fp32`, `bf16`, `bf16+moe` -> FLOP/s of the training step of a small decoder, executed FLOPs."""
     fixed_s: dict[str, float]
@@ -165,13 +173,14 @@ def _measured_apart(env: str, *, busy: bool) -> Calibration:
     return Calibration.model_validate_json(done.stdout)
 
 
-def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, ...] = WIDTHS) -> Calibration:
-    """Measure the machine now."""
+def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, ...] | None = None) -> Calibration:
+    """Measure the machine now: its CUDA device if it has one."""
     import torch
 
     others_s, begin = _others_s(), clock()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    widths = widths or (WIDTHS if device == "cpu" else DEVICE_WIDTHS)
     rates = {
         precision: {width: _matmul_rate(getattr(torch, dtype), width, device, clock) for width in widths}
         for precision, dtype in PRECISIONS.items()
@@ -205,19 +214,22 @@ def _path(folder: Path | None, env: str) -> Path:
 
 
 def _matmul_rate(dtype: torch.dtype, width: int, device: str, clock: Clock) -> float:
-    """FLOP/s of (ROWS, width) x (width, width), the best of a few; 1 multiply-add is 2 FLOPs."""
+    """FLOP/s of (rows, width) x (width, width), the best of a few; 1 multiply-add is 2 FLOPs."""
     import torch
 
-    left = torch.ones(ROWS, width, dtype=dtype, device=device)
+    rows = ROWS if device == "cpu" else DEVICE_ROWS
+    left = torch.ones(rows, width, dtype=dtype, device=device)
     right = torch.ones(width, width, dtype=dtype, device=device)
-    return 2 * ROWS * width * width / _best_s(lambda: torch.mm(left, right), SLICE_S, device, clock)
+    return 2 * rows * width * width / _best_s(lambda: torch.mm(left, right), SLICE_S, device, clock)
 
 
 def _train_rate(parts: Mapping[str, object], device: str, clock: Clock) -> float:
     """Executed FLOP/s of the training step of a small decoder on random tokens."""
     from lmopt import cost
 
-    recipe = _small(parts, TRAIN_SHAPE, TRAIN_SEQUENCES, TRAIN_LENGTH)
+    on_cpu = (TRAIN_SHAPE, TRAIN_SEQUENCES, TRAIN_LENGTH)
+    on_device = (DEVICE_TRAIN_SHAPE, DEVICE_TRAIN_SEQUENCES, DEVICE_TRAIN_LENGTH)
+    recipe = _small(parts, *(on_cpu if device == "cpu" else on_device))
     step_s = _step_s(recipe, TRAIN_S, device, clock)
     return cost.train_flops_per_token(recipe).executed * recipe.batching.tokens / step_s
 

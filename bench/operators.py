@@ -1,8 +1,9 @@
 """What each operator of a training step costs: time from a profile, FLOPs and bytes from the operators dispatched.
 
 An operator of our own (`lmopt::...`) holds the time of everything it calls, as it holds its FLOPs; all other time
-belongs to the operator that spends it. Bytes are those of an operator's tensors, read and written once each: what must
-move at least, were nothing still in a cache.
+belongs to the operator that spends it. Where a device did the work, time is the device's: the program's own, and its
+waiting for the device, would count the same work again. Bytes are those of an operator's tensors, read and written once
+each: what must move at least, were nothing still in a cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -100,10 +102,13 @@ def operators(events: Iterable[Any], work: Mapping[str, Work], steps: int) -> li
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)
-    for event in events:
+    seen = list(events)
+    launching = [event for event in seen if not _is_kernel(event)]
+    on_device = len(launching) < len(seen)
+    for event in launching:
         owner = _owner(event)
         name = str(owner.name)
-        seconds[name] += _self_us(event) / US_PER_S
+        seconds[name] += (event.self_device_time_total if on_device else event.self_cpu_time_total) / US_PER_S
         calls[name] += owner is event
     nothing = Work(0.0, 0.0)
     found = [
@@ -128,6 +133,6 @@ def _owner(event: Any) -> Any:
     return owner
 
 
-def _self_us(event: Any) -> float:
-    """Microseconds in the operator itself, on the device where it ran on one."""
-    return float(event.self_device_time_total or event.self_cpu_time_total)
+def _is_kernel(event: Any) -> bool:
+    """Whether an event is what a device did. Its time stands with the operator that launched it, too."""
+    return event.device_type != DeviceType.CPU

@@ -10,17 +10,22 @@ from typing import Any
 POINTS = 400
 """Points kept of a timeline: more than a figure has pixels for."""
 US_PER_MS = 1000.0
+CPU = 0
+"""The processor among a trace's device types."""
 
 Point = tuple[float, int]
 """(milliseconds since the first allocation, bytes beyond those held then)."""
 
 
 def memory_timeline(trace: Path) -> list[Point]:
-    """Bytes of tensors over time; of each stretch of time the highest point is kept, so that no peak is lost."""
+    """Bytes of tensors over time: of the device's where there is one.
+
+    Of each stretch of time the highest point is kept, so that no peak is lost.
+    """
     events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted(
-        (float(event["ts"]), int(event["args"]["Bytes"])) for event in events if event.get("name") == "[memory]"
-    )
+    memory = [event for event in events if event.get("name") == "[memory]"]
+    on_device = [event for event in memory if event["args"].get("Device Type", CPU) != CPU]
+    changes = sorted((float(event["ts"]), int(event["args"]["Bytes"])) for event in on_device or memory)
     if not changes:
         return []
     start_us = changes[0][0]

@@ -227,7 +227,7 @@ def _mask(start: Sequence[int], count: int, like: Tensor) -> Tensor | bool | Non
 
 
 def _ready_kernels(device: torch.device) -> AbstractContextManager[object]:
-    """Attention without cuDNN on CUDA, which builds a plan of tens of milliseconds for each new pair of lengths.
+    """Attention without cuDNN on CUDA, which builds a plan for each new pair of lengths.
 
     A text that grows token by token meets a new one at every step, and drafts of changing lengths meet far more.
     """

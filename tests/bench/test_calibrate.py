@@ -13,6 +13,8 @@ import pytest
 from bench import calibrate
 from bench.api import this_machine
 from bench.calibrate import Calibration, better
+from lmopt import cost, cost_memory
+from lmopt.recipe import Recipe
 
 FACTS = {"kernel": "1", "load": [0.5, 0.0, 0.0], "cores": {"usable": 2}}
 BUSY = {**FACTS, "load": [4.0, 0.0, 0.0]}
@@ -42,6 +44,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(calibrate, "_measured_apart", measure)
     return asked
+
+
+def test_an_accelerator_is_given_enough_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Recipe] = []
+    monkeypatch.setattr(calibrate, "_step_s", lambda recipe, *_: asked.append(recipe) or 1.0)
+    for device in ("cpu", "cuda"):
+        calibrate._train_rate({}, device, lambda: 0)
+    flops = [cost.train_flops_per_token(recipe).executed * recipe.batching.tokens for recipe in asked]
+    assert flops[0] < 1e11
+    assert flops[1] > 2e12
+    assert cost_memory.peak_memory_bytes(asked[1]) < 8 * 2**30
+    product = 2 * calibrate.DEVICE_ROWS * max(calibrate.DEVICE_WIDTHS) ** 2
+    assert product > 1e12  # a millisecond at a petaflop a second
 
 
 def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from bench import calibrate, operators, timeline
 from bench.cli import main
@@ -64,7 +65,28 @@ def test_time_inside_our_operators_is_theirs() -> None:
 
 
 def event(name: str, self_us: float, parent: Any = None) -> Any:
-    return SimpleNamespace(name=name, self_cpu_time_total=self_us, self_device_time_total=0.0, cpu_parent=parent)
+    return SimpleNamespace(
+        name=name, self_cpu_time_total=self_us, self_device_time_total=0.0, cpu_parent=parent,
+        device_type=DeviceType.CPU,
+    )  # fmt: skip
+
+
+def test_time_of_a_device_is_its_kernels_once() -> None:
+    product, wait = event("aten::mm", 3.0), event("cudaDeviceSynchronize", 900.0)
+    product.self_device_time_total = 40.0
+    kernel = event("sm90_gemm", 0.0)
+    kernel.device_type, kernel.self_device_time_total = DeviceType.CUDA, 40.0
+    (found,) = operators.operators([product, wait, kernel], {}, steps=1)
+    assert (found.name, found.calls, round(1e6 * found.seconds, 6)) == ("aten::mm", 1, 40.0)
+
+
+def test_memory_over_time_is_the_device_s_where_there_is_one(tmp_path: Path) -> None:
+    events = [
+        {"name": "[memory]", "ts": 10.0 + n, "args": {"Bytes": size, "Device Type": kind}}
+        for n, (size, kind) in enumerate([(10**9, 0), (512, 1), (256, 1), (-(10**9), 0)])
+    ]
+    (tmp_path / "t.json").write_text(json.dumps({"traceEvents": events}))
+    assert [size for _, size in timeline.memory_timeline(tmp_path / "t.json")] == [512, 768]
 
 
 def test_the_roof_is_the_slower_of_products_and_memory() -> None:
