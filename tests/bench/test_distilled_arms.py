@@ -158,7 +158,7 @@ def test_an_interrupted_student_goes_on_with_its_own_teacher_to_the_same_bits(tm
     workloads.save(stopped, tmp_path / "checkpoint")
     again = workloads.resume(tmp_path / "checkpoint", student, tmp_path / "teacher")
     assert again is not None
-    rest = [step.loss for step in workloads.train(again, batches(3))]
+    rest = [step.loss for step in workloads.train(again, batches(again.pace.portions))]
     assert first + rest == trained("teacher") != trained("other")
 
 
