@@ -149,6 +149,7 @@ def _moe_cost(ffn: Moe, width: int, tokens: int | None) -> FfnCost:
         router_flops_per_token=2 * scores,
         noise_flops_per_token=2 * scores if noisy else 0,
         padding_flops_per_token=2 * expert * (rows - ffn.top_k),
+        last_product_flops_per_token=2 * width * ffn.shared * hidden,
         activations_per_token=round(
             rows * (2 * width + matrices * hidden) + width + 4 * ffn.experts + ffn.shared * matrices * hidden
         ),
@@ -205,7 +206,7 @@ def train_flops(recipe: Recipe, length: int, device: str = "cpu", tokens: int | 
     backward = BACKWARD_MODEL if keeps_probabilities(device, length) else ATTENTION_BACKWARD_EXECUTED
     taught = teacher_flops(recipe, length)
     return TrainFlops(
-        executed=linear + padding + (1 + backward) * attention + recomputed_flops(recipe, length) + taught,
+        executed=linear + padding + (1 + backward) * attention + recomputed_flops(recipe, length, tokens) + taught,
         model=linear + (1 + BACKWARD_MODEL) * attention + taught,
     )
 
@@ -219,18 +220,22 @@ def teacher_flops(recipe: Recipe, length: int) -> float:
     return forward.total - (0 if recipe.objective.probabilities else forward.head)
 
 
-def recomputed_flops(recipe: Recipe, length: int) -> float:
+def recomputed_flops(recipe: Recipe, length: int, tokens: int | None = None) -> float:
     """Forward FLOPs of one sequence that are done a second time, because activations were not kept.
 
-    A layer that is left out by chance is not computed again either.
+    A layer that is left out by chance is not computed again either. Empty rows of experts and a router's noise are.
+
+    Args:
+        tokens: of the forward pass that the sequence is part of. Default: it is alone.
     """
     if not isinstance(recipe.activations, Recompute):
         return 0
     forward, layers = forward_flops(recipe, length), recipe.model.layers
     # an 8-bit product is one function with its quantising: it has to end before what backward needs of it is there
     stops_before = 0 if isinstance(recipe.precision, Int8) else 1
-    skipped = layers * length * ffn_cost(recipe.ffn, recipe.model.width).last_product_flops_per_token * stops_before
-    again = forward.total - forward.head - skipped
+    ffn = ffn_cost(recipe.ffn, recipe.model.width, tokens or length)
+    beside = ffn.padding_flops_per_token + ffn.noise_flops_per_token - stops_before * ffn.last_product_flops_per_token
+    again = forward.total - forward.head + layers * length * beside
     every = recipe.activations.every
     return again * sum(1 - left_out for left_out in recipe.objective.layer_dropout(layers)[::every]) / layers
 

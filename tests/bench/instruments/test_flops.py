@@ -24,6 +24,7 @@ from lmopt.recipe import (
     Model,
     Moe,
     Recipe,
+    Recompute,
     Relu2,
     SwiGlu,
     Wasteful,
@@ -69,6 +70,15 @@ def test_all_counts_are_equal(described):
     assert found.disagreement is None
     assert found.params_total == cost.parameters(described).total
     assert found.params_active == cost.parameters(described).active
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_computed_again_is_counted_in_every_kind(kind):
+    described = KINDS[kind].model_copy(update={"activations": Recompute()})
+    model = build(described, seed=0)
+    builder(described.precision)(described.precision).prepare(model)
+    found = flops.count(model, described)
+    assert found.train.closed == found.train.dispatched
 
 
 def test_exits_are_counted_and_layer_dropout_is_what_it_is_on_average():
