@@ -130,7 +130,7 @@ def _traced(step: Callable[[], object], steps: int, trace: Path) -> Any:
     from torch.profiler import profile as torch_profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    with torch_profile(activities=activities, profile_memory=True, record_shapes=False) as profiler:
+    with torch_profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         for _ in range(steps):
             step()
     profiler.export_chrome_trace(str(trace))

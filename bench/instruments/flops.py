@@ -12,6 +12,7 @@ A model whose shapes depend on data (the plain expert loop) runs for real, once,
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -211,7 +212,9 @@ def dispatched(
         with FakeTensorMode() as mode:
             return _dispatched(*twins(mode.from_tensor), length, backward, autocast, loss_of)
     except NEEDS_DATA:
-        return _dispatched(*twins(lambda tensor: tensor), length, backward, autocast, loss_of)
+        pass
+    gc.collect()  # what was begun holds hooks on saved tensors until it is gone: torch 2.11's checkpointed blocks do
+    return _dispatched(*twins(lambda tensor: tensor), length, backward, autocast, loss_of)
 
 
 def _dispatched(
