@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import gc
 import os
-import statistics
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from bench import interruption, workloads
+from bench import interruption, trainmetrics, workloads
 from bench.casefolder import Job, Outcome, Progress
 from bench.evaluate import items
 from bench.instruments import flops
@@ -107,21 +105,20 @@ def _train(job: Job, folder: Path) -> Outcome:
     if job.case.purpose != "tune":  # nobody builds on a trial's weights
         workloads.save_model(state, folder / "model")
 
-    metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
+    metrics |= trainmetrics.training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
     metrics |= _validation_metrics(job, state, folder)
     router = state.model.report()
-    metrics |= _router_metrics(router)
+    metrics |= trainmetrics.router_metrics(router)
     detail = {
         "tokens": log.tokens,
         "steps": state.step,
         "curve": log.points,
-        "counts": _counts_detail(counts, recipe),
+        "counts": trainmetrics.counts_detail(counts, recipe),
         "router": router,
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
+        **trainmetrics.compiled_detail(state),
     }
-    if recipe.compile:
-        detail["compiled"] = {"is": state.eager is not None, "reason": state.not_compiled}
     if state.pace.decisions:
         detail["batching"] = [asdict(one) for one in state.pace.decisions]
         write_decisions(state.pace.decisions, folder / "batching.jsonl")
@@ -156,18 +153,18 @@ def _sample(job: Job, folder: Path) -> Outcome:
     window.start()
     pull(steps, state, log, window, None, Progress(folder, total=state.total_steps))
     metrics = window.stop()
-    metrics |= _training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
+    metrics |= trainmetrics.training_metrics(job, counts, log, compile_s + log.compile_s, metrics["energy_j"])
     reason = f"not measurable at this budget: {len(log.durations_s)} steps are no training"
     metrics |= {name: missing(unit, reason) for name, unit in QUALITY.items()}
     router = state.model.report()
-    metrics |= _router_metrics(router)
+    metrics |= trainmetrics.router_metrics(router)
     detail = {
         "tokens": log.tokens,
         "steps": len(log.durations_s),
         "steps_s": log.durations_s,
         "predicted_memory_bytes": job.case.estimate.peak_memory_bytes,
-        **({"compiled": {"is": state.eager is not None, "reason": state.not_compiled}} if recipe.compile else {}),
-        "counts": _counts_detail(counts, recipe),
+        **trainmetrics.compiled_detail(state),
+        "counts": trainmetrics.counts_detail(counts, recipe),
         "router": router,
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
@@ -212,16 +209,6 @@ def _counts(state: TrainState, horizon: float) -> dict[int, FlopCounts]:
 def _lengths(recipe: Recipe, horizon: float) -> list[int]:
     """Lengths of sequences in a training, ascending; the full one among them."""
     return sorted({phase.length for phase in recipe.phases(horizon)} | {recipe.batching.length})
-
-
-def _counts_detail(counts: Mapping[int, FlopCounts], recipe: Recipe) -> dict[str, Any]:
-    """The three counts of the full length; of shorter ones where there are any, and whatever disagrees."""
-    detail = counts[recipe.batching.length].to_dict()
-    shorter = {str(length): count.to_dict() for length, count in counts.items() if length != recipe.batching.length}
-    if not shorter:
-        return detail
-    found = [one.disagreement for one in counts.values() if one.disagreement]
-    return detail | {"shorter": shorter, "agree": not found, "disagreement": "; ".join(found) or None}
 
 
 def _warm_up(recipe: Recipe, seed: int, data: Path) -> float:
@@ -269,54 +256,6 @@ def pull(
 def drop(steps: Iterator[Step], count: int) -> float:
     """Pull steps that are not timed; returns the seconds of compiling among them."""
     return sum(next(steps).notes.get("compile_time_s", 0.0) for _ in range(count))
-
-
-def _training_metrics(
-    job: Job, by_length: Mapping[int, FlopCounts], log: TrainLog, compile_s: float, energy: Reading
-) -> dict[str, Reading]:
-    """FLOPs by count, times by stopwatch, joules a token, share of the machine's peak."""
-    counts = by_length[max(by_length)]
-    executed = sum(by_length[length].train_flops_per_token * tokens for length, tokens in log.tokens_by_length.items())
-    model_flops = sum(
-        by_length[length].train_model_flops_per_token * tokens for length, tokens in log.tokens_by_length.items()
-    )
-    per_token = executed / log.tokens if len(by_length) > 1 else counts.train_flops_per_token
-    step_s = statistics.median(log.durations_s) if log.durations_s else None
-    metrics = {
-        "train_flops": reading(executed, "FLOP", "counted"),
-        "train_model_flops": reading(model_flops, "FLOP", "counted"),
-        "train_flops_per_token": reading(per_token, "FLOP/token", "counted"),
-        "infer_flops_per_token": reading(counts.infer_flops_per_token, "FLOP/token", "counted"),
-        "train_time_s": reading(log.elapsed_s, "s", "timed", "host"),
-        "tokens_per_s": reading(log.tokens / log.elapsed_s, "token/s", "timed", "host"),
-        "step_time_s": reading(step_s, "s", "timed", "host"),
-        "compile_time_s": reading(compile_s, "s", "timed", "host"),
-        "params_total": reading(counts.params_total, "1", "counted"),
-        "params_active": reading(counts.params_active, "1", "counted"),
-        "mfu": missing("1", "the peak of this machine was not measured"),
-    }
-    if job.flops_per_s_peak:
-        metrics["mfu"] = reading(model_flops / log.elapsed_s / job.flops_per_s_peak, "1", "timed", "host")
-    if energy.value is None or energy.grade is None:
-        metrics["energy_j_per_token"] = missing("J/token", energy.reason or "no energy", energy.scope)
-    else:
-        metrics["energy_j_per_token"] = reading(energy.value / log.tokens, "J/token", energy.grade, energy.scope)
-    return metrics
-
-
-def _router_metrics(report: Mapping[str, float]) -> dict[str, Reading]:
-    """What the routers did in the last step, over all layers; nothing for a dense model."""
-
-    def layers(name: str) -> list[float]:
-        return [value for key, value in report.items() if key.partition("/")[2] == name]
-
-    over = {"router_entropy": ("router_entropy", fmean, "nat/token"), "expert_load_max": ("load_max", max, "1"),
-            "drop_rate": ("drop_rate", fmean, "1")}  # fmt: skip
-    return {
-        metric: reading(summary(found), unit, "counted")
-        for metric, (name, summary, unit) in over.items()
-        if (found := layers(name))
-    }
 
 
 def _validation_metrics(job: Job, state: TrainState, folder: Path) -> dict[str, Reading]:
