@@ -6,7 +6,7 @@ prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bench.case import Case, identify
@@ -24,6 +24,8 @@ TEXTS_AT_ONCE = 64
 """Texts read together where quality is judged (bench.writers.BATCH)."""
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8_dynamic": 1}
 """Of a weight in a format that is decoded with."""
+TEXT_BYTES_A_TOKEN = 3
+"""Of a store of texts, at least: what a vocabulary of a thousand gets from English."""
 CHECKED = ("fp32", "fp32")
 """Formats in which counts and texts are checked: two sides stand beside each other."""
 
@@ -94,12 +96,20 @@ def memory_bytes(case: Case) -> int:
     held = _model_bytes(case.recipe, [*formats, *CHECKED])
     if case.spec.get("draft_recipe"):
         held += _model_bytes(Recipe.model_validate(case.spec["draft_recipe"]), [formats[1], *CHECKED])
+    held += _store_bytes(case.spec["decoding"].get("draft") or {})
     model, length = case.recipe.model, case.spec["prompt_tokens"] + case.spec["new_tokens"]
     cache = TEXTS_AT_ONCE * length * 2 * model.layers * model.key_heads * model.head_width * 4
     states = (
         TEXTS_AT_ONCE * length * 4 * (cost.ffn_cost(case.recipe.ffn, model.width).activations_per_token + model.width)
     )
     return round(held + cache + states) + RUNTIME_BYTES
+
+
+def _store_bytes(draft: Mapping[str, Any]) -> float:
+    """Texts that drafts are looked up in: their tables, and what sorting a table takes."""
+    if not draft.get("corpus"):
+        return 0.0
+    return draft["corpus"] / TEXT_BYTES_A_TOKEN * (16 * draft["longest"] + 60)
 
 
 def _model_bytes(recipe: Recipe, formats: list[str]) -> float:

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def generate(job: Job, folder: Path) -> Outcome:
     models = writers.own_models(spec) if "own" in spec else writers.models(trained)
     prompt, new = int(spec["prompt_tokens"]), int(spec["new_tokens"])
     decoding, found = writers.described(spec["decoding"]), dict[str, Any]()
+    begin_s = time.perf_counter()
+    if (store := writers.store(corpus / "data", decoding)) is not None:
+        models = replace(models, store=store)
+        found["store"] = {"tokens": store.tokens, "bytes": store.nbytes, "build_s": time.perf_counter() - begin_s}
     curve = None
     if isinstance(decoding, EarlyExit):
         curve = writers.curve(decoding, models, texts, prompt, told=_told(progress, "calibrating"))

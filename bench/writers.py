@@ -21,15 +21,17 @@ from bench.ownmodel import folder_of
 from lmopt.arch import hfcheckpoint, interchange
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
-from lmopt.data import tokenizer, validation
+from lmopt.data import sample, tokenizer, validation
 from lmopt.infer import exactness
 from lmopt.infer.calibration import FULL_DEPTH, Calibration, calibrate
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.decoding import Write, exit_rule
+from lmopt.infer.decoding import Aid, Write, exit_rule
 from lmopt.infer.early_exit import ExitRule
 from lmopt.infer.forced import Forced, forced
 from lmopt.infer.generate import written
+from lmopt.infer.ngramstore import NgramStore
 from lmopt.recipe import Decoding, EarlyExit, Speculative, Technique, builder
+from lmopt.techniques.decoding import LookupDraft
 from lmopt.train import checkpoint
 
 DECODINGS: TypeAdapter[Technique] = TypeAdapter(Decoding)  # pyright: ignore[reportInvalidTypeForm]
@@ -59,6 +61,8 @@ class Models:
 
     target: Transformer
     draft: Transformer | None
+    store: NgramStore | None = None
+    """Texts that drafts are looked up in, where a decoding asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +127,28 @@ def writer(decoding: Any, models: Models, weights: str | None = None) -> Writer:
     """A decoding over weights that are cast and laid out now; `weights` overrides its format."""
     config = decoding if weights is None else decoding.model_copy(update={"weights": weights})
     decoder = Decoder(models.target, config.weights)
-    by_model = isinstance(config, Speculative) and config.draft.kind == "model"
-    draft = Decoder(models.draft, config.weights) if by_model and models.draft is not None else None
-    return Writer(config, decoder, builder(config)(config, decoder, draft))
+    return Writer(config, decoder, builder(config)(config, decoder, _aid(config, models, config.weights)))
+
+
+def _aid(config: Any, models: Models, weights: Any) -> Aid:
+    """What a draft needs beside the target."""
+    if not isinstance(config, Speculative):
+        return None
+    if config.draft.kind == "model" and models.draft is not None:
+        return Decoder(models.draft, weights)
+    return models.store
+
+
+def store(corpus: Path, decoding: Any) -> NgramStore | None:
+    """The training text of a corpus to look drafts up in, where a way of decoding asks for it.
+
+    Raises:
+        DataError: the corpus is not finished, or damaged.
+    """
+    draft = getattr(decoding, "draft", None)
+    if not isinstance(draft, LookupDraft) or draft.corpus is None:
+        return None
+    return NgramStore(sample.tokens(corpus, most_bytes=draft.corpus), draft.longest)
 
 
 # --- texts ---------------------------------------------------------------------------------------
@@ -248,9 +271,9 @@ def exact_in_float32(
         "texts": found.texts, "identical": found.identical, "tied": found.tied, "wrong": found.wrong,
     }  # fmt: skip
     if isinstance(ours.config, Speculative):
-        draft = Decoder(models.draft, "fp32") if models.draft is not None else None
         prompt = prompts[0][:SAMPLED_PROMPT]
-        facts["sampled_distance"] = exactness.sampled_distance(ours.config, ours.decoder, draft, prompt)
+        aid = _aid(ours.config, models, "fp32")
+        facts["sampled_distance"] = exactness.sampled_distance(ours.config, ours.decoder, aid, prompt)
     return facts
 
 

@@ -5,11 +5,12 @@
 A model of random weights does all the work of decoding, and its choices are replaced by the words of a real text: what
 is timed is a model that would write exactly that text. How often a looked-up draft is kept is then a property of the
 text alone. Texts: modules of the Python standard library (code), and the reference manual that pydoc shows (prose).
-Each is continued from its first tokens, plain and speculative in turn, A B B A; with one thread the clock is processor
-time.
+Each is continued from its first tokens: plain, with drafts looked up in the text itself, and with drafts looked up in
+a store of the other texts of its kind, too (for code all modules of the library, tests excluded), in turn, A B C C B A;
+with one thread the clock is processor time.
 
 Printed, by kind of text: the ratio of seconds a token (plain over speculative) with a 95 % t interval over texts, the
-share of drafts that was kept, and tokens a call.
+share of drafts that was kept, tokens a call, and how large the store is.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +38,9 @@ from lmopt.compute.memory import tune_allocator
 from lmopt.data import tokenizer
 from lmopt.data.spec import Bpe
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.drafts import LookupDraft
 from lmopt.infer.generate import generate
+from lmopt.infer.lookup import LookupDraft
+from lmopt.infer.ngramstore import NgramStore
 from lmopt.infer.sampling import seeded
 from lmopt.infer.sequence import Text
 from lmopt.infer.speculative import CachedTarget, DraftLength, rounds
@@ -71,65 +75,93 @@ def plain_s(decoder: Decoder, script: Sequence[int], prompt: int, clock: Clock) 
 
 
 def lookup_s(
-    decoder: Decoder, script: list[int], prompt: int, draft_tokens: int, clock: Clock
+    decoder: Decoder, script: list[int], args: argparse.Namespace, store: NgramStore | None, clock: Clock
 ) -> tuple[float, int, int, int]:
     """Seconds a token behind the first; tokens drafted, kept, and calls."""
-    text = Text(script[:prompt], prompt, len(script), (), seeded(0))
-    draft = LookupDraft(decoder.vocab)
-    lengths = DraftLength(draft_tokens, draft.cost + decoder.row_cost)
-    steps = rounds(Scripted(decoder, script), draft, text, lengths, Sampling())
+    text = Text(script[: args.prompt], args.prompt, len(script), (), seeded(0))
+    draft = LookupDraft(decoder.vocab, store=store, row_cost=decoder.row_cost)
+    steps = rounds(Scripted(decoder, script), draft, text, DraftLength(args.draft_tokens, 0.0, False), Sampling())
     next(steps)
     start_s = clock()
     done = list(steps)
     taken_s = clock() - start_s
     assert text.tokens == script, "it must write the script"
     drafted, kept = (sum(getattr(one, name) for one in done) for name in ("drafted", "kept"))
-    return taken_s / (len(script) - prompt - 1), drafted, kept, len(done)
+    return taken_s / (len(script) - args.prompt - 1), drafted, kept, len(done)
 
 
-def texts(kind: str, length: int, count: int, words: Any) -> list[list[int]]:
-    """The first tokens of so many texts that are long enough."""
-    found: list[list[int]] = []
-    for text in _code() if kind == "code" else _prose():
-        tokens = words.encode(text).ids[:length]
-        if len(tokens) == length:
-            found.append(tokens)
-        if len(found) == count:
-            return found
-    raise SystemExit(f"only {len(found)} texts of {length} tokens ({kind}); hint: lower --texts, --prompt or --new")
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one kind, in tokens."""
+
+    scripts: list[list[int]]
+    """The first tokens of those that are written."""
+    others: list[list[int]]
+    """All others, whole."""
 
 
-def _code() -> list[str]:
+def texts(kind: str, length: int, count: int, words: Any) -> Texts:
+    """The first texts that are long enough are written, none of them is in the store."""
+    scripts: list[list[int]] = []
+    others: list[list[int]] = []
+    for text in _library() if kind == "code" else _prose():
+        tokens = words.encode(text).ids
+        if len(tokens) >= length and len(scripts) < count:
+            scripts.append(tokens[:length])
+        else:
+            others.append([*tokens, 0])
+    if len(scripts) < count:
+        raise SystemExit(
+            f"only {len(scripts)} texts of {length} tokens ({kind}); hint: lower --texts, --prompt or --new"
+        )
+    return Texts(scripts, others)
+
+
+def _library() -> list[str]:
+    """Modules of the standard library, those at the top first."""
     folder = Path(sysconfig.get_path("stdlib"))
-    return [path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*.py"))]
+    skipped = {"site-packages", "dist-packages", "test", "tests", "pydoc_data"}
+    found = [path for path in folder.rglob("*.py") if not skipped & set(path.relative_to(folder).parts)]
+    found.sort(key=lambda path: (len(path.parts), path))
+    return [path.read_text(encoding="utf-8", errors="ignore") for path in found]
 
 
 def _prose() -> list[str]:
     return [topics[name] for name in sorted(topics)]
 
 
-def compare(decoder: Decoder, scripts: list[list[int]], args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
-    """Ratio of plain over speculative, text by text."""
-    ratios: list[float] = []
-    totals = [0, 0, 0]
-    for script in scripts:
-        sums = {"plain": 0.0, "lookup": 0.0}
-        for side in ("plain", "lookup", "lookup", "plain"):
+def compare(decoder: Decoder, found: Texts, args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    """Ratios of plain over each way of looking up, text by text."""
+    begin_s = time.perf_counter()
+    store = NgramStore(np.concatenate([np.array(text, np.uint32) for text in found.others]), 4)
+    result: dict[str, Any] = {
+        "texts": len(found.scripts),
+        "store": {"tokens": store.tokens, "MB": store.nbytes // 10**6, "s": round(time.perf_counter() - begin_s, 1)},
+    }
+    stores = {"text": None, "text and store": store}
+    ratios: dict[str, list[float]] = {name: [] for name in stores}
+    totals = {name: [0, 0, 0] for name in stores}
+    for script in found.scripts:
+        sums = dict.fromkeys(["plain", *stores], 0.0)
+        for side in [*sums, *reversed(sums)]:
             if side == "plain":
                 sums[side] += plain_s(decoder, script, args.prompt, clock)
                 continue
-            taken_s, *counts = lookup_s(decoder, script, args.prompt, args.draft_tokens, clock)
+            taken_s, *counts = lookup_s(decoder, script, args, stores[side], clock)
             sums[side] += taken_s
-            totals = [total + one for total, one in zip(totals, counts, strict=True)]
-        ratios.append(sums["plain"] / sums["lookup"])
-    effect = mean_of([math.log(ratio) for ratio in ratios])
-    drafted, kept, calls = totals
-    return {
-        "texts": len(scripts), "ratio": round(math.exp(effect.low), 3),
-        "interval": [round(math.exp(bound), 3) for bound in (effect.lower(ALPHA), effect.upper(ALPHA))],
-        "median": round(statistics.median(ratios), 3), "kept_share": round(kept / drafted, 3) if drafted else None,
-        "tokens_per_call": round(2 * len(scripts) * (len(scripts[0]) - args.prompt - 1) / calls, 3),
-    }  # fmt: skip
+            totals[side] = [total + one for total, one in zip(totals[side], counts, strict=True)]
+        for name, values in ratios.items():
+            values.append(sums["plain"] / sums[name])
+    for name, values in ratios.items():
+        effect = mean_of([math.log(ratio) for ratio in values])
+        drafted, kept, calls = totals[name]
+        result[name] = {
+            "ratio": round(math.exp(effect.low), 3),
+            "interval": [round(math.exp(bound), 3) for bound in (effect.lower(ALPHA), effect.upper(ALPHA))],
+            "median": round(statistics.median(values), 3), "kept_share": round(kept / drafted, 3) if drafted else None,
+            "tokens_per_call": round(2 * len(found.scripts) * (args.new - 1) / calls, 3),
+        }  # fmt: skip
+    return result
 
 
 def main() -> None:
@@ -147,7 +179,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tune_allocator()
     clock = time.process_time if args.threads == 1 else time.perf_counter
-    words = tokenizer.train([*_code()[::3], *_prose()], Bpe(vocab=args.vocab))
+    words = tokenizer.train([*_library()[::9], *_prose()], Bpe(vocab=args.vocab))
     length = args.prompt + args.new
     shape = Model(
         layers=args.layers, width=args.width, heads=args.width // 64, vocab=words.get_vocab_size(), context=length
@@ -156,9 +188,9 @@ def main() -> None:
     decoder = Decoder(transformer.build(recipe, seed=0).eval(), args.format)
     result: dict[str, Any] = {"format": args.format, "threads": args.threads, "draft_tokens": args.draft_tokens}
     for kind in ("code", "prose"):
-        scripts = texts(kind, length, args.texts, words)
-        plain_s(decoder, scripts[0], args.prompt, clock)  # warm-up
-        result[kind] = compare(decoder, scripts, args, clock)
+        found = texts(kind, length, args.texts, words)
+        plain_s(decoder, found.scripts[0], args.prompt, clock)  # warm-up
+        result[kind] = compare(decoder, found, args, clock)
         print(json.dumps({kind: result[kind]}), file=sys.stderr)
     print(json.dumps(result, indent=1))
 

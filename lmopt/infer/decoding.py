@@ -1,6 +1,6 @@
 """From a description of how to decode to something that writes: one function for every kind.
 
-write = builder(decoding)(decoding, target, draft)
+write = builder(decoding)(decoding, target, aid)
 for step in write(prompt, max_new=64): ...
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from lmopt.infer import drafts
+from lmopt.infer import drafts, lookup
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.early_exit import ExitRule, generate_early
 from lmopt.infer.generate import generate
+from lmopt.infer.ngramstore import NgramStore
 from lmopt.infer.sequence import Decoded
 from lmopt.infer.speculative import Draft, speculate
 from lmopt.techniques.decoding import EarlyExit, ExitDraft, LookupDraft, OneByOne, Sampling, Speculative
+
+Aid = Decoder | NgramStore | None
+"""What a draft may need beside the target: a smaller model, or a store of other texts."""
 
 
 class Write(Protocol):
@@ -26,7 +30,7 @@ class Write(Protocol):
     ) -> Iterator[Decoded]: ...
 
 
-def one_by_one(_config: OneByOne, target: Decoder, _draft: Decoder | None = None) -> Write:
+def one_by_one(_config: OneByOne, target: Decoder, _aid: Aid = None) -> Write:
     """A token a pass."""
 
     def write(prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0):
@@ -35,7 +39,7 @@ def one_by_one(_config: OneByOne, target: Decoder, _draft: Decoder | None = None
     return write
 
 
-def early_exit(config: EarlyExit, target: Decoder, _draft: Decoder | None = None) -> Write:
+def early_exit(config: EarlyExit, target: Decoder, _aid: Aid = None) -> Write:
     """Each token at its own depth.
 
     Raises:
@@ -63,20 +67,20 @@ def exit_rule(config: EarlyExit) -> ExitRule:
     return ExitRule(config.exits, config.threshold, config.measure)
 
 
-def speculative(config: Speculative, target: Decoder, draft: Decoder | None = None) -> Write:
+def speculative(config: Speculative, target: Decoder, aid: Aid = None) -> Write:
     """Drafts that the target checks; a new draft for every text, for drafts remember what they have read.
 
     Args:
-        draft: the smaller model, where the description names one.
+        aid: the smaller model, or the store of other texts, where the description names one.
 
     Raises:
-        ValueError: a model shall draft and none is given, or it has another vocabulary.
+        ValueError: as `new_draft`.
     """
-    new_draft(config, target, draft, capacity=1)  # what cannot fit is said before anything is written
+    new_draft(config, target, aid, capacity=1)  # what cannot fit is said before anything is written
 
     def write(prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0):
         room = min(len(prompt) + max_new, target.model.context)
-        proposer = new_draft(config, target, draft, capacity=room)
+        proposer = new_draft(config, target, aid, capacity=room)
         return speculate(
             target, proposer, prompt, max_new=max_new, draft_tokens=config.draft_tokens, adaptive=config.adaptive,
             sampling=sampling, seed=seed,
@@ -85,17 +89,22 @@ def speculative(config: Speculative, target: Decoder, draft: Decoder | None = No
     return write
 
 
-def new_draft(config: Speculative, target: Decoder, draft: Decoder | None, *, capacity: int) -> Draft:
+def new_draft(config: Speculative, target: Decoder, aid: Aid, *, capacity: int) -> Draft:
     """What proposes tokens for one text of at most `capacity` tokens.
 
     Raises:
-        ValueError: a model shall draft and none is given, it has another vocabulary, or the exit lies beyond the model.
+        ValueError: a model shall draft, or a store be looked in, and none is given; the model has another vocabulary;
+            or the exit lies beyond the model.
     """
     described = config.draft
     if isinstance(described, LookupDraft):
-        return drafts.LookupDraft(target.vocab, described.longest, described.shortest)
+        store = aid if isinstance(aid, NgramStore) else None
+        if described.corpus is not None and store is None:
+            raise ValueError("drafts shall be looked up in a corpus, and no store of one was given")
+        row_cost = target.row_cost if config.adaptive else None
+        return lookup.LookupDraft(target.vocab, described.longest, described.shortest, store=store, row_cost=row_cost)
     if isinstance(described, ExitDraft):
         return drafts.ExitDraft(target, exit_layer=described.layer, capacity=capacity)
-    if draft is None:
+    if not isinstance(aid, Decoder):
         raise ValueError(f"the model of {described.arm!r} shall draft, and none was given")
-    return drafts.ModelDraft(draft, target, capacity=min(capacity, draft.model.context))
+    return drafts.ModelDraft(aid, target, capacity=min(capacity, aid.model.context))

@@ -1,4 +1,4 @@
-"""Where drafted tokens come from: a smaller model, the target's own first layers, or the text itself.
+"""Models that draft: a smaller one, or the target's own first layers. (What is looked up: `lmopt.infer.lookup`.)
 
 Letters: V vocabulary, G drafted tokens, B = 1 sequence, T positions, D width.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.sampling import Choose, probabilities
@@ -32,6 +31,8 @@ def draw(
 class ModelDraft:
     """A smaller model with the target's vocabulary."""
 
+    is_own_judge = False
+
     def __init__(self, decoder: Decoder, target: Decoder, *, capacity: int | None = None) -> None:
         if decoder.vocab != target.vocab:
             raise ValueError(
@@ -52,55 +53,14 @@ class ModelDraft:
         return self.reader.check(tokens, [])[0]
 
 
-class LookupDraft:
-    """What followed the same last tokens earlier in this text (prompt lookup; Saxena 2023)."""
-
-    cost = 0.0
-
-    def __init__(self, vocab: int, longest: int = 3, shortest: int = 1) -> None:
-        if not 1 <= shortest <= longest:
-            raise ValueError(f"n-grams of {shortest} to {longest} tokens: 1 <= shortest <= longest is needed")
-        self.vocab, self.longest, self.shortest = vocab, longest, shortest
-        self.text: list[int] = []
-        self.ends: dict[tuple[int, ...], int] = {}
-        """n-gram -> the position behind its latest occurrence that something follows."""
-
-    def propose(self, tokens: Sequence[int], count: int, sampling: Sampling, choose: Choose) -> Proposal:  # noqa: ARG002
-        """Each token is proposed with certainty: it stays with the target's own probability for it."""
-        found: list[int] = []
-        if count:
-            self._read(tokens)
-            start = self._latest(tokens)
-            if start is not None:  # what ends in the middle of a repetition goes on repeating, as LZ77 copies
-                for place in range(start, start + count):
-                    found.append(tokens[place] if place < len(tokens) else found[place - len(tokens)])
-        q_GV = functional.one_hot(torch.tensor(found, dtype=torch.int64), self.vocab).float()
-        return Proposal(found, q_GV)
-
-    def _read(self, tokens: Sequence[int]) -> None:
-        """Note every n-gram that ends before the last token."""
-        if list(tokens[: len(self.text)]) != self.text:
-            self.text, self.ends = [], {}
-        for end in range(len(self.text), len(tokens)):
-            for size in range(self.shortest, min(self.longest, end) + 1):
-                self.ends[tuple(tokens[end - size : end])] = end
-        self.text = list(tokens)
-
-    def _latest(self, tokens: Sequence[int]) -> int | None:
-        """Where what follows begins, after the longest n-gram of the text's end that occurred before."""
-        for size in range(min(self.longest, len(tokens)), self.shortest - 1, -1):
-            start = self.ends.get(tuple(tokens[-size:]))
-            if start is not None:
-                return start
-        return None
-
-
 class ExitDraft:
     """The target's own first layers, then its head (LayerSkip, arXiv 2404.16710, section 4.3).
 
     Drafting and checking share one cache and one pass: a check goes on from the states where the drafts left, so the
     first layers are never run twice. It therefore is its own `Target`.
     """
+
+    is_own_judge = False
 
     def __init__(self, decoder: Decoder, *, exit_layer: int, capacity: int | None = None) -> None:
         if not 1 <= exit_layer < len(decoder.layers):

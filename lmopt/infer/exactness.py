@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.decoding import new_draft
+from lmopt.infer.decoding import Aid, new_draft
 from lmopt.infer.outcomes import outcomes
 from lmopt.infer.sampling import Choose, probabilities
 from lmopt.infer.sequence import Text
@@ -66,16 +66,16 @@ def _tie(decoder: Decoder, text: Sequence[int], one: int, two: int) -> bool:
 
 
 def sampled_distance(
-    config: Speculative, target: Decoder, draft: Decoder | None, prompt: Sequence[int], *, new: int = CHECKED_TOKENS
+    config: Speculative, target: Decoder, aid: Aid, prompt: Sequence[int], *, new: int = CHECKED_TOKENS
 ) -> float:
     """Half the sum of |P - Q| over all texts of `new` tokens: P of speculation, Q of one token after the other.
 
     Both are computed, not sampled: every way in which the coins may fall is run. Zero but for rounding.
     """
-    length = len(prompt) + new
+    length, always = len(prompt) + new, config.model_copy(update={"adaptive": False})
 
     def speculate(text: Text) -> None:
-        proposer = new_draft(config, target, draft, capacity=length)
+        proposer = new_draft(always, target, aid, capacity=length)
         check = proposer if isinstance(proposer, Target) else CachedTarget(target, capacity=length)
         for _ in rounds(check, proposer, text, DraftLength(new - 1, proposer.cost, adaptive=False), CHECKED):
             pass

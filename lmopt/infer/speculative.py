@@ -43,6 +43,8 @@ class Draft(Protocol):
 
     cost: float
     """Time of drafting one token as a share of the target's time for one (c of 2211.17192)."""
+    is_own_judge: bool
+    """Whether it proposes fewer tokens by itself where that is faster: it knows more of each than a running share."""
 
     def propose(self, tokens: Sequence[int], count: int, sampling: Sampling, choose: Choose) -> Proposal:
         """Up to `count` tokens to follow `tokens`; fewer, or none, where it has nothing to say."""
@@ -167,14 +169,14 @@ def speculate(
     Args:
         draft: where it is also a `Target` (one model that drafts and checks), it checks its own drafts.
         draft_tokens: tokens drafted at most before a check.
-        adaptive: choose fewer where that is faster (`DraftLength`).
+        adaptive: choose fewer where that is faster (`DraftLength`), unless the draft itself does.
 
     Raises:
         PromptTooLong, ValueError: as `lmopt.infer.sequence.begin`, at the first step.
     """
     (text,) = begin(target, [prompt], max_new=max_new, stops=stops, seed=seed)
     check = draft if isinstance(draft, Target) else CachedTarget(target, capacity=text.longest)
-    lengths = DraftLength(draft_tokens, draft.cost + target.row_cost, adaptive)
+    lengths = DraftLength(draft_tokens, draft.cost + target.row_cost, adaptive and not draft.is_own_judge)
     for number, outcome in enumerate(rounds(check, draft, text, lengths, sampling or Sampling())):
         notes = {"drafted": outcome.drafted, "kept": outcome.kept} if number else {"prompt_tokens": text.prompt}
         added = text.take()

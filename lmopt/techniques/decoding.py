@@ -7,12 +7,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lmopt.quantities import Share
+from lmopt.quantities import Bytes, Share
 from lmopt.techniques.technique import MAX_LAYERS, Plain, Positive, Sha256, Technique
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Weights = Literal["fp32", "bf16", "int8", "int8_dynamic"]
 Layer = Annotated[Positive, Field(le=MAX_LAYERS)]
+MAX_CORPUS_BYTES = 10**9
+MAX_CORPUS_NGRAM = 8
+"""Every size of n-gram has a table of its own."""
 
 
 class Sampling(Plain):
@@ -92,17 +95,22 @@ class ExitDraft(Plain):
 
 
 class LookupDraft(Plain):
-    """What followed the same last tokens earlier in the text (prompt lookup; Saxena 2023)."""
+    """What followed the same last tokens earlier in the text (prompt lookup; Saxena 2023), or in the corpus."""
 
     kind: Literal["lookup"] = "lookup"
     longest: Annotated[Positive, Field(le=64)] = 3
     """Most tokens that must agree; the longest match is taken."""
     shortest: Annotated[Positive, Field(le=64)] = 1
     """Fewest tokens that must agree."""
+    corpus: Annotated[Bytes, Field(ge=1_000, le=MAX_CORPUS_BYTES)] | None = None
+    """Look in the training text of the suite's corpus, too (REST, arXiv 2311.08252): in so much of it (`8MB`), in
+    documents spread evenly. null: in the text itself only."""
 
     def misfits(self) -> Iterator[str]:
         if self.shortest > self.longest:
             yield f"shortest ({self.shortest}) must not exceed longest ({self.longest})"
+        if self.corpus is not None and self.longest > MAX_CORPUS_NGRAM:
+            yield f"n-grams of a corpus have at most {MAX_CORPUS_NGRAM} tokens: longest is {self.longest}"
 
 
 Draft = Annotated[ModelDraft | ExitDraft | LookupDraft, Field(discriminator="kind")]

@@ -34,6 +34,7 @@ inference:
   arms:
     - {name: exit, decoding: {kind: early_exit, exits: [1], risk: 0.3}}
     - {name: drafted, decoding: {kind: speculative, draft: {kind: model, arm: small}}}
+    - {name: looked-up, decoding: {kind: speculative, draft: {kind: lookup, corpus: 100kB}}}
     - {name: int8, decoding: {kind: one_by_one, weights: int8}}
 over:
   scale: [{name: xs, layers: 2, width: 32, heads: 2, tokens: TOKENS, context: 32}]
@@ -61,7 +62,7 @@ def generated(folder: Path) -> dict[str, Record]:
 
 def test_every_way_of_decoding_leaves_what_its_kind_has(folder: Path) -> None:
     found = generated(folder)
-    assert set(found) == {"exit", "drafted", "int8"}
+    assert set(found) == {"exit", "drafted", "looked-up", "int8"}
     for record in found.values():
         assert record.status == "ok"
         assert record.detail["counts"]["agree"] is True
@@ -71,6 +72,9 @@ def test_every_way_of_decoding_leaves_what_its_kind_has(folder: Path) -> None:
             assert (record.value(metric) or 0) > 0
     assert found["drafted"].detail["exact"]["is_exact"] is True
     assert found["drafted"].detail["exact"]["float32"]["sampled_distance"] < 1e-4
+    assert found["looked-up"].detail["exact"]["is_exact"] is True
+    assert found["looked-up"].detail["store"]["tokens"] > 1000
+    assert (found["looked-up"].value("acceptance_rate") or 0) > 0
     assert 0 <= (found["drafted"].value("acceptance_rate") or 0) <= 1
     assert (found["drafted"].value("tokens_per_call") or 0) >= 1
     assert "quality" not in found["drafted"].detail
@@ -91,7 +95,7 @@ def test_int8_and_early_exit_are_judged_on_words_that_both_sides_read(folder: Pa
 def test_the_verdict_and_the_report_hold_them_apart_from_training(folder: Path) -> None:
     verdict = json.loads((folder / "verdict.json").read_text())
     assert set(verdict["arms"]) == {"skip", "small"}
-    assert set(verdict["inference"]["arms"]) == {"exit", "drafted", "int8"}
+    assert set(verdict["inference"]["arms"]) == {"exit", "drafted", "looked-up", "int8"}
     page = (folder / "report.md").read_text()
     assert "Ways of decoding" in page
     assert "Quality against depth" in page or "Early exit at every threshold" in page

@@ -15,9 +15,10 @@ from lmopt.arch.experts import experts_grouped, experts_loop
 from lmopt.arch.transformer import build
 from lmopt.compute import int8
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.drafts import ExitDraft, LookupDraft
+from lmopt.infer.drafts import ExitDraft
 from lmopt.infer.early_exit import ExitRule, generate_early
 from lmopt.infer.generate import generate, written
+from lmopt.infer.lookup import LookupDraft
 from lmopt.infer.speculative import speculate
 from lmopt.recipe import Fp32, Int8, Recipe, builder
 from lmopt.techniques.decoding import Sampling

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+from bench.design import InferenceArmDesign
 from bench.record import Record
 from bench.report import numbers
 from bench.report.cells import mean_cell, outcome_cell, points_cell, share_cell
@@ -203,7 +204,7 @@ def _whys(study: RunFolder, judged: dict[str, Any]) -> Table:
                 Row(
                     cells=(
                         words(_label(study, arm.name, scale), code=True),
-                        words(arm.decoding, small="lossless" if arm.lossless else ""),
+                        words(arm.decoding, small=_small(study, arm, scale)),
                         words(sentence(str(why))) if why else absent(UNJUDGED),
                     )
                 )
@@ -219,6 +220,20 @@ def _whys(study: RunFolder, judged: dict[str, Any]) -> Table:
         rows=tuple(rows),
         wide=True,
     )
+
+
+def _small(study: RunFolder, arm: InferenceArmDesign, scale: str) -> str:
+    """What must be known beside the knobs: that nothing may be lost, and what a store of texts takes."""
+    found = ["lossless"] if arm.lossless else []
+    stores = [one for record in study.of("generate", arm.name, scale) if (one := mapping(record.detail.get("store")))]
+    if stores:
+        tokens, held, taken_s = (
+            fmean(number(one.get(key)) or 0.0 for one in stores) for key in ("tokens", "bytes", "build_s")
+        )
+        found.append(
+            f"store of {numbers.si(tokens, '')} tokens: {numbers.size(held)}, built in {numbers.duration(taken_s)}"
+        )
+    return ", ".join(found)
 
 
 # --- depth ---------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from lmopt.infer.decoder import Decoder
 from lmopt.infer.early_exit import ExitRule
 from lmopt.infer.forced import forced
 from lmopt.infer.generate import generate, written
+from lmopt.infer.ngramstore import NgramStore
 from lmopt.recipe import EarlyExit, OneByOne, Speculative, builder
-from lmopt.techniques.decoding import Sampling
+from lmopt.techniques.decoding import LookupDraft, Sampling
 from tests.lmopt.infer.models import SHAPES, recipe, tiny, tokens
 
 PROMPT = tokens(9, seed=3).tolist()
@@ -22,7 +23,10 @@ DRAFTS = {
     "model": {"kind": "model", "arm": "small"},
     "exit": {"kind": "exit", "layer": 2},
     "lookup": {"kind": "lookup"},
+    "store": {"kind": "lookup", "corpus": 1000},
 }
+STORE = NgramStore(tokens(300, seed=4).numpy(), 3)
+
 DECODINGS = {
     "one_by_one": OneByOne(),
     "gap": EarlyExit(exits=(1, 2), threshold=0.9),
@@ -34,6 +38,15 @@ DECODINGS = {
 SMALL = {"layers": 1, "width": 16}
 
 
+def aid_of(config, small):
+    """What its draft needs beside the target."""
+    return STORE if getattr(config, "draft", None) == LookupDraft(corpus=1000) else small
+
+
+def built(name, target, small):
+    return builder(DECODINGS[name])(DECODINGS[name], target, aid_of(DECODINGS[name], small))
+
+
 def decoders(shape="dense"):
     return Decoder(tiny(layers=LAYERS, **SHAPES[shape])), Decoder(tiny(**SMALL, seed=5))
 
@@ -42,7 +55,7 @@ def decoders(shape="dense"):
 @pytest.mark.parametrize("shape", ["dense", "grouped"])
 def test_a_text_costs_what_is_dispatched(name, shape):
     target, draft = decoders(shape)
-    write = builder(DECODINGS[name])(DECODINGS[name], target, draft)
+    write = built(name, target, draft)
     steps = write(PROMPT, max_new=NEW)
     next(steps)
     counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
@@ -57,14 +70,14 @@ def test_a_text_costs_what_is_dispatched(name, shape):
 @pytest.mark.parametrize("name", ["one_by_one", "full depth", *(f"draft by {name}" for name in DRAFTS)])
 def test_what_is_lossless_writes_what_one_by_one_writes(name):
     target, draft = decoders()
-    write = builder(DECODINGS[name])(DECODINGS[name], target, draft)
+    write = built(name, target, draft)
     assert written(write(PROMPT, max_new=NEW)) == written(generate(target, [PROMPT], max_new=NEW))
 
 
 @pytest.mark.parametrize("name", DECODINGS)
 def test_the_seed_decides(name):
     target, draft = decoders()
-    write, warm = builder(DECODINGS[name])(DECODINGS[name], target, draft), Sampling(temperature=1.5)
+    write, warm = built(name, target, draft), Sampling(temperature=1.5)
     texts = [written(write(PROMPT, max_new=NEW, sampling=warm, seed=seed)) for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -80,6 +93,9 @@ def test_what_cannot_be_built_is_refused():
         builder(by_model)(by_model, target)
     with pytest.raises(ValueError, match="the draft knows 50 tokens"):
         builder(by_model)(by_model, target, Decoder(tiny(vocab=50)))
+    by_store = Speculative(draft=DRAFTS["store"])
+    with pytest.raises(ValueError, match="looked up in a corpus, and no store"):
+        builder(by_store)(by_store, target)
     deep = Speculative(draft={"kind": "exit", "layer": 4})
     with pytest.raises(ValueError, match="exit layer 4 of a model of 4 layers"):
         builder(deep)(deep, target)
@@ -133,7 +149,8 @@ def test_too_short_a_text_is_refused():
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 def test_sampled_text_has_the_models_own_distribution(draft):
     target, small = decoders()
-    assert exactness.sampled_distance(Speculative(draft=draft), target, small, PROMPT) < 1e-5
+    config = Speculative(draft=draft)
+    assert exactness.sampled_distance(config, target, aid_of(config, small), PROMPT) < 1e-5
 
 
 def _from_p(p_V, _q_V):

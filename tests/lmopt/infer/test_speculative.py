@@ -3,13 +3,16 @@ import itertools
 import sys
 import zlib
 
+import numpy as np
 import pytest
 import torch
 
 from lmopt.infer import speculative
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.drafts import ExitDraft, LookupDraft, ModelDraft, draw
+from lmopt.infer.drafts import ExitDraft, ModelDraft, draw
 from lmopt.infer.generate import generate, written
+from lmopt.infer.lookup import LookupDraft
+from lmopt.infer.ngramstore import NgramStore
 from lmopt.infer.outcomes import outcomes
 from lmopt.infer.sampling import probabilities, seeded
 from lmopt.infer.sequence import Text
@@ -88,7 +91,15 @@ class TestLossless:
         ],
         ids=["plain", "top-k", "top-p", "greedy"],
     )
-    @pytest.mark.parametrize("draft", [ToyDraft(), LookupDraft(V, longest=2)], ids=["model", "lookup"])
+    @pytest.mark.parametrize(
+        "draft",
+        [
+            ToyDraft(),
+            LookupDraft(V, longest=2),
+            LookupDraft(V, longest=2, store=NgramStore(np.array([0, 1, 2, 0, 1, 1, 2, 0]), 2), row_cost=0.2),
+        ],
+        ids=["model", "lookup", "store"],
+    )
     def test_every_text_has_the_targets_probability(self, sampling, draft):
         assert difference(sampling=sampling, draft=draft) < 1e-12
 
@@ -171,12 +182,13 @@ def drafts(decoder):
         "model": ModelDraft(small, decoder),
         "exit": ExitDraft(decoder, exit_layer=2),
         "lookup": LookupDraft(decoder.vocab),
+        "store": LookupDraft(decoder.vocab, store=NgramStore(tokens(400, seed=2).numpy(), 2), row_cost=0.03),
         "itself": ModelDraft(decoder, decoder),
     }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["model", "exit", "lookup", "itself"])
+@pytest.mark.parametrize("kind", ["model", "exit", "lookup", "store", "itself"])
 def test_greedy_text_is_token_for_token_that_of_plain_decoding(shape, kind):
     decoder = Decoder(tiny(**SHAPES[shape]))
     prompt = tokens(9).tolist() * 2
@@ -191,7 +203,7 @@ def test_greedy_text_is_token_for_token_that_of_plain_decoding(shape, kind):
     assert len(steps) == 30 - kept  # every call of the target adds one token of its own
 
 
-@pytest.mark.parametrize("kind", ["model", "exit", "lookup"])
+@pytest.mark.parametrize("kind", ["model", "exit", "lookup", "store"])
 def test_the_seed_decides(kind):
     decoder, warm = Decoder(tiny()), Sampling(temperature=1.5)
 
@@ -228,22 +240,6 @@ def test_an_exit_beyond_the_depth_is_refused(exit_layer):
         ExitDraft(Decoder(tiny()), exit_layer=exit_layer)
 
 
-class TestLookup:
-    def test_proposes_what_followed_the_longest_match(self):
-        draft = LookupDraft(10, longest=2)
-        assert draft.propose([1, 2, 3, 4, 2, 5, 1, 2], 3, Sampling(), seeded(0)).tokens == [3, 4, 2]
-        assert draft.propose([1, 2, 3, 4, 2, 5, 1, 2, 9], 3, Sampling(), seeded(0)).tokens == []
-        assert draft.propose([7, 7], 3, Sampling(), seeded(0)).tokens == [7, 7, 7], "a repetition goes on"
-        assert draft.propose([5, 6, 5, 6], 5, Sampling(), seeded(0)).tokens == [5, 6, 5, 6, 5]
-
-    def test_knows_nothing_of_an_empty_past(self):
-        assert LookupDraft(10).propose([4], 3, Sampling(), seeded(0)).tokens == []
-
-    def test_sizes_are_checked(self):
-        with pytest.raises(ValueError, match="n-grams of 3 to 2 tokens"):
-            LookupDraft(10, longest=2, shortest=3)
-
-
 class TestDraftLength:
     def test_grows_when_drafts_are_kept_and_shrinks_when_not(self):
         length = DraftLength(8, cost=0.2)
@@ -263,12 +259,9 @@ class TestDraftLength:
 
 def test_drafts_are_shorter_where_every_row_to_check_costs_time():
     """Looked-up drafts cost nothing to make; the 8-bit kernel takes time in proportion to rows."""
-    text = [*range(8), *range(8)]
-    drafted = {
-        format: max(
-            step.notes.get("drafted", 0)
-            for step in speculate(Decoder(tiny(), format), LookupDraft(61), text, max_new=20, draft_tokens=12)
-        )
-        for format in ("bf16", "int8")
-    }
+    text, drafted = [*range(8), *range(8)], {}
+    for format in ("bf16", "int8"):
+        decoder = Decoder(tiny(), format)
+        steps = speculate(decoder, LookupDraft(61, row_cost=decoder.row_cost), text, max_new=20, draft_tokens=12)
+        drafted[format] = max(step.notes.get("drafted", 0) for step in steps)
     assert drafted["int8"] < drafted["bf16"]
