@@ -15,7 +15,7 @@ from bench.design import Frozen
 from bench.expansion import flops_per_step
 from bench.suite import Suite
 from lmopt import cost, cost_memory
-from lmopt.compute.topology import Node, not_applicable
+from lmopt.compute.topology import Node, NoSuchNode, not_applicable
 from lmopt.quantities import human_bytes
 from lmopt.recipe import Recipe
 
@@ -124,7 +124,10 @@ def _not_applicable(case: Case, machine: Machine) -> str | None:
     recipes = [case.recipe] if case.recipe else []
     recipes += [Recipe.model_validate(case.spec["reference"])] if case.kind == "timing" else []
     found = (not_applicable(recipe.placement, list(machine.numa)) for recipe in recipes)
-    return next(filter(None, found), None)
+    try:
+        return next(filter(None, found), None)
+    except NoSuchNode as error:
+        raise NoSuchNode(f"arm {case.arm!r}: {error}") from error
 
 
 def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:

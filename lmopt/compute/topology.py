@@ -60,15 +60,16 @@ def not_applicable(placement: object, there: list[Node]) -> str | None:
     kind = getattr(placement, "kind", "anywhere")
     if kind == "anywhere":
         return None
+    asked = (placement.node,) if kind == "bound" else placement.nodes  # type: ignore[attr-defined]
+    for node in asked if there else ():
+        if node not in {one.node for one in there}:
+            known = ", ".join(str(one.node) for one in there)
+            raise NoSuchNode(f"placement {kind}: no NUMA node {node} on this machine\nhint: it has {known}")
     with_memory = [one.node for one in there if one.memory_bytes is None or one.memory_bytes > 0]
     if len(with_memory) < 2:
         seen = "one NUMA node" if there else "the kernel shows no NUMA nodes"
         return f"not applicable here: {seen}, so placement {kind} would change nothing"
-    asked = (placement.node,) if kind == "bound" else placement.nodes  # type: ignore[attr-defined]
     for node in asked:
-        if node not in {one.node for one in there}:
-            known = ", ".join(str(one.node) for one in there)
-            raise NoSuchNode(f"placement {kind}: no NUMA node {node} on this machine; hint: its nodes are {known}")
         if node not in with_memory:
             raise NoSuchNode(f"placement {kind}: NUMA node {node} has no memory of its own")
     return None

@@ -330,7 +330,9 @@ def test_placement_arms_apply_where_there_are_several_nodes(tmp_path: Path) -> N
     text = (SUITES / "numa.yaml").read_text().replace("node: 0", "node: 5")
     (tmp_path / "s.yaml").write_text(text)
     machine = MACHINE.model_copy(update={"numa": tuple(nodes(tmp_path / "two"))})
-    with pytest.raises(NoSuchNode, match="no NUMA node 5 on this machine; hint: its nodes are 0, 1"):
+    with pytest.raises(
+        NoSuchNode, match=r"arm 'bound': placement bound: no NUMA node 5 on this machine\nhint: it has 0, 1"
+    ):
         make_plan(load_suite(tmp_path / "s.yaml"), machine)
 
 

@@ -84,6 +84,11 @@ def test_anywhere_asks_for_nothing(two, calls):
     assert calls == []
 
 
+def test_a_node_that_does_not_exist_on_a_machine_of_one(tmp_path):
+    with pytest.raises(NoSuchNode, match=r"placement bound: no NUMA node 7 on this machine\nhint: it has 0$"):
+        numa.build(Bound(node=7), topology.nodes(plant(ONE_NODE, tmp_path)))
+
+
 @pytest.mark.parametrize("config", [Bound(), FirstTouch(), Interleaved()])
 def test_on_one_node_it_is_not_applicable(config, tmp_path):
     one = topology.nodes(plant(ONE_NODE, tmp_path))
@@ -97,7 +102,7 @@ def test_on_one_node_it_is_not_applicable(config, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Bound(node=2), "placement bound: no NUMA node 2 on this machine; hint: its nodes are 0, 1"),
+        (Bound(node=2), r"placement bound: no NUMA node 2 on this machine\nhint: it has 0, 1"),
         (Interleaved(nodes=(0, 7)), "placement interleaved: no NUMA node 7"),
     ],
 )
