@@ -14,7 +14,9 @@ from lmopt.data.encoding import Encoder
 
 
 def tokens(corpus: Path, *, most_bytes: int) -> NDArray[np.unsignedinteger]:
-    """Training documents spread evenly over a corpus, in its order, an end-of-text token behind each.
+    """Training documents spread evenly over a corpus, in its order, with what a model reads between two texts.
+
+    That is the end-of-text token, and what the tokenizer sets before every text: of each as far as it has one.
 
     Args:
         most_bytes: of UTF-8 text, about: a corpus that holds no more is taken whole.
@@ -24,10 +26,11 @@ def tokens(corpus: Path, *, most_bytes: int) -> NDArray[np.unsignedinteger]:
     """
     held_bytes = int(storage.read_manifest(corpus, "corpus")["bytes_out"])
     words = tokenizer.load(corpus / corpora.TOKENIZER)
-    end = np.array([tokenizer.end_of_text(words)], tokenizer.token_type(words))
+    ends = [tokenizer.end_of_text(words)] if words.token_to_id(tokenizer.END_OF_TEXT) is not None else []
+    between = np.array([*ends, *tokenizer.opening(words)], tokenizer.token_type(words))
     parts: list[NDArray[np.unsignedinteger]] = []
     for ids in Encoder(words).encode(_evenly(corpus, min(1.0, most_bytes / held_bytes))):
-        parts += [ids, end]
+        parts += [ids, between]
     return np.concatenate(parts)
 
 

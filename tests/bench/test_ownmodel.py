@@ -351,7 +351,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints.tokenizer().save(str(place / name / "tokenizer.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        run(written(place), out=place / "run")
+        run(written(place, ("{kind: lookup}", "{kind: lookup, corpus: 50kB}")), out=place / "run")
     return place / "run"
 
 
@@ -364,6 +364,7 @@ def test_every_way_of_decoding_is_measured_and_judged(folder: Path) -> None:
     for record in found.values():
         assert record.detail["counts"]["agree"] is True, record.detail["counts"]
         assert len(record.detail["prompts"]) == 8
+    assert found["lookup"].detail["store"]["tokens"] > 1000, "the half of the corpus that is not held out"
     for arm in ("lookup", "drafted"):
         assert found[arm].detail["exact"]["is_exact"] is True
         assert found[arm].detail["exact"]["float32"]["sampled_distance"] < 1e-4
