@@ -50,7 +50,7 @@ def ask(pins: Path) -> list[dict[str, object]] | str:
     """An answer for every pinned version, or why there is none."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "audit.json"
-        command = [sys.executable, "-m", "pip_audit", "--requirement", str(pins), "--no-deps", "--disable-pip",
+        command = [sys.executable, "-P", "-m", "pip_audit", "--requirement", str(pins), "--no-deps", "--disable-pip",
                    "--progress-spinner", "off", "--format", "json", "--output", str(out)]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bench import machine
 from bench.instruments.clock import NS_PER_S, Clock, now_ns, synchronise
 from bench.instruments.codecarbon import cache_folder
+from lmopt import children
 
 if TYPE_CHECKING:
     import torch
@@ -161,9 +162,11 @@ def better(one: Calibration, other: Calibration) -> Calibration:
 
 def _measured_apart(env: str, *, busy: bool) -> Calibration:
     """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "bench.calibrate", env, *(["--busy"] if busy else [])]
+    command = children.command("bench.calibrate", env, *(["--busy"] if busy else []))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, env=children.environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         raise CalibrationError(f"calibrating this machine took over {TIMEOUT_S:g} s: it is very busy") from None
     if done.returncode:

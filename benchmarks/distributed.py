@@ -68,8 +68,8 @@ def measure(ranks: int, sharding: str, steps: int) -> dict[str, float | None]:
         }
         threads = str(max(1, (os.cpu_count() or 1) // ranks))
         subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), __file__,
-             "--rank", json.dumps(todo)],
+            [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+             __file__, "--rank", json.dumps(todo)],
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}, check=True, capture_output=True,
         )  # fmt: skip
         found = [json.loads(path.read_text()) for path in sorted(Path(out).glob("rank*.json"))]

@@ -7,17 +7,16 @@ holds; a file `stop` holding the number of a signal is passed on. Used by the ex
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from bench.casefolder import write_atomically
 from bench.executors.local import SERVER_ENVIRONMENT
 from bench.process import resident_bytes
+from lmopt import children
 
 POLL_EVERY_S = 0.2
 SHOW_EVERY_S = 1.0
@@ -46,8 +45,8 @@ def attend(worker: str, folder: str) -> Ended:
         )
     with (place / "log.txt").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "bench.executors.child", worker, folder],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=SERVER_ENVIRONMENT | dict(os.environ),
+            children.command("bench.executors.child", worker, folder),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=SERVER_ENVIRONMENT | children.environment(),
         )  # fmt: skip
     shown_s = float("-inf")
     sent: int | None = None

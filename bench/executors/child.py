@@ -1,4 +1,4 @@
-"""A case in a fresh process: `python -m bench.executors.child WORKER FOLDER`. It dies with whoever started it."""
+"""A case in a fresh process: `python -P -m bench.executors.child WORKER FOLDER`. It dies with whoever started it."""
 
 from __future__ import annotations
 

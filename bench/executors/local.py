@@ -8,13 +8,13 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from bench.executors import ExecutorError, Exit
 from bench.process import resident_bytes
+from lmopt import children
 
 START_TIMEOUT_S = 300.0
 """Longest wait for the server to import torch (a cold disk can take a minute)."""
@@ -71,12 +71,12 @@ class LocalExecutor:
     def _start_server(self) -> subprocess.Popen[str]:
         self._ended, self._started, self._errors = {}, queue.Queue(), []  # what an earlier server still said is void
         server = self._server = subprocess.Popen(
-            [sys.executable, "-m", "bench.executors.warm", self._worker],
+            children.command("bench.executors.warm", self._worker),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=SERVER_ENVIRONMENT | dict(os.environ),
+            env=SERVER_ENVIRONMENT | children.environment(),
             start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops the case in order
         )
         self._readers = [

@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench.executors import ExecutorError, Exit, attend
+from lmopt import children
 
 INTERRUPTED = 75
 """Exit code of a worker that was asked to stop (see bench.worker)."""
@@ -55,14 +56,17 @@ class RayExecutor:
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
             try:
-                ray.init(
-                    address=address or os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level=logging.ERROR
-                )
+                with children.guarded_cluster():
+                    ray.init(
+                        address=address or os.environ.get("RAY_ADDRESS"),
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
             except (RayError, ConnectionError, ValueError) as error:
                 raise ExecutorError(
                     f"ray: no cluster at {address}: {error}; hint: start one with `ray start`"
                 ) from error
-        self._attend: Any = ray.remote(max_retries=0)(attend.attend)
+        self._attend: Any = ray.remote(max_retries=0)(children.from_here(attend.attend))
 
     @property
     def slots(self) -> int:

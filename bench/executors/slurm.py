@@ -7,7 +7,9 @@ on a file system that all nodes see. A job that the scheduler takes back is trie
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +17,15 @@ import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from bench.executors import ExecutorError, Exit, attend
+from lmopt import children
 
 INTERRUPTED = 75
 """Exit code of a worker that was asked to stop (see bench.worker)."""
 LOST = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", "TIMEOUT", "CANCELLED")
 """States of a job that did not fail by itself."""
+
+PYTHON = f"{shlex.quote(sys.executable)} -P"
+"""In a job's script, since `sbatch --export=NONE` leaves out the environment that says the same (`lmopt.children`)."""
 
 Cluster = Literal["slurm", "local", "debug"]
 
@@ -57,7 +63,7 @@ class SlurmExecutor:
         if cluster == "slurm" and not parameters.get("gpus_per_node"):
             parameters.setdefault("slurm_exclusive", True)  # a node without GPUs is the device: nobody beside us on it
         try:
-            self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_python=PYTHON)
             self._executor.update_parameters(**parameters)
         except (RuntimeError, NameError, TypeError, ValueError) as error:
             raise ExecutorError(
@@ -72,7 +78,8 @@ class SlurmExecutor:
         """
         attend.prepare(folder)
         try:
-            job = self._executor.submit(attend.attend, self._worker, str(folder.resolve()))
+            with children.guarded():
+                job = self._executor.submit(attend.attend, self._worker, str(folder.resolve()))
         except (RuntimeError, OSError, FailedJobError) as error:
             raise ExecutorError(f"slurm: the job was refused: {error}") from error
         running = SlurmRunning(job, folder)

@@ -4,7 +4,7 @@ Importing takes seconds and a study has a hundred cases. The server reads `{"sta
 input and answers `{"pid": ...}`, then `{"pid": ..., "code": ..., "signal": ...}` when a child has ended. It dies with
 the runner that started it, and its children die with it.
 
-Run as `python -m bench.executors.warm MODULE`, where MODULE has `work(folder) -> exit code` (`bench.worker`).
+Run as `python -P -m bench.executors.warm MODULE`, where MODULE has `work(folder) -> exit code` (`bench.worker`).
 """
 
 from __future__ import annotations

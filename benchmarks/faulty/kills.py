@@ -177,7 +177,7 @@ def _train(place: Path, sharding: str, kills: int | None, found: dict[str, int],
         for old in place.glob("pid-*"):
             old.unlink()
         process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
              str(place / "rank.py"), json.dumps(todo)],
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

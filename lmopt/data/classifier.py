@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmopt.data import documents
+from lmopt.data import documents, needs
 from lmopt.data.documents import Document
 from lmopt.data.stage import Batch, Stage, Verdict, settle_verdicts
 from lmopt.data.storage import DataError
@@ -115,7 +115,8 @@ def _shown(value: Any) -> str:
 def scorer(name: str) -> Scorer:
     """The function of that name: `module:function`, or an entry point in the group `lmbench.classifiers`.
 
-    A module is looked for in the current folder too, wherever the program itself was started from.
+    A module is looked for among what is installed, then in the current folder, wherever the program itself lies. Only
+    where one is found there does the folder join the module path, at its end, for what that module imports.
 
     Raises:
         DataError: it is not there, cannot be imported, or is no function.
@@ -127,7 +128,7 @@ def scorer(name: str) -> Scorer:
 
 
 def _imported(module: str, function: str) -> Any:
-    if os.getcwd() not in sys.path and "" not in sys.path:
+    if needs.lies_here(module):
         sys.path.append(os.getcwd())
     name = f"{module}:{function}"
     try:

@@ -16,13 +16,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmopt import children
 from lmopt.data import download, sdist
 from lmopt.data.archives import deb_members, members
 from lmopt.data.cache import Payload, SourceError, partial_of
@@ -44,7 +44,7 @@ def pip_download(name: str, version: str | None, work: Path, tell: Tell) -> Payl
     label = f"pypi:{name}=={version}"
     archive = _by_pip(name, version or "", work, tell)
     if archive is None:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q"]
+        pip = children.command("pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "-q")
         command = [*pip, "--only-binary", ":all:", "-d", str(work), f"{name}=={version}"]
         _run(command, work, label, "is pip installed (python -m ensurepip), is there a network?")
         archive = _brought(work, label)
@@ -59,9 +59,8 @@ def _by_pip(name: str, version: str, work: Path, tell: Tell) -> Path | None:
     """
     label, partial = f"pypi:{name}=={version}", partial_of(work)
     partial.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", "-m", sdist.__name__, name, version, str(partial)]
-    importable = os.pathsep.join([str(Path(sdist.__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**_quiet(), "PYTHONPATH": importable}
+    command = children.command(sdist.__name__, name, version, str(partial))
+    environment = _quiet() | children.environment()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         said: dict[str, Any] = {}
         for line in child.stdout or ():

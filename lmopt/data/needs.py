@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -68,7 +69,7 @@ def _of_function(name: str) -> str | None:
             f"no package here offers a classifier {name!r}\nhint: install the one that does, or write module:function"
         )
     package = module.partition(".")[0]
-    if _importable(package):
+    if _importable(package) or lies_here(module):
         return None
     return (
         f"the module {package} of the function {name} is not found\n"
@@ -76,13 +77,16 @@ def _of_function(name: str) -> str | None:
     )
 
 
+def lies_here(module: str) -> bool:
+    """Whether a module is not installed but lies in the current folder; nothing of it is run."""
+    package = module.partition(".")[0]
+    here = importlib.machinery.PathFinder.find_spec(package, [os.getcwd()])
+    return here is not None and not _importable(package)
+
+
 def _importable(package: str) -> bool:
-    """Whether a top-level package or module is found, in the current folder too; nothing of it is run."""
-    return package in sys.builtin_module_names or package in sys.modules or _found(package)
-
-
-def _found(package: str) -> bool:
-    return importlib.machinery.PathFinder.find_spec(package, [*sys.path, os.getcwd()]) is not None
+    """Whether a top-level package or module is found where every import looks; nothing of it is run."""
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def _of_source(source: sources.Source, wanted: sources.HubText | None, cache: Path) -> str | None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from lmopt import children
 from lmopt.data.stage import Batch, Look, Mapper
 from lmopt.data.storage import DataError
 
@@ -31,7 +32,7 @@ def processes(count: int) -> Iterator[Mapper]:
         DataError: a worker was killed.
     """
     # A fresh interpreter a worker: forking a process that has threads can hang.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+    with children.guarded(), ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         try:
             yield partial(_in_order, pool.submit, lambda future: future.result(), AHEAD * count)
         except BrokenProcessPool as error:
@@ -60,9 +61,10 @@ def ray_cluster(address: str | None = None, *, workers: int | None = None) -> It
     started = not ray.is_initialized()
     if started:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
-        ray.init(**local, log_to_driver=False)
+        with children.guarded_cluster():
+            ray.init(**local, log_to_driver=False)
     try:
-        call = ray.remote(num_cpus=1)(_call)
+        call = ray.remote(num_cpus=1)(children.from_here(_call))
         yield partial(_in_order, call.remote, partial(_got, ray), AHEAD * int(ray.cluster_resources().get("CPU", 1)))
     finally:
         if started:

