@@ -106,7 +106,7 @@ def launch(folder: Path, case: Case, context: RunContext) -> Flight | Outcome:
         commit=context.commit,
         env=None if context.executor.is_remote else context.env,
         flops_per_s_peak=context.flops_per_s_peak.get(case.recipe.precision.arithmetic) if case.recipe else None,
-        idle_power_w=context.idle_power_w,
+        idle_power_w=None if context.executor.is_remote else context.idle_power_w,  # of this machine
     )
     left = _left_by_killed_runner(place, job)
     if left is not None:

@@ -51,7 +51,8 @@ def prepare(job: Job, folder: Path) -> Outcome:
     Whoever finds them is charged what they took: FLOPs and seconds are kept beside them, joules are not.
     """
     out = folder / "data"
-    window = Window(device="cpu", idle_power_w=job.idle_power_w)
+    on_cpu = workloads.device().type == "cpu"  # idle power is that of the devices that trainings are measured on
+    window = Window(device="cpu", idle_power_w=job.idle_power_w if on_cpu else None)
     progress = Progress(folder, unit="units")
     stage: str = job.case.spec["stage"]
     window.start()

@@ -47,7 +47,7 @@ def rank_main(todo: dict[str, Any]) -> None:
         losses = [step.loss for step in steps]
         readings = {name: one.model_dump() for name, one in window.stop().items()}
     found = {"host": socket.gethostname(), "device": str(world.device), "duration_s": window.duration_s,
-             "readings": readings, "loss": losses[-1]}  # fmt: skip
+             "devices": window.devices, "readings": readings, "loss": losses[-1]}  # fmt: skip
     (Path(todo["out"]) / f"rank{world.rank}.json").write_text(json.dumps(found))
 
 
@@ -76,7 +76,7 @@ def measure(ranks: int, sharding: str, steps: int) -> dict[str, float | None]:
     whole = combine(
         [
             Rank(one["host"], one["device"], one["duration_s"],
-                 {name: Reading.model_validate(value) for name, value in one["readings"].items()})
+                 {name: Reading.model_validate(value) for name, value in one["readings"].items()}, one["devices"])
             for one in found
         ]
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 The counter (Volta and later) is in millijoules since the driver was loaded and steps about every 100 ms. Power is
 sampled beside it all the same: a counter that disagrees with the integral of power is worth knowing.
-Scopes count the devices this process may see: `gpu0` is the first of CUDA_VISIBLE_DEVICES, as it is in PyTorch.
+A window holds the device that its work is on and no other, whoever works on those. Scopes count the devices that this
+process may see: `gpu0` is the first of CUDA_VISIBLE_DEVICES, as it is in PyTorch.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.instruments import ENERGY, Probe, refusal
+from bench.instruments import ENERGY, Probe, gpus, refusal
 from bench.instruments.clock import NS_PER_S, Clock, now_ns
 from bench.instruments.ticker import Ticker
 from bench.record import Grade, Reading, missing, reading
@@ -30,7 +32,12 @@ class _Gpu:
 
     scope: str
     handle: Any
+    uuid: str
     has_counter: bool
+    is_sliced: bool = False
+    """In MIG mode: this process has a part of it, and its counter holds the joules of all parts."""
+    is_certain: bool = True
+    """Whether it is surely the one that CUDA calls so."""
     start_j: float = 0.0
     integral_j: float = 0.0
     last_power_w: float | None = None
@@ -46,25 +53,16 @@ def load_library() -> Any:
         return importlib.import_module("pynvml")
 
 
-def visible_devices(uuids: Sequence[str], environment: Mapping[str, str]) -> list[int]:
-    """NVML indices of the devices that CUDA shows this process, in CUDA's order.
-
-    CUDA_VISIBLE_DEVICES holds indices or beginnings of UUIDs; as in CUDA, the list ends at the first entry that
-    names no device. CUDA numbers unlike devices fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID; NVML numbers them
-    by PCI bus.
-    """
-    wanted = environment.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None:
-        return list(range(len(uuids)))
-    found: list[int] = []
-    for entry in (part.strip() for part in wanted.split(",")):
-        matches = [n for n, uuid in enumerate(uuids) if uuid.startswith(entry)] if entry.startswith("GPU-") else []
-        if entry.isdigit() and int(entry) < len(uuids):
-            matches = [int(entry)]
-        if len(matches) != 1 or matches[0] in found:
-            break
-        found.append(matches[0])
-    return found
+def _unfit(gpu: _Gpu) -> str | None:
+    """Why its counter would not tell of this process's work."""
+    if gpu.is_sliced:
+        return f"{gpu.scope}: in MIG mode, where a device's counter holds the joules of all its slices"
+    if not gpu.is_certain:
+        return (
+            f"{gpu.scope}: these GPUs are unlike, CUDA numbers the fastest first and does not say yet which that is; "
+            "hint: CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+    return None
 
 
 def _text(value: str | bytes) -> str:
@@ -72,7 +70,7 @@ def _text(value: str | bytes) -> str:
 
 
 class Nvml:
-    """Joules of each visible GPU."""
+    """Joules of the GPU that the work is on, or of each visible one."""
 
     name = "nvml"
     update_period_s = UPDATE_PERIOD_S
@@ -81,13 +79,26 @@ class Nvml:
         self,
         library: Any = None,
         *,
+        device: str | None = None,
         clock: Clock = now_ns,
         environment: Mapping[str, str] | None = None,
         sample_period_s: float | None = UPDATE_PERIOD_S,
+        running_uuid: Callable[[int], str | None] = gpus.running_uuid,
     ) -> None:
-        """`library`: the module `pynvml` or something like it. `sample_period_s` None: no thread, the owner samples."""
+        """Nothing is looked for yet.
+
+        Args:
+            library: the module `pynvml` or something like it.
+            device: where the work is: `cuda`, `cuda:1`; None: every visible device, to describe the machine.
+            clock: nanoseconds, monotonic.
+            environment: of the process that does the work; default: this one's.
+            sample_period_s: seconds between samples of power; None: no thread, the owner samples.
+            running_uuid: UUID of a CUDA device by its number, where CUDA is in use.
+        """
         self.measures: tuple[str, ...] = ()
         self.grade: Grade = "counter"
+        self._index = None if device is None else gpus.index_of(device)
+        self._running_uuid = running_uuid
         self._library = library
         self._clock = clock
         self._environment = os.environ if environment is None else environment
@@ -97,7 +108,7 @@ class Nvml:
         self._start_ns = 0
 
     def probe(self) -> Probe:
-        """Find the visible devices and whether each has a counter or at least power."""
+        """Find the devices to measure and whether each has a counter or at least power."""
         try:
             self._initialise()
         except ImportError:
@@ -115,14 +126,17 @@ class Nvml:
         return self._describe()
 
     def start(self) -> None:
-        """Read every counter and begin to sample power."""
+        """Read every counter and begin to sample power, of the device that CUDA names where it is in use by now."""
+        if self._index is not None and self._running_uuid(self._index) is not None:
+            with suppress(*self._errors):  # a driver that fails here fails in the readings too
+                self._gpus = self._find() or self._gpus
         self._start_ns = self._clock()
         for gpu in self._gpus:
-            gpu.integral_j, gpu.last_power_w, gpu.lost = 0.0, None, None
+            gpu.integral_j, gpu.last_power_w, gpu.lost = 0.0, None, _unfit(gpu)
             try:
                 gpu.start_j = self._counter_j(gpu) if gpu.has_counter else 0.0
             except self._errors as error:
-                gpu.lost = f"{gpu.scope}: NVML failed at the start of the window ({error})"
+                gpu.lost = gpu.lost or f"{gpu.scope}: NVML failed at the start of the window ({error})"
         self.sample()
         if self._ticker is not None:
             self._ticker.start()
@@ -155,11 +169,11 @@ class Nvml:
         return self.so_far()
 
     def findings(self) -> Mapping[str, Any]:
-        """Per device: joules by the counter and by the integral of power, in the last window."""
-        return {gpu.scope: dict(gpu.readings) for gpu in self._gpus}
+        """Per device: which it is, and joules by the counter and by the integral of power, in the last window."""
+        return {gpu.scope: {"device": gpus.digest(gpu.uuid), **gpu.readings} for gpu in self._gpus}
 
     def names(self) -> list[str]:
-        """Names of the visible devices, in order; empty before a successful `probe`."""
+        """Names of the devices, in order; empty before a successful `probe`."""
         return [_text(self._library.nvmlDeviceGetName(gpu.handle)) for gpu in self._gpus]
 
     def driver(self) -> str | None:
@@ -167,7 +181,7 @@ class Nvml:
         return _text(self._library.nvmlSystemGetDriverVersion()) if self._gpus else None
 
     def free_bytes(self) -> int | None:
-        """Free memory of the first visible device; None before a successful `probe`, or where NVML does not say."""
+        """Free memory of the first device; None before a successful `probe`, or where NVML does not say."""
         try:
             return int(self._library.nvmlDeviceGetMemoryInfo(self._gpus[0].handle).free)
         except (IndexError, *self._errors):
@@ -190,8 +204,37 @@ class Nvml:
         library = self._library
         handles = [library.nvmlDeviceGetHandleByIndex(n) for n in range(library.nvmlDeviceGetCount())]
         uuids = [_text(library.nvmlDeviceGetUUID(handle)) for handle in handles]
-        chosen = visible_devices(uuids, self._environment)
-        return [_Gpu(f"gpu{n}", handles[index], self._has_counter(handles[index])) for n, index in enumerate(chosen)]
+        sliced = [n for n, handle in enumerate(handles) if self._is_sliced(handle)]
+        slices = {uuid: n for n in sliced for uuid in self._slices(handles[n])}
+        chosen = dict(enumerate(gpus.visible_devices(uuids, self._environment, slices)))
+        certain = True
+        if self._index is not None:
+            running = self._running_uuid(self._index)
+            named = None if running is None else gpus.with_uuid(running, uuids, slices)
+            names = [_text(library.nvmlDeviceGetName(handle)) for handle in handles]
+            certain = named is not None or gpus.is_certain(names, self._environment)
+            found = chosen.get(self._index) if named is None else named
+            chosen = {} if found is None else {self._index: found}
+        return [
+            _Gpu(f"gpu{n}", handles[at], uuids[at], self._has_counter(handles[at]), at in sliced, certain)
+            for n, at in chosen.items()
+        ]
+
+    def _is_sliced(self, handle: Any) -> bool:
+        try:
+            return bool(self._library.nvmlDeviceGetMigMode(handle)[0])
+        except self._errors:
+            return False
+
+    def _slices(self, handle: Any) -> list[str]:
+        """UUIDs of the slices that a device is cut into."""
+        found: list[str] = []
+        with suppress(*self._errors):
+            for n in range(self._library.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with suppress(*self._errors):  # a place without a slice
+                    part = self._library.nvmlDeviceGetMigDeviceHandleByIndex(handle, n)
+                    found.append(_text(self._library.nvmlDeviceGetUUID(part)))
+        return found
 
     def _has_counter(self, handle: Any) -> bool:
         try:
@@ -202,7 +245,11 @@ class Nvml:
 
     def _describe(self) -> Probe:
         if not self._gpus:
-            return Probe(False, "no GPU is visible to this process", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
+            which = "no GPU" if self._index is None else f"no GPU numbered {self._index}"
+            return Probe(False, f"{which} is visible to this process", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
+        sliced = next((_unfit(gpu) for gpu in self._gpus if gpu.is_sliced), None)
+        if sliced and self._index is not None:
+            return Probe(False, sliced, "use a whole device rather than a MIG slice")
         sampled = [gpu.scope for gpu in self._gpus if not gpu.has_counter]
         try:
             for gpu in self._gpus:
@@ -217,7 +264,7 @@ class Nvml:
         self.measures = tuple(f"{ENERGY}{gpu.scope}" for gpu in self._gpus)
         self.grade = "integrated" if sampled else "counter"
         how = f"power sampled on {', '.join(sampled)}" if sampled else "total-energy counter"
-        return Probe(True, f"{len(self._gpus)} GPU(s), {how}")
+        return Probe(True, f"{len(self._gpus)} GPU(s), {how}{f'; not for {sliced}' if sliced else ''}")
 
     def _counter_j(self, gpu: _Gpu) -> float:
         return self._library.nvmlDeviceGetTotalEnergyConsumption(gpu.handle) * MILLI

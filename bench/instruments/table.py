@@ -22,25 +22,31 @@ from bench.record import Reading, missing, reading
 class Entry:
     """A line of the table."""
 
-    open: Callable[[], Sensor]
+    open: Callable[..., Sensor]
     accelerator: bool = False
     """Measures an accelerator only: left out where the work is on the CPU."""
+    of_device: bool = False
+    """Measures the device that the work is on, and is opened with its name: `open(device=...)`."""
 
 
 SENSORS: dict[str, Entry] = {
     "rss": Entry(HostMemory),
     "cuda_memory": Entry(DeviceMemory, accelerator=True),
     "rapl": Entry(Rapl),
-    "nvml": Entry(Nvml, accelerator=True),
+    "nvml": Entry(Nvml, accelerator=True, of_device=True),
     "codecarbon": Entry(CodeCarbon),
 }
 """Name -> how to open it. Where two return the same metric, the later one that works on the device is kept."""
 
 
 def open_sensors(device: str | None = None) -> list[Sensor]:
-    """A new instance of every sensor that has something to say of work on `device`; None: of all."""
+    """A new instance of every sensor that has something to say of work on `device`; None: of all, for all devices."""
     on_cpu = device is not None and device.startswith("cpu")
-    return [entry.open() for entry in SENSORS.values() if not (on_cpu and entry.accelerator)]
+    return [
+        entry.open(device=device) if entry.of_device else entry.open()
+        for entry in SENSORS.values()
+        if not (on_cpu and entry.accelerator)
+    ]
 
 
 def probe(sensor: Sensor) -> Probe:
@@ -172,6 +178,16 @@ class Window:
                 with suppress(Exception):
                     found[sensor.name] = dict(sensor.findings())
         return found
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """Scope -> what tells the device behind it from others of its host, where a sensor knows."""
+        return {
+            scope: seen["device"]
+            for domains in self.findings.values()
+            for scope, seen in domains.items()
+            if isinstance(seen, dict) and "device" in seen
+        }
 
     def _collect(self, read: Callable[[Sensor], Mapping[str, Reading]]) -> dict[str, Reading]:
         readings: dict[str, Reading] = {}

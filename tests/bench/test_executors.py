@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -183,6 +184,17 @@ def test_a_case_that_is_lost_again_and_again_is_left_to_the_next_run(tmp_path: P
     made = run_cases(tmp_path, plan(one, two), context(FakeExecutor(lose)))
     assert [record.case.id for record in made] == [one.id] * (MAX_LOSSES + 1) + [two.id]
     assert f"not run: {one.label} ({one.id}) failed:" in (made[-1].reason or "")
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_idle_power_of_this_machine_is_not_that_of_another(tmp_path: Path, *, is_remote: bool) -> None:
+    executor = FakeExecutor()
+    executor.is_remote = is_remote
+    here = context(executor)
+    here.idle_power_w = 40.0
+    run_cases(tmp_path, plan(case(1)), here)
+    job = json.loads((tmp_path / "cases" / case(1).id / "case.json").read_text())
+    assert job["idle_power_w"] == (None if is_remote else 40.0)
 
 
 def test_time_in_a_queue_is_not_time_of_the_case(tmp_path: Path) -> None:

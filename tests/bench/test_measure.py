@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import measure, workloads
+from bench.case import Case
+from bench.casefolder import Job
+from bench.instruments.table import Window
 from lmopt.recipe import Recipe
 from lmopt.step import Step
 
@@ -44,3 +48,23 @@ def test_the_warm_up_s_training_is_gone_before_the_next_is_built(monkeypatch: py
         assert [one() for one in built] == [None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:0", None), ("cpu", 40.0)])
+def test_a_case_on_the_processor_is_not_credited_with_a_gpu_s_idle_power(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, expected: float | None
+) -> None:
+    monkeypatch.setattr(workloads, "device", lambda: torch.device(device))
+    monkeypatch.setattr(workloads, "prepare", lambda *_: iter(()))
+    monkeypatch.setattr(workloads, "prepared", lambda _out: {})
+    opened: list[dict[str, Any]] = []
+
+    class Seen(Window):
+        def __init__(self, **arguments: Any) -> None:
+            opened.append(arguments)
+            super().__init__(sensors=[], **arguments)
+
+    monkeypatch.setattr(measure, "Window", Seen)
+    case = Case(id="a" * 16, kind="prepare", purpose="corpus", arm="dense", scale="s", spec={"stage": "corpus"})
+    assert measure.prepare(Job(case=case, parents={}, idle_power_w=40.0), tmp_path).status == "ok"
+    assert opened == [{"device": "cpu", "idle_power_w": expected}]

@@ -16,7 +16,7 @@ from bench import api, doctor, machine
 from bench.evaluate.language_model import drain
 from bench.evaluate.perplexity import validate
 from bench.evaluate.scoring import score
-from bench.instruments import flops
+from bench.instruments import flops, gpus
 from bench.instruments.nvml import Nvml
 from bench.instruments.table import Window
 from bench.record import Record, read
@@ -160,7 +160,10 @@ def test_joules_of_the_device_are_counted():
     assert found.scope is not None
     assert found.scope.startswith("gpu0")
     assert (found.value or 0) > 0
+    assert list(window.findings["nvml"]) == ["gpu0"], "the device of the work and no other"
     readings = window.findings["nvml"]["gpu0"]
+    uuid = gpus.running_uuid(0)
+    assert uuid is None or readings["device"] == gpus.digest(f"GPU-{uuid}"), "CUDA and NVML mean the same device"
     if "counter_j" in readings:
         assert readings["counter_j"] == pytest.approx(readings["integrated_j"], rel=0.25)
 

@@ -61,6 +61,8 @@ class FakeGpu:
     """None: the device has no counter."""
     power_mw: int | None = 200_000
     free_bytes: int = 80 * 2**30
+    slices: tuple[str, ...] | None = None
+    """UUIDs of the slices of a device in MIG mode."""
     dead: bool = False
 
 
@@ -97,6 +99,19 @@ class FakeNvml:
         if gpu.energy_mj is None:
             raise FakeNvmlError("Not Supported")
         return gpu.energy_mj
+
+    def nvmlDeviceGetMigMode(self, gpu: FakeGpu) -> list[int]:
+        if gpu.slices is None:
+            raise FakeNvmlError("Not Supported")
+        return [int(bool(gpu.slices)), int(bool(gpu.slices))]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, _gpu: FakeGpu) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: FakeGpu, index: int) -> FakeGpu:
+        if gpu.slices is None or index >= len(gpu.slices):
+            raise FakeNvmlError("Not Found")
+        return FakeGpu(gpu.slices[index])
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
         if gpu.dead:

@@ -12,9 +12,15 @@ def gpu(index: int, joules: float) -> dict[str, object]:
     return {f"energy_j/gpu{index}": reading(joules, "J", "counter", f"gpu{index}")}
 
 
-def rank(host: str = "a", duration_s: float = 10.0, device: str = "cuda:0", **readings: object) -> Rank:
+def rank(
+    host: str = "a",
+    duration_s: float = 10.0,
+    device: str = "cuda:0",
+    devices: dict[str, str] | None = None,
+    **readings: object,
+) -> Rank:
     memory = {"peak_memory_bytes": reading(100, "B", "counted", "gpu0")}
-    return Rank(host, device, duration_s, memory | readings)
+    return Rank(host, device, duration_s, memory | readings, devices or {})
 
 
 def test_ranks_of_one_host_that_see_the_same_devices_count_each_once_by_the_longest_window() -> None:
@@ -25,6 +31,38 @@ def test_ranks_of_one_host_that_see_the_same_devices_count_each_once_by_the_long
     assert found["energy_j"].grade == "counter"
     assert found["train_time_s"].value == 11.0
     assert found["peak_memory_bytes"].value == 200
+
+
+def test_each_rank_measures_its_own_device_and_they_are_added() -> None:
+    first = rank(**gpu(0, 50.0), devices={"gpu0": "aa"})
+    second = rank(device="cuda:1", **gpu(1, 70.0), devices={"gpu1": "bb"})
+    found = combine([second, first])
+    assert found["energy_j"].value == 120.0
+    assert {name: one.value for name, one in found.items() if name.startswith("energy_j/")} == {
+        "energy_j/a/gpu0": 50.0,
+        "energy_j/a/gpu1": 70.0,
+    }
+
+
+def test_ranks_that_are_shown_one_device_each_do_not_share_it_for_its_name() -> None:
+    def shown(device: str, joules: float, duration_s: float = 10.0) -> Rank:
+        return rank(duration_s=duration_s, **gpu(0, joules), devices={"gpu0": device})
+
+    assert combine([shown("aa", 50.0), shown("bb", 70.0)])["energy_j"].value == 120.0
+    assert combine([shown("aa", 50.0), shown("bb", 70.0), shown("aa", 51.0, 11.0)])["energy_j"].value == 121.0
+    whole = combine([shown("aa", 50.0), shown("bb", 70.0), rank(**gpu(0, 60.0))])
+    assert whole["energy_j"].value == 180.0, "a third, of which nobody knows that it is one of the two"
+    seen_anew = rank(device="cuda:1", **gpu(1, 70.0), devices={"gpu1": "aa"})
+    assert combine([shown("aa", 50.0), seen_anew])["energy_j"].value == 50.0, "one device under two names"
+
+
+def test_a_rank_whose_device_was_not_measured_leaves_no_sum() -> None:
+    blind = rank(device="cuda:1", energy_j=missing("J", "nvml: NVML does not start"))
+    energy = combine([rank(**gpu(0, 50.0)), blind])["energy_j"]
+    assert energy.value is None
+    assert "NVML does not start" in (energy.reason or "")
+    sharing = rank(energy_j=missing("J", "nvml: NVML does not start"))
+    assert combine([rank(**gpu(0, 50.0)), sharing])["energy_j"].value == 50.0, "another measured the same device"
 
 
 def test_equal_names_on_two_hosts_are_two_devices() -> None:

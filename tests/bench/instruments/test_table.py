@@ -6,19 +6,23 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.instruments import Sensor
+from bench.instruments import Sensor, table
 from bench.instruments.memory import HostMemory
+from bench.instruments.nvml import Nvml
+from bench.instruments.power import idle_power
 from bench.instruments.table import (
     SENSORS,
+    Entry,
     Window,
     describe,
     idle_power_reading,
     idle_power_w,
     open_sensors,
+    probe,
     visible_gpus,
 )
 from bench.instruments.ticker import Ticker
-from tests.bench.instruments.fakes import FakeClock, FakeEnergy, joules
+from tests.bench.instruments.fakes import FakeClock, FakeEnergy, FakeGpu, FakeNvml, joules
 
 
 def window(sensors: Sequence[Sensor], clock: FakeClock | None = None, **arguments: object) -> Window:
@@ -93,6 +97,35 @@ def test_accelerator_sensors_stay_shut_on_a_cpu() -> None:
     assert "nvml" not in names
     assert "rapl" in names
     assert "nvml" in {sensor.name for sensor in open_sensors("cuda:0")}
+
+
+def test_a_window_and_its_idle_power_are_of_the_device_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, clock = FakeNvml([FakeGpu(f"GPU-{n}", power_mw=100_000 * (n + 1)) for n in range(3)]), FakeClock()
+
+    def nvml(device: str | None) -> Nvml:
+        return Nvml(library, device=device, clock=clock, environment={}, sample_period_s=None)
+
+    def wait(seconds: float, busy: int | None = None) -> None:
+        clock.advance(seconds)
+        for number, one in enumerate(library.gpus):
+            watts = (number + 1) * 100 + (1000 if number == busy else 0)
+            one.energy_mj = (one.energy_mj or 0) + round(watts * seconds * 1000)
+
+    monkeypatch.setattr(table, "SENSORS", {"nvml": Entry(nvml, accelerator=True, of_device=True)})
+    for device, idle_w in (("cuda", 100.0), ("cuda:1", 200.0)):
+        sensors = open_sensors(device)
+        assert all(probe(sensor).available for sensor in sensors)
+        idle = idle_power(sensors, device, clock=clock, sleep=wait)  # type: ignore[arg-type]
+        assert idle.value == pytest.approx(idle_w)
+        opened = window(open_sensors(device), clock, device=device, idle_power_w=idle.value)
+        opened.start()
+        wait(2.0, busy=1)
+        found = opened.stop()
+        assert found["energy_j"].value == pytest.approx(2 * idle_w + (2000 if device == "cuda:1" else 0))
+        assert found["energy_j"].scope == idle.scope == ("gpu1" if device == "cuda:1" else "gpu0")
+        assert found["energy_net_j"].value == pytest.approx(2000 if device == "cuda:1" else 0)
+        assert list(opened.devices) == [found["energy_j"].scope]
+    assert len(set(opened.devices.values()) | set(window(open_sensors("cuda"), clock).devices.values())) == 2
 
 
 def test_idle_power_that_falls_over_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
