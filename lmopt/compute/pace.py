@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lmopt import cost_memory
@@ -125,8 +126,15 @@ class Replayed(Scheduled):
         return Update(portions, self.batching.length, latest.micro)
 
 
+UNREAD = 1000
+"""Steps whose gradient norms may wait on the device: a bound of what they take where decisions are far apart."""
+
+
 class GrowingWithNoise(Scheduled):
-    """Twice the batch whenever the gradient's noise scale exceeds it."""
+    """Twice the batch whenever the gradient's noise scale exceeds it.
+
+    The device is asked for norms only when a decision is due or the state is wanted, for those of all steps since.
+    """
 
     watches_noise = True
 
@@ -137,6 +145,8 @@ class GrowingWithNoise(Scheduled):
         """Portions a step."""
         self.signal: float | None = None
         self.noise: float | None = None
+        self._unread: list[tuple[int, Tensor, Tensor]] = []
+        """Sequences of a step, and the norms of its first micro-batch's gradient and of its own: not yet blended."""
         self.decisions = [Decision(0, 1, config.micro_sequences, "the smallest batch first")]
 
     def next(self) -> Update:
@@ -147,13 +157,16 @@ class GrowingWithNoise(Scheduled):
         assert small_norm is not None
         assert norm is not None
         sequences = update.portions * self.batching.portion
-        signal, noise = noise_scale(self.config.micro_sequences, float(small_norm), sequences, float(norm))
-        self.signal = _blend(self.signal, signal, self.config.smoothing)
-        self.noise = _blend(self.noise, noise, self.config.smoothing)
+        self._unread.append((sequences, small_norm, norm))
         super().took(update)
         most = self.config.sequences // self.batching.portion
-        if self.step % self.config.every or self.size >= most:
+        is_due = self.step % self.config.every == 0 and self.size < most
+        if is_due or len(self._unread) >= UNREAD:
+            self._read()
+        if not is_due:
             return
+        assert self.signal is not None
+        assert self.noise is not None
         scale = self.noise / self.signal if self.signal > 0 else float("inf")
         if self.noise > 0 and scale > sequences:
             self.size *= 2
@@ -161,12 +174,24 @@ class GrowingWithNoise(Scheduled):
             why = "the gradient's noise scale exceeds the batch"
             self.decisions.append(Decision(self.step, self.size, self.config.micro_sequences, why, facts))
 
+    def _read(self) -> None:
+        """Blend in the norms that wait, in the order of their steps. Waits for the device, once."""
+        norms = [norm for _, *pair in self._unread for norm in pair]
+        numbers: list[float] = torch.stack(norms).tolist() if norms else []
+        for (sequences, _, _), small_norm, norm in zip(self._unread, numbers[::2], numbers[1::2], strict=True):
+            signal, noise = noise_scale(self.config.micro_sequences, small_norm, sequences, norm)
+            self.signal = _blend(self.signal, signal, self.config.smoothing)
+            self.noise = _blend(self.noise, noise, self.config.smoothing)
+        self._unread.clear()
+
     def state(self) -> dict[str, Any]:
+        self._read()
         return super().state() | {"size": self.size, "signal": self.signal, "noise": self.noise}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         self.size, self.signal, self.noise = state["size"], state["signal"], state["noise"]
+        self._unread.clear()
 
 
 def noise_scale(small: int, small_norm: float, big: int, big_norm: float) -> tuple[float, float]:

@@ -159,9 +159,9 @@ class Asked(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TRAININGS | FEWER_BITS if kind != "noise_ramp"])
+@pytest.mark.parametrize("kind", TRAININGS | FEWER_BITS)
 def test_no_step_waits_for_a_number_of_the_device(kind):
-    """Between two readings of the loss. (The noise ramp decides by norms, and so reads them.)"""
+    """Between two readings of the loss. (The noise ramp decides by norms, and reads them every other step.)"""
     recipe = described(**(TRAININGS | FEWER_BITS)[kind])
     state = begin(recipe, DEVICE)
     text = portions(recipe)
@@ -170,7 +170,8 @@ def test_no_step_waits_for_a_number_of_the_device(kind):
         batch = loop._next_batch(state, update, text)
         with Asked() as asked:
             loop._update(state, batch, update, 1.0)
-        assert not asked.found or number == 0, asked.found
+        decides = kind == "noise_ramp" and state.pace.step % 2 == 0
+        assert not asked.found or number == 0 or decides, asked.found
 
 
 def test_a_step_that_runs_out_of_memory_is_done_in_smaller_parts():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmopt import cost, cost_memory
 from lmopt.compute import memory, pace
@@ -193,6 +194,78 @@ def test_batches_grow_when_noise_exceeds_them_and_never_beyond():
     for _ in range(10):
         quiet.took(quiet.next(), torch.tensor(1.01), torch.tensor(1.0))
     assert quiet.size == 1
+
+
+class ReadEveryStep(pace.GrowingWithNoise):
+    """The same pace in its plainest form: norms are read and averaged as soon as they are there."""
+
+    def took(self, update, small_norm=None, norm=None):
+        sequences, smoothing = update.portions * self.batching.portion, self.config.smoothing
+        now = noise_scale(self.config.micro_sequences, float(small_norm), sequences, float(norm))
+        if self.step:
+            now = [smoothing * past + (1 - smoothing) * new for past, new in zip(self.means, now, strict=True)]
+        self.means = self.signal, self.noise = now
+        pace.Scheduled.took(self, update)
+        most, scale = self.config.sequences // self.batching.portion, self.noise / self.signal
+        if self.step % self.config.every or self.size >= most:
+            return
+        if self.noise > 0 and (self.signal <= 0 or scale > sequences):
+            self.size *= 2
+            facts = {"signal": self.signal, "noise": self.noise, "batch_sequences": float(sequences)}
+            why = "the gradient's noise scale exceeds the batch"
+            self.decisions.append(Decision(self.step, self.size, self.config.micro_sequences, why, facts))
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_norms_that_wait_on_the_device_give_the_same_decisions_to_the_bit(every, monkeypatch):
+    described = recipe(NOISE | {"every": every, "sequences": 32}, steps=30)
+    late, steps = run(described)
+    monkeypatch.setattr(pace, "GrowingWithNoise", ReadEveryStep)
+    at_once, same_steps = run(described)
+    assert isinstance(at_once.pace, ReadEveryStep)
+    assert len(late.pace.decisions) > 1
+    assert late.pace.decisions == at_once.pace.decisions
+    assert [step.loss for step in steps] == [step.loss for step in same_steps]
+    assert same_bits(late, at_once)
+    assert late.pace.state() == at_once.pace.state()
+
+
+class Asked(TorchDispatchMode):
+    """Counts readings of a single number of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_norms_are_read_when_a_decision_is_due_and_no_sooner(monkeypatch):
+    counts, read, took = [], [], pace.GrowingWithNoise.took
+    tolist = torch.Tensor.tolist
+
+    def watched(self, update, small_norm=None, norm=None):
+        with Asked() as asked, monkeypatch.context() as here:
+            here.setattr(torch.Tensor, "tolist", lambda numbers: read.append(self.step) or tolist(numbers))
+            took(self, update, small_norm, norm)
+        counts.append(asked.count)
+
+    monkeypatch.setattr(pace.GrowingWithNoise, "took", watched)
+    run(recipe(NOISE | {"every": 4, "sequences": 64}, steps=10))
+    assert len(counts) >= 12
+    assert set(counts) == {0}
+    assert read == [step for step in range(1, len(counts) + 1) if step % 4 == 0]
+
+
+def test_norms_do_not_pile_up_where_decisions_are_far_apart(monkeypatch):
+    monkeypatch.setattr(pace, "UNREAD", 3)
+    described = recipe(NOISE | {"every": 10**6}, steps=40)
+    growing = pace.GrowingWithNoise(described, 1.0, described.batching)
+    for number in range(7):
+        growing.took(growing.next(), torch.tensor(2.0), torch.tensor(1.0))
+        assert len(growing._unread) == (number + 1) % 3
 
 
 def test_decisions_replay_to_the_same_bits(tmp_path):
