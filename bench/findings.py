@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from bench.design import NAME_PATTERN
 from bench.problems import nearest, quoted, suggest
@@ -101,16 +102,19 @@ def named_values(finding: Finding) -> Iterator[DataPath]:
 
 def types_at(annotation: Any, path: Sequence[str | int], data: Any) -> list[Any]:
     """The alternatives that an annotation allows at a path of the data; a union is narrowed by `kind`."""
-    options = list(_options(annotation, data))
+    return [option for inner, value in _annotations_at(annotation, path, data) for option in _options(inner, value)]
+
+
+def _annotations_at(annotation: Any, path: Sequence[str | int], data: Any) -> Iterator[tuple[Any, Any]]:
+    """Annotations as they were written, with their bounds, and the value that the data holds there."""
     if not path:
-        return options
+        yield annotation, data
+        return
     part, rest = path[0], path[1:]
     child = value_at(data, (part,)) if has(data, (part,)) else None
-    found: list[Any] = []
-    for option in options:
+    for option in _options(annotation, data):
         for inner in _inside(option, part):
-            found += types_at(inner, rest, child)
-    return found
+            yield from _annotations_at(inner, rest, child)
 
 
 def _options(annotation: Any, data: Any) -> Iterator[Any]:
@@ -131,7 +135,7 @@ def _inside(option: Any, part: str | int) -> Iterator[Any]:
     if isinstance(part, str) and _is_model(option):
         for name, field in option.model_fields.items():
             if part in (name, field.alias):
-                yield field.annotation
+                yield typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     elif isinstance(part, int) and typing.get_origin(option) in (tuple, list) and arguments:
         yield arguments[0] if arguments[-1] is Ellipsis or part >= len(arguments) else arguments[part]
     elif isinstance(part, str) and typing.get_origin(option) is dict:
@@ -189,7 +193,35 @@ def _explain(model: type[BaseModel], details: Any, data: Any, sentence: str | No
         return Finding(path, message, suggest(value, allowed) if isinstance(value, str) else _listed(allowed))
     if code == "string_pattern_mismatch" and context.get("pattern") == NAME_PATTERN:
         return _bad_name(path, value)
+    if code in _BOUNDS:
+        context = _tightest(_BOUNDS[code][0], context, _annotations_at(model, path, data))
     return Finding(path, *_plain_sentence(code, value, context, details["msg"], types_at(model, path, data)))
+
+
+def _tightest(name: str, context: Mapping[str, Any], annotations: Iterable[tuple[Any, Any]]) -> Mapping[str, Any]:
+    """The bound of the field itself, where the value is beyond one of all such numbers first (`layers: 9e99`)."""
+    tighter = {"le": min, "lt": min, "ge": max, "gt": max}[name]
+    for chain in (_bounds(name, part) for annotation, _ in annotations for part in _members(annotation)):
+        if context[name] in chain and tighter(chain) != context[name]:
+            return {name: tighter(chain)}
+    return context
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The alternatives of an annotation, each with what it is annotated with."""
+    base = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+    if typing.get_origin(base) in (typing.Union, types.UnionType):
+        for member in typing.get_args(base):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _bounds(name: str, annotation: Any) -> list[Any]:
+    """Every bound of this kind on one annotation."""
+    noted = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is typing.Annotated else ()
+    flat = [part for note in noted for part in (note.metadata if isinstance(note, FieldInfo) else (note,))]
+    return [bound for part in flat if (bound := getattr(part, name, None)) is not None]
 
 
 def _plain_sentence(

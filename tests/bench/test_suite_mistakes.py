@@ -86,6 +86,36 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "9999999999 is out of bounds: it must be at most 131072",
         None,
     ),
+    "beyond all numbers": (
+        ("layers: 2", "layers: 9e99"),
+        "25:25",
+        "9e+99 is out of bounds: it must be at most 1024",
+        None,
+    ),
+    "beyond all numbers, in a kind": (
+        ("experts: 8", "experts: 9e99"),
+        "13:40",
+        "9e+99 is out of bounds: it must be at most 4096",
+        None,
+    ),
+    "beyond all numbers, where there may be none": (
+        ("layers: 2", "kv_heads: 9e99, layers: 2"),
+        "25:27",
+        "9e+99 is out of bounds: it must be at most 131072",
+        None,
+    ),
+    "beyond all numbers, in a list": (
+        (MOE, "change: {objective: {kind: layer_skip, exits: [9e99]}}"),
+        "13:52",
+        "9e+99 is out of bounds: it must be at most 1024",
+        None,
+    ),
+    "beyond all numbers, with no bound of its own": (
+        ("tokens: 100k", "tokens: 9e99"),
+        "25:57",
+        "9e+99 is out of bounds: it must be at most 1000000000000000",
+        None,
+    ),
     "negative number": (
         ("tokens: 100k", "tokens: -1"),
         "25:57",
