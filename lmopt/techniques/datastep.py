@@ -18,7 +18,7 @@ class ExactDedup(Technique):
 
 
 class NearDedup(Technique):
-    """Drop near-duplicates: MinHash over word n-grams, banded (Broder 1997; FineWeb's 14 x 8, arXiv 2406.17557)."""
+    """Drop near-duplicates: SuperMinHash over word n-grams, banded (arXiv 1706.05698; FineWeb's 14 x 8, 2406.17557)."""
 
     builder: ClassVar[str] = "lmopt.data.dedup:near"
     kind: Literal["near_dedup"] = "near_dedup"
