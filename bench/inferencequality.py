@@ -51,19 +51,23 @@ def exactness(read: Read) -> dict[str, Any]:
     }
     kept = all(one["is_exact"] for one in checks if one)
     distance = max(distances, default=None)
+    drafted = [one["sampled_drafted"] for one in high if "sampled_drafted" in one]
+    was_tried = not drafted or any(drafted)
     return {
         "kind": "exact", "kept": kept, "sampled_distance": distance, **counts,
-        "why": _exact_words(kept, counts, distance),
+        "why": _exact_words(kept, counts, distance, was_tried),
     }  # fmt: skip
 
 
-def _exact_words(kept: bool, counts: Mapping[str, Mapping[str, int]], distance: float | None) -> str:
+def _exact_words(kept: bool, counts: Mapping[str, Mapping[str, int]], distance: float | None, was_tried: bool) -> str:
     high, timed = counts["float32"], counts["timed"]
     text = f"{high['identical']} of {high['texts']} greedy texts are the reference's token for token in float32"
     if timed["texts"]:
         text += f", {timed['identical']} of {timed['texts']} in the format that was timed"
         text += f" ({timed['tied']} part where two tokens tie)" if timed["tied"] else ""
-    if distance is not None:
+    if distance is not None and not was_tried:
+        text += "; sampled text was not put to the test: nothing was drafted behind the prompts tried"
+    elif distance is not None:
         text += f"; sampled text is {distance:.1g} from the model's own distribution, by enumeration"
     return text if kept else f"it does not write what the reference writes: {text}"
 

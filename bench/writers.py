@@ -271,10 +271,20 @@ def exact_in_float32(
         "texts": found.texts, "identical": found.identical, "tied": found.tied, "wrong": found.wrong,
     }  # fmt: skip
     if isinstance(ours.config, Speculative):
-        prompt = prompts[0][:SAMPLED_PROMPT]
-        aid = _aid(ours.config, models, "fp32")
-        facts["sampled_distance"] = exactness.sampled_distance(ours.config, ours.decoder, aid, prompt)
+        facts |= _sampled(ours, models, some)
     return facts
+
+
+def _sampled(writer: Writer, models: Models, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Sampled text by enumeration, behind one prompt after the other until something is drafted there."""
+    distance, drafted = 0.0, 0
+    aid = _aid(writer.config, models, "fp32")
+    for prompt in prompts:
+        found = exactness.sampled(writer.config, writer.decoder, aid, prompt[:SAMPLED_PROMPT])
+        distance, drafted = max(distance, found.distance), drafted + found.drafted
+        if drafted:
+            break
+    return {"sampled_distance": distance, "sampled_drafted": drafted}
 
 
 def _texts(writer: Writer, prompts: Sequence[Sequence[int]], new: int, told: Told) -> list[list[int]]:

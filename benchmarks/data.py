@@ -13,10 +13,10 @@ Near-duplicates: pairs of documents are labelled by the exact Jaccard similarity
 more. Recall is how many of those share a band of the 14 x 8, precision how many of the pairs that share one are alike,
 each the mean over several draws of permutations with its standard error: a single draw moves both by points, because
 the pairs of one cluster are found or missed together. `theory` is what independent permutations give on average for
-these pairs. Ours (SuperMinHash, Ertl 2017) and rensa 0.5 draw without replacement and err less: each of rensa's minima is
-over about a 28th of a text's shingles (from 100 on, they are 28 times as large as minima over all), as one-permutation
-hashing does it (Li, Owen and Zhang 2012). `lmopt, verified` is `near_dedup` with `verify: 0.8`, `16 x 7` the same signatures
-in bands of seven rows, which let more pairs through to be verified.
+these pairs. Ours (SuperMinHash, Ertl 2017) and rensa 0.5 draw without replacement and err less: each of rensa's minima
+is over about a 28th of a text's shingles (from 100 on, they are 28 times as large as minima over all), as
+one-permutation hashing does it (Li, Owen and Zhang 2012). `lmopt, verified` is `near_dedup` with `verify: 0.8`,
+`16 x 7` the same signatures in bands of seven rows, which let more pairs through to be verified.
 Errors of the estimate are against the exact similarity (binomial bound: sqrt(J (1 - J) / 112)). Filters: how many of
 the documents get the same decision, reason and remaining text as from datatrove, and which do not.
 

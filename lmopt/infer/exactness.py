@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -65,20 +66,31 @@ def _tie(decoder: Decoder, text: Sequence[int], one: int, two: int) -> bool:
     return best - min(float(logits_V[one]), float(logits_V[two])) <= TIE_UNITS * unit
 
 
-def sampled_distance(
-    config: Speculative, target: Decoder, aid: Aid, prompt: Sequence[int], *, new: int = CHECKED_TOKENS
-) -> float:
-    """Half the sum of |P - Q| over all texts of `new` tokens: P of speculation, Q of one token after the other.
+class Sampled(NamedTuple):
+    """Sampled texts of a decoding beside the model's own."""
 
-    Both are computed, not sampled: every way in which the coins may fall is run. Zero but for rounding.
+    distance: float
+    """Half the sum of |P - Q| over all texts: zero but for rounding."""
+    drafted: int
+    """Tokens drafted, over all the ways in which the coins may fall; where it is none, nothing was put to the test."""
+
+
+def sampled(
+    config: Speculative, target: Decoder, aid: Aid, prompt: Sequence[int], *, new: int = CHECKED_TOKENS
+) -> Sampled:
+    """All texts of `new` tokens behind a prompt: P of speculation, Q of one token after the other.
+
+    Both are computed, not sampled: every way in which the coins may fall is run.
     """
     length, always = len(prompt) + new, config.model_copy(update={"adaptive": False})
+    drafted = 0
 
     def speculate(text: Text) -> None:
+        nonlocal drafted
         proposer = new_draft(always, target, aid, capacity=length)
         check = proposer if isinstance(proposer, Target) else CachedTarget(target, capacity=length)
-        for _ in rounds(check, proposer, text, DraftLength(new - 1, proposer.cost, adaptive=False), CHECKED):
-            pass
+        for outcome in rounds(check, proposer, text, DraftLength(new - 1, proposer.cost, adaptive=False), CHECKED):
+            drafted += outcome.drafted
 
     def one_by_one(text: Text) -> None:
         reader = CachedTarget(target, capacity=length)
@@ -86,7 +98,8 @@ def sampled_distance(
             text.add(text.choose(probabilities(reader.check(text.tokens, [])[0], CHECKED)))
 
     ours, plain = (_distribution(write, prompt, new) for write in (speculate, one_by_one))
-    return sum(abs(ours.get(text, 0.0) - plain.get(text, 0.0)) for text in ours.keys() | plain.keys()) / 2
+    distance = sum(abs(ours.get(text, 0.0) - plain.get(text, 0.0)) for text in ours.keys() | plain.keys()) / 2
+    return Sampled(distance, drafted)
 
 
 def _distribution(write: Callable[[Text], None], prompt: Sequence[int], new: int) -> dict[tuple[int, ...], float]:

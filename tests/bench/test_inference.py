@@ -66,6 +66,14 @@ def test_text_that_is_not_the_references_is_inferior_however_fast() -> None:
     assert "it does not write what the reference writes" in found["why"]
 
 
+def test_a_check_that_drafted_nothing_is_no_check() -> None:
+    for drafted, words in ((0, "sampled text was not put to the test"), (5, "3e-08 from the model's own distribution")):
+        high = {**EXACT["float32"], "sampled_drafted": drafted}
+        found = judged(lossless=True, change={"exact": EXACT | {"float32": high}})
+        assert words in found["why"]
+        assert found["outcome"] == "SAVES"
+
+
 def test_flops_that_no_second_count_confirms_decide_nothing() -> None:
     apart = {"counts": {"agree": False, "disagreement": "arm: closed 1, dispatched 2 FLOPs a text"}}
     assert judged(primary="flops")["outcome"] == "SAVES"

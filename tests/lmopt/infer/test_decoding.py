@@ -150,7 +150,9 @@ def test_too_short_a_text_is_refused():
 def test_sampled_text_has_the_models_own_distribution(draft):
     target, small = decoders()
     config = Speculative(draft=draft)
-    assert exactness.sampled_distance(config, target, aid_of(config, small), PROMPT) < 1e-5
+    found = exactness.sampled(config, target, aid_of(config, small), PROMPT * 2)
+    assert found.distance < 1e-5
+    assert found.drafted > 0
 
 
 def _from_p(p_V, _q_V):
@@ -161,9 +163,9 @@ def test_a_broken_rule_is_seen(monkeypatch):
     model = tiny(layers=LAYERS)
     model.embedding.weight.div_(3)  # less sure of itself: drafts are refused now and then
     target, config = Decoder(model), Speculative(draft={"kind": "exit", "layer": 3})
-    assert exactness.sampled_distance(config, target, None, PROMPT) < 1e-5
+    assert exactness.sampled(config, target, None, PROMPT).distance < 1e-5
     monkeypatch.setattr(speculative, "residual", _from_p)
-    assert exactness.sampled_distance(config, target, None, PROMPT) > 1e-2
+    assert exactness.sampled(config, target, None, PROMPT).distance > 1e-2
 
 
 def test_texts_that_differ_are_wrong_unless_the_tokens_tie():
