@@ -4,7 +4,9 @@
 
 Sparse layers: `grouped` and `loop` are our two kernels, `naive` is the block one writes first, with indexing, one
 `grouped_mm` a matrix and `index_add`; `mixtral` and `mixtral-grouped` are the block of transformers' Mixtral, with its
-loop and with its grouped products, where transformers is installed. Each works in a process of its own (they would
+loop and with its grouped products, where transformers is installed. `products` is no layer but the matrix products
+alone that an even load asks for, against the dense layer's: the ceiling of every kernel that is made of such products,
+since router, sorting, gathering and casts of all experts come on top. Each works in a process of its own (they would
 evict each other's compiled products from oneDNN's cache), interleaved there with the dense layer, SwiGLU, in rounds A
 B B A. Tokens are drawn anew for every step, because an expert's number of rows then differs from step to step as it
 does in training. With one thread the clock is the thread's processor time, which neighbours on the machine disturb
@@ -84,6 +86,7 @@ def step(layer: nn.Module, x_BTD: Tensor, clock: Callable[[], float]) -> float:
 
 
 KERNELS: dict[str, Experts] = {"grouped": experts_grouped, "naive": naive, "loop": experts_loop}
+PRODUCTS = "products"
 PEERS = {"mixtral": "eager", "mixtral-grouped": "grouped_mm"}
 
 
@@ -107,14 +110,13 @@ class Mixtral(nn.Module):
         return self.block(x_BTD), None
 
 
-def measure(kernel: str, width: int, tokens: int, experts: int, top_k: int, rounds: int, threads: int) -> Measured:
-    """One kernel at one shape."""
-    torch.set_num_threads(threads)
-    tune_allocator()
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    torch.manual_seed(0)
+Turn = Callable[[], float]
+"""Works once and says how many seconds that took."""
+
+
+def layers(kernel: str, width: int, tokens: int, config: Moe, clock: Callable[[], float]) -> tuple[Turn, Turn]:
+    """A step of the dense layer, and one of the sparse layer."""
     dense = SwiGluFfn(width, SwiGlu().hidden_for(width))
-    config = Moe(experts=experts, top_k=top_k)
     if kernel in PEERS:
         sparse: nn.Module = Mixtral(config, width, PEERS[kernel])
     else:
@@ -123,18 +125,54 @@ def measure(kernel: str, width: int, tokens: int, experts: int, top_k: int, roun
     for parameter in (*dense.parameters(), *sparse.parameters()):
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     x_BTD = torch.empty(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+    return lambda: step(dense, x_BTD, clock), lambda: step(sparse, x_BTD, clock)
+
+
+def products(rows: int, width: int, hidden: int, experts: int, clock: Callable[[], float]) -> Turn:
+    """The six products of `experts` SwiGLU layers on `rows` each, forward and backward, and nothing else."""
+    shapes = (rows, width), (rows, hidden), (rows, width), (rows, 2 * hidden), (2 * hidden, width), (width, hidden)
+    operands = [[torch.randn(shape).bfloat16() for shape in shapes] for _ in range(experts)]
+
+    def turn() -> float:
+        start_s = clock()
+        for x, h, _, _, up, down in operands:
+            torch.mm(x, up.t())
+            torch.mm(h, down.t())
+        for x, h, grad_y, grad_inner, up, down in operands:
+            torch.mm(grad_y.t(), h)
+            torch.mm(grad_y, down)
+            torch.mm(grad_inner, up)
+            torch.mm(grad_inner.t(), x)
+        return clock() - start_s
+
+    return turn
+
+
+def measure(kernel: str, width: int, tokens: int, experts: int, top_k: int, rounds: int, threads: int) -> Measured:
+    """One kernel at one shape."""
+    torch.set_num_threads(threads)
+    tune_allocator()
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    torch.manual_seed(0)
+    config = Moe(experts=experts, top_k=top_k)
+    hidden, dense_hidden, rows = config.hidden_for(width), SwiGlu().hidden_for(width), tokens * top_k // experts
+    dense_weights, active_weights = 3 * width * dense_hidden, top_k * 3 * width * hidden
+    if kernel == PRODUCTS:
+        dense = products(tokens, width, dense_hidden, 1, clock)
+        sparse = products(rows, width, hidden, experts, clock)
+    else:
+        dense, sparse = layers(kernel, width, tokens, config, clock)
+        active_weights += experts * width
     seconds: list[tuple[float, float]] = []
     for _ in range(WARMUP_ROUNDS + rounds):
-        a, b, c, d = (step(layer, x_BTD, clock) for layer in (dense, sparse, sparse, dense))
+        a, b, c, d = (turn() for turn in (dense, sparse, sparse, dense))
         seconds.append((a + d, b + c))
     dense_s, sparse_s = zip(*seconds[WARMUP_ROUNDS:], strict=True)
-    dense_weights = sum(p.numel() for p in dense.parameters())
-    active_weights = experts * width + top_k * 3 * width * config.hidden_for(width)
     return Measured(
         layer=kernel,
         width=width,
         tokens=tokens,
-        rows_an_expert=tokens * top_k // experts,
+        rows_an_expert=rows,
         step_ms=1e3 * statistics.median(sparse_s) / 2,
         dense_step_ms=1e3 * statistics.median(dense_s) / 2,
         gflop_per_s=6 * active_weights * tokens / (statistics.median(sparse_s) / 2) / 1e9,
@@ -148,17 +186,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", default="192,384", help="widths of the residual stream")
     parser.add_argument("--tokens", default="2048,4096", help="tokens a step")
+    known = (PRODUCTS, *KERNELS, *(PEERS if importlib.util.find_spec("transformers") else ()))
+    parser.add_argument("--layers", default=",".join(known), help="those to measure (default: %(default)s)")
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     arguments = parser.parse_args()
+    for kernel in arguments.layers.split(","):
+        if kernel not in known:
+            parser.error(f"--layers: {kernel!r} is none of {', '.join(known)}")
     print(f"torch {torch.__version__}, {arguments.threads} threads", file=sys.stderr)
     spawn = multiprocessing.get_context("spawn")
     for width in map(int, arguments.widths.split(",")):
         for tokens in map(int, arguments.tokens.split(",")):
-            for kernel in (*KERNELS, *(PEERS if importlib.util.find_spec("transformers") else ())):
+            for kernel in arguments.layers.split(","):
                 shape = (kernel, width, tokens, arguments.experts, arguments.top_k, arguments.rounds, arguments.threads)
                 with spawn.Pool(1) as pool:
                     show(pool.apply(measure, shape), as_json=arguments.json)
