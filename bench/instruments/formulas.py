@@ -65,6 +65,19 @@ def grouped_linear_flops(x: Shape, weight: Shape, _ends: Shape, rows: int, **__:
     return 2 * rows * x[1] * weight[1]
 
 
+def experts_flops(
+    _x: Shape, up: Shape, down: Shape, _kind: str, _token: Shape, _ends: Shape, rows: int, **__: Any
+) -> int:
+    """Rows, each that is an expert's times both of its matrices (E x G x D, E x D x F)."""
+    return 2 * rows * (up[1] * up[2] + down[1] * down[2])
+
+
+def experts_backward_flops(*arguments: Any, **__: Any) -> int:
+    """Two products for each of the forward pass: gradients of its inputs and of its weights."""
+    up, down, kind, token, ends, rows = arguments[6:12]
+    return 2 * experts_flops((), up, down, kind, token, ends, rows)
+
+
 FORMULAS: Mapping[str, Formula] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention_flops,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": attention_backward_fused,
@@ -80,6 +93,8 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::_scaled_grouped_mm": grouped_product_flops,
     "lmopt::causal_attention": attention_flops,
     "lmopt::causal_attention_backward": attention_backward_kept,
+    "lmopt::experts_forward": experts_flops,
+    "lmopt::experts_backward": experts_backward_flops,
     "lmopt::filled_up_product": product_flops,
     "lmopt::grouped_linear": grouped_linear_flops,
     "lmopt::grouped_outer": grouped_outer_flops,

@@ -75,8 +75,47 @@ def activate_backward(kind: Kind, grad: Tensor, kept: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * functional.silu(gate)], dim=-1)
     grad_halves = torch.empty_like(kept)  # in memory as `kept`: taken apart, or side by side as the input was
-    grad_gate, grad_up = grad_halves
     silu = functional.silu(gate)
-    torch.mul(grad, silu, out=grad_up)
-    torch.ops.aten.silu_backward.grad_input(torch.mul(grad, up, out=silu), gate, grad_input=grad_gate)
+    _swiglu_backward(grad, gate, up, silu, grad_halves, spare=silu)
     return grad_halves.movedim(0, -2).flatten(-2)
+
+
+def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, silu: Tensor, out: Tensor, spare: Tensor) -> None:
+    """The gradients of both halves; `spare`, written over, may be `grad` or `silu`."""
+    grad_gate, grad_up = out
+    torch.mul(grad, silu, out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(torch.mul(grad, up, out=spare), gate, grad_input=grad_gate)
+
+
+# --- both passes into memory that is there already -----------------------------------------------
+# R x F rows of one expert; P parts of the inner layer, gate and up, or one matrix. SwiGLU keeps silu(gate) instead of
+# its result: of the two, the result is the cheaper one to compute again.
+
+
+def activate_parts(kind: Kind, inner_PRF: Tensor, kept_RF: Tensor, spare_RF: Tensor) -> Tensor:
+    """The activation, in one of the last two; both `inner` and `kept` are written, for the backward pass."""
+    if kind == "relu2":
+        (rectified,) = inner_PRF
+        return torch.mul(rectified.relu_(), rectified, out=kept_RF)
+    gate, up = inner_PRF
+    return torch.mul(torch.ops.aten.silu.out(gate, out=kept_RF), up, out=spare_RF)
+
+
+def activated_parts(kind: Kind, inner_PRF: Tensor, kept_RF: Tensor, spare_RF: Tensor) -> Tensor:
+    """The activation once more, from what its forward pass kept."""
+    return kept_RF if kind == "relu2" else torch.mul(kept_RF, inner_PRF[1], out=spare_RF)
+
+
+WHOLE = 64
+"""Columns that torch's loops take at a time; the rest goes one by one, as slowly as a copy, and rounds otherwise."""
+
+
+def parts_backward(kind: Kind, grad_RF: Tensor, inner_PRF: Tensor, kept_RF: Tensor, out_PRF: Tensor) -> None:
+    """The gradient of `inner` into `out`, whose parts may stand side by side; `grad` is used up."""
+    into_PRF = out_PRF if grad_RF.shape[1] % WHOLE == 0 else torch.empty_like(inner_PRF)
+    if kind == "relu2":
+        torch.mul(grad_RF, inner_PRF[0], out=into_PRF[0]).mul_(2)
+    else:
+        _swiglu_backward(grad_RF, *inner_PRF, kept_RF, into_PRF, spare=grad_RF)
+    if into_PRF is not out_PRF:
+        out_PRF.copy_(into_PRF)

@@ -6,7 +6,6 @@ spare ones at the end (other letters: see transformer.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmopt.arch import activation
-
-ROW_BLOCK = 32
-"""Rows of an expert are multiplied as a multiple of this. oneDNN compiles a bfloat16 product anew for each number of
-rows, and an expert has another number at every step: without this, most products would wait for a compiler
-(docs/techniques/moe.md)."""
+from lmopt.arch.experts_cpu import ROW_BLOCK, experts_backward, experts_forward
+from lmopt.arch.experts_cuda import grouped_backward, grouped_forward
 
 
 def experts_loop(
@@ -78,29 +74,24 @@ class _Experts(torch.autograd.Function):
         ends_E: Tensor,
         kept_NK: Tensor | None,
     ) -> Tensor:
-        rows = len(token_S) - ROW_BLOCK
+        forward = grouped_forward if x_ND.is_cuda else experts_forward
         up, down = up_EFD.to(x_ND.dtype), down_EDF.to(x_ND.dtype)
-        x_SD = x_ND.index_select(0, token_S)
-        h_SF, inner = activation.activate(kind, grouped_linear(x_SD, up, ends_E, rows))
-        y_SD = grouped_linear(h_SF, down, ends_E, rows)
-        ctx.save_for_backward(x_SD, inner, h_SF, y_SD, gate_NK, up, down, token_S, slot_NK, ends_E, kept_NK)
+        made = forward(x_ND, up, down, kind, token_S, ends_E, len(token_S) - ROW_BLOCK)
+        ctx.save_for_backward(*made, up, down, gate_NK, token_S, slot_NK, ends_E, kept_NK)
         ctx.kind, ctx.weight_dtype = kind, up_EFD.dtype
-        return functional.embedding_bag(slot_NK, y_SD, mode="sum", per_sample_weights=gate_NK)
+        return functional.embedding_bag(slot_NK, made[0], mode="sum", per_sample_weights=gate_NK)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_SD, inner, h_SF, y_SD, gate_NK, up, down, token_S, slot_NK, ends_E, kept_NK = ctx.saved_tensors
+        *made, gate_NK, token_S, slot_NK, ends_E, kept_NK = ctx.saved_tensors
+        backward = grouped_backward if grad_ND.is_cuda else experts_backward
         slot, rows = slot_NK.flatten(), len(token_S) - ROW_BLOCK
         # added, since dropped slots (gate 0) all name row 0; rows that no slot names have gate 0, and so no gradient
-        gate_S = y_SD.new_zeros(len(y_SD)).scatter_add_(0, slot, gate_NK.flatten())
-        grad_SD = grad_ND.index_select(0, token_S)
-        grad_gate_NK = torch.linalg.vecdot(grad_SD, y_SD).index_select(0, slot).view_as(gate_NK)
-        grad_SD.mul_(gate_S[:, None])
-        grad_h_SF = grouped_linear(grad_SD, down.transpose(1, 2), ends_E, rows)
-        grad_down = grouped_outer(grad_SD, h_SF, ends_E, rows).to(ctx.weight_dtype)
-        grad_inner_SF = activation.activate_backward(ctx.kind, grad_h_SF, inner)
-        grad_x_SD = grouped_linear(grad_inner_SF, up.transpose(1, 2), ends_E, rows)
-        grad_up = grouped_outer(grad_inner_SF, x_SD, ends_E, rows).to(ctx.weight_dtype)
+        gate_S = gate_NK.new_zeros(len(token_S)).scatter_add_(0, slot, gate_NK.flatten())
+        grad_x_SD, grad_gate_S, grad_up, grad_down = backward(
+            grad_ND, gate_S, *made, ctx.kind, token_S, ends_E, rows, ctx.weight_dtype
+        )
+        grad_gate_NK = grad_gate_S.index_select(0, slot).view_as(gate_NK)
         weight_NK = None if kept_NK is None else kept_NK.to(grad_x_SD.dtype)
         grad_x_ND = functional.embedding_bag(slot_NK, grad_x_SD, mode="sum", per_sample_weights=weight_NK)
         return grad_x_ND, grad_gate_NK, grad_up, grad_down, *[None] * 5
@@ -148,75 +139,3 @@ def place_slots(expert_NK: Tensor, experts: int, capacity: int) -> Rows:
     ends_E = torch.arange(capacity, beyond + 1, capacity, dtype=torch.int32, device=row.device)
     kept_NK = torch.empty_like(kept).scatter_(0, order, kept).view_as(expert_NK)
     return Rows(token_S, slot.view_as(expert_NK), ends_E, kept_NK)
-
-
-# --- operators: opaque to tracing, so that rows an expert (data) never become shapes -------------
-# `rows` are those that belong to an expert, S without the spare ones: what is counted as FLOPs.
-
-
-@torch.library.custom_op("lmopt::grouped_linear", mutates_args=())
-def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor, rows: int) -> Tensor:  # noqa: ARG001
-    """Rows of each group times its matrix, transposed: S x F. Groups are consecutive and end at `ends_E`.
-
-    Rows beyond the last group hold anything.
-    """
-    if x_SD.is_cuda:
-        weight_EDF = _filled_up(weight_EFD, 2).transpose(1, 2)
-        return functional.grouped_mm(_filled_up(x_SD, 1), weight_EDF, offs=ends_E)[
-            :, : weight_EFD.shape[1]
-        ].contiguous()
-    out_SF = x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
-    weight_DF = weight_EFD.transpose(1, 2).unbind()
-    for group, start, end in _groups(ends_E):
-        stop = _rounded(start, end)  # rows past the end are the next group's, which writes its own product over them
-        torch.mm(x_SD[start:stop], weight_DF[group], out=out_SF[start:stop])
-    return out_SF
-
-
-@grouped_linear.register_fake
-def _(x_SD: Tensor, weight_EFD: Tensor, _ends: Tensor, _rows: int) -> Tensor:
-    return x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
-
-
-@torch.library.custom_op("lmopt::grouped_outer", mutates_args=("grad_SF",))
-def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, rows: int) -> Tensor:  # noqa: ARG001
-    """grad^T x over the rows of each group: E x F x D; zero for an empty group. `grad_SF` is used up."""
-    if grad_SF.is_cuda:
-        out_EFD = functional.grouped_mm(_filled_up(grad_SF, 1).t(), _filled_up(x_SD, 1), offs=ends_E)
-        return out_EFD[:, : grad_SF.shape[1], : x_SD.shape[1]].contiguous()
-    out_EFD = grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1])
-    out_FD = out_EFD.unbind()
-    for group, start, end in reversed(list(_groups(ends_E))):
-        stop = _rounded(start, end)
-        grad_SF[end:stop].zero_()  # rows of later groups, which have been summed already
-        torch.mm(grad_SF[start:stop].t(), x_SD[start:stop], out=out_FD[group])
-    return out_EFD
-
-
-@grouped_outer.register_fake
-def _(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, _rows: int) -> Tensor:
-    return grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1])
-
-
-CUDA_ROW_BYTES = 16
-"""Rows of a matrix must begin at multiples of it for CUDA's grouped products."""
-
-
-def _filled_up(x: Tensor, dims: int) -> Tensor:
-    """Zeros behind the last `dims` dimensions, up to whole `CUDA_ROW_BYTES`; the same tensor where none are needed."""
-    unit = CUDA_ROW_BYTES // x.element_size()
-    lacking = [-size % unit for size in reversed(x.shape[-dims:])]
-    return functional.pad(x, [zeros for count in lacking for zeros in (0, count)]) if any(lacking) else x
-
-
-def _groups(ends_E: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(group, start, end) of each group."""
-    start = 0
-    for group, end in enumerate(ends_E.tolist()):
-        yield group, start, end
-        start = end
-
-
-def _rounded(start: int, end: int) -> int:
-    """The end of a group's rows in whole blocks."""
-    return start - (start - end) // ROW_BLOCK * ROW_BLOCK

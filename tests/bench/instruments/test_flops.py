@@ -230,6 +230,15 @@ def experts_backward():
     experts_grouped(x, gate, torch.tensor([[0, 1]] * 6), up, down, "relu2").sum().backward()
 
 
+def experts_backward_on_a_gpu():
+    from lmopt.arch.experts_cuda import grouped_backward, grouped_forward
+
+    x, token, ends = torch.randn(6, 16), torch.zeros(16, dtype=torch.int64), torch.tensor([6, 6, 12], dtype=torch.int32)
+    up, down = torch.randn(3, 8, 16), torch.randn(3, 16, 8)
+    made = grouped_forward(x, up, down, "relu2", token, ends, 12)
+    grouped_backward(x, torch.ones(16), *made, up, down, "relu2", token, ends, 12, torch.float32)
+
+
 PAIR = 2 * 2 * 4 * 8 * 8 * 16
 """One product of an attention of 2 sequences, 4 heads, 8 positions, head width 16."""
 GROUPED = 2 * 12 * 16 * 8
@@ -243,8 +252,10 @@ NEEDED = {
     ),
     "lmopt::causal_attention": (lambda: attention_backward(True), 6 * PAIR, 2 * PAIR),
     "lmopt::causal_attention_backward": (lambda: attention_backward(True), 6 * PAIR, 4 * PAIR),
-    "lmopt::grouped_linear": (experts_backward, 6 * GROUPED, 4 * GROUPED),
-    "lmopt::grouped_outer": (experts_backward, 6 * GROUPED, 2 * GROUPED),
+    "lmopt::experts_forward": (experts_backward, 6 * GROUPED, 2 * GROUPED),
+    "lmopt::experts_backward": (experts_backward, 6 * GROUPED, 4 * GROUPED),
+    "lmopt::grouped_linear": (experts_backward_on_a_gpu, 6 * GROUPED, 4 * GROUPED),
+    "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
     "aten::_int_mm": (
         lambda: torch._int_mm(torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)),

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from lmopt.arch import experts
-from lmopt.arch.experts import experts_grouped, experts_loop, grouped_linear, grouped_outer, sort_slots
+from lmopt.arch import experts, experts_cpu
+from lmopt.arch.experts import ROW_BLOCK, experts_grouped, experts_loop, place_slots, sort_slots
+from lmopt.arch.experts_cpu import experts_backward, experts_forward
+from lmopt.arch.experts_cuda import grouped_backward, grouped_forward, grouped_linear, grouped_outer
 from lmopt.arch.ffn import SwiGluFfn
 from lmopt.arch.moe import MoeFfn
 from lmopt.arch.routing import balance_loss, choose
@@ -45,7 +47,8 @@ def outputs_and_gradients(module: MoeFfn, x: torch.Tensor) -> list[torch.Tensor]
     ids=["usual", "top-1", "all", "empty-experts", "shared", "bare-gates"],
 )
 def test_grouped_kernel_equals_the_loop_gradients_included(config, monkeypatch):
-    monkeypatch.setattr(experts, "ROW_BLOCK", 4)  # whole blocks and a rest
+    for module in (experts, experts_cpu):
+        monkeypatch.setattr(module, "ROW_BLOCK", 4)  # whole blocks and a rest
     module = layer(config)
     x = torch.randn(2, 19, WIDTH, dtype=torch.float64, requires_grad=True)
     module.experts = experts_loop
@@ -72,15 +75,39 @@ def test_bfloat16_is_close_to_float32():
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
 
 
-def test_one_expert_is_the_dense_layer_exactly():
-    module, dense = layer(Moe(experts=1, top_k=1, hidden=24), torch.float32), SwiGluFfn(WIDTH, 24)
+@pytest.mark.parametrize(
+    ("hidden", "dtype"),
+    [(24, torch.float32), (64, torch.float32), (24, torch.bfloat16), (568, torch.bfloat16)],
+    ids=str,
+)
+def test_one_expert_is_the_dense_layer_exactly(hidden, dtype):
+    module, dense = layer(Moe(experts=1, top_k=1, hidden=hidden), torch.float32), SwiGluFfn(WIDTH, hidden)
     with torch.no_grad():
         dense.gate_up.weight.copy_(module.up[0])
         dense.down.weight.copy_(module.down[0])
     x = torch.randn(2, 32, WIDTH, requires_grad=True)
-    ours, reference = module(x)[0], dense(x)[0]
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        ours, reference = module(x)[0], dense(x)[0]
     assert torch.equal(ours, reference)
     assert torch.equal(torch.autograd.grad(ours.sum(), x)[0], torch.autograd.grad(reference.sum(), x)[0])
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "relu2"])
+@pytest.mark.parametrize("capacity", [None, 11])
+def test_the_passes_of_a_gpu_equal_those_of_a_cpu(kind, capacity):
+    chosen = torch.randint(4, (23, 2), generator=torch.Generator().manual_seed(1))
+    rows = sort_slots(chosen, 5) if capacity is None else place_slots(chosen, 5, capacity)
+    x, grad, gate = torch.randn(23, 8), torch.randn(23, 8), torch.rand(len(rows.token_S))
+    up, down = torch.randn(5, 24 if kind == "swiglu" else 12, 8), torch.randn(5, 8, 12)
+    where = kind, rows.token_S, rows.ends_E, len(rows.token_S) - ROW_BLOCK
+    results = []
+    for forward, backward in ((experts_forward, experts_backward), (grouped_forward, grouped_backward)):
+        made = forward(x, up, down, *where)
+        of_rows, of_gates, *of_weights = backward(grad, gate, *made, up, down, *where, torch.float64)
+        filled = slice(int(rows.ends_E[-1]))
+        results.append([made[0][filled], of_rows[filled], of_gates[filled], *of_weights])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_every_slot_is_kept_and_sorted():
@@ -143,6 +170,15 @@ def test_report_of_a_batch():
 
 
 def test_shapes_without_data():
+    def shapes(device: str) -> list[tuple[torch.Size, torch.dtype]]:
+        x, gate, up = (torch.ones(*shape, device=device) for shape in ((10, 4), (10 + ROW_BLOCK,), (3, 12, 4)))
+        down, ends = torch.ones(3, 4, 6, device=device), torch.full((3,), 8, dtype=torch.int32, device=device)
+        where = "swiglu", torch.zeros(10 + ROW_BLOCK, dtype=torch.int64, device=device), ends, 10
+        made = experts_forward(x, up, down, *where)
+        gradients = experts_backward(x, gate, *made, up, down, *where, torch.float64)
+        return [(tensor.shape, tensor.dtype) for tensor in (*made, *gradients)]
+
+    assert shapes("meta") == shapes("cpu")
     with torch._subclasses.FakeTensorMode():
         x, weight, ends = torch.empty(10, 4), torch.empty(3, 6, 4), torch.empty(3, dtype=torch.int32)
         assert grouped_linear(x, weight, ends, 8).shape == (10, 6)
