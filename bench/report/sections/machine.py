@@ -74,16 +74,27 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Cell]]:
         if isinstance(value, dict):
             items.extend(_flat(mapping(value), f"{prefix}{key} "))
         elif isinstance(value, list):
-            parts = [str(part) for part in value if not isinstance(part, dict | list)]
-            nested = len(value) - len(parts)
-            text = ", ".join(parts) + (f" (+{nested} more in environment.json)" if nested else "")
-            items.append((label, words(_cut(text)) if parts else absent("none found")) if value else
-                         (label, words("none")))  # fmt: skip
+            parts = sequence(value)
+            plain = [str(part) for part in parts if not isinstance(part, dict | list)]
+            if plain or not parts:
+                items.append((label, words(_cut(", ".join(plain)) or "none")))
+            things = [mapping(part) for part in parts if isinstance(part, dict)]
+            for place, thing in enumerate(things):
+                items.append((f"{label} {place}" if len(things) > 1 else label, words(_cut(_in_line(thing)))))
         elif value is None or value == "":
             items.append((label, absent("this machine does not say")))
         else:
             items.append((label.removesuffix(" bytes"), _scalar(key, value)))
     return items
+
+
+def _in_line(thing: dict[str, Any]) -> str:
+    """The facts of one of several like things, such as a NUMA node."""
+    facts: list[str] = []
+    for key, value in thing.items():
+        text = " ".join(map(str, sequence(value))) if isinstance(value, list) else str(_scalar(key, value).text)
+        facts.append(f"{key.removesuffix('_bytes').replace('_', ' ')} {text}")
+    return ", ".join(facts)
 
 
 def _scalar(key: str, value: Any) -> Cell:
