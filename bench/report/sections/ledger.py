@@ -70,7 +70,7 @@ def _row(study: RunFolder, arm: str, scale: str, several: bool) -> Row:
 
 
 def _charged(study: RunFolder, arm: str, scale: str, side: str) -> Cell:
-    """Seconds of one side of an arm's ledger."""
+    """Seconds of one side of an arm's ledger, for one training: of cases that exist once a seed, the mean."""
     if arm == study.design.baseline:
         return words(numbers.DASH)
     ledger = mapping(at_scale(study, arm, scale).get("ledger"))
@@ -80,10 +80,14 @@ def _charged(study: RunFolder, arm: str, scale: str, side: str) -> Cell:
     unknown = next((one for one in charges if number(one.get("time")) is None), None)
     if unknown is not None:
         return absent(str(mapping(unknown.get("reasons")).get("time") or f"{unknown.get('label')}: not recorded"))
-    total = sum(number(one.get("time")) or 0.0 for one in charges)
     if not charges:
         return Cell(text="none", value=0.0)
-    recorded = {record.case.id for record in study.records}
+    recorded = {record.case.id: record.case for record in study.records}
+    once_a_seed = {key for key, case in recorded.items() if case.seed is not None}
+    n_seeds = max(1, len(study.design.seeds))
+    total = sum(
+        (number(one.get("time")) or 0.0) / (n_seeds if one.get("case") in once_a_seed else 1) for one in charges
+    )
     cases = tuple(case for one in charges if (case := str(one.get("case"))) in recorded)
     return Cell(text=numbers.duration(total), value=total, sources=cases)
 

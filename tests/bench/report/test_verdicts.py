@@ -146,6 +146,20 @@ def test_the_ledger_names_who_pays(tmp_path: Path) -> None:
     assert any(row.cells[-1].text == "nobody: all needed it" for row in prepared.rows)
 
 
+def test_what_is_made_once_a_seed_is_billed_once_a_training(tmp_path: Path) -> None:
+    _, verdict = judged(tmp_path, **STUDIES["clear saving"])
+    run = load(tmp_path)
+    ledger = verdict["arms"]["all"]["scales"]["s"]["ledger"]
+    (own,) = ledger["charged"]
+    teachers = run.of("train", run.design.baseline, "s", 1.0)
+    assert len(teachers) == len(run.design.seeds) == 4
+    ledger["charged"] += [{**own, "case": record.case.id, "label": "teacher", "time": 3.0} for record in teachers]
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    bill = table(compose(load(tmp_path)), "ledger")
+    names = [row.cells[0].value for row in bill.rows]
+    assert cell(bill, names.index("all"), "own_preparation_s").value == 9.0 + 3.0
+
+
 def test_without_a_sensor_energy_is_nowhere_a_number(tmp_path: Path) -> None:
     page, _ = judged(tmp_path, **STUDIES["economical, no sensor"])
     arms = table(page, "arms")
