@@ -18,6 +18,7 @@ from bench.executors import Executor, Exit, Running
 from bench.plan import Plan
 from bench.process import signal_name
 from bench.record import Record
+from lmopt.quantities import human_bytes
 
 STOP_GRACE_S = 30.0
 """Time a case has to save its checkpoint after being asked to stop."""
@@ -170,7 +171,8 @@ def _over_limit(running: Running, limits: Limits, elapsed_s: float, silent_s: fl
     resident = running.resident_bytes() if limits.memory_bytes else None
     if resident and limits.memory_bytes and resident > limits.memory_bytes:
         return (
-            f"over its memory limit: {resident / 2**30:.2f} GiB of {limits.memory_bytes / 2**30:.2f} GiB; "
+            f"over its memory limit of {human_bytes(limits.memory_bytes)} by "
+            f"{human_bytes(resident - limits.memory_bytes)}; "
             "hint: lower batching.micro_sequences, or raise limits.case_memory"
         )
     return None

@@ -40,7 +40,8 @@ def _of_missing(arm: ArmDesign, described: Mapping[str, Any]) -> list[str]:
         return [f"measure energy with a counter: {why} (`lmbench doctor` says what would work here)"]
     if any("failed" in reason for reason in described["dropped_seeds"].values()):
         return ["run the failed cases again, after what their logs say is mended"]
-    return [f"measure what is missing: {why}"]
+    _, elsewhere, reason = why.partition("not applicable here: ")
+    return [f"run it on another machine: here, {reason}" if elsewhere else f"measure what is missing: {why}"]
 
 
 def _of_divergence(study: Study, arm: ArmDesign, scale: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Explaining names the condition that decided and a next step that can be taken."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.explain import explain, explain_study
@@ -55,3 +57,14 @@ def test_a_study_that_shows_nothing_says_so():
     text = explain_study(study_of(synthesize(arms=arms, seeds=2, items=0, layout="economical")), "all")
     assert "with 80% power this study shows no saving, however large" in text
     assert "decided by: saving: 2 seeds ended above the reference's whole curve; the interval is open" in text
+
+
+def test_what_does_not_apply_here_is_to_be_run_elsewhere():
+    synthetic = synthesize(arms=(Planted("bound", saving=0.1),), items=0)
+    gone = {"status": "not_applicable", "reason": "not applicable here: one NUMA node", "metrics": {}}
+    records = tuple(
+        record.model_copy(update=gone) if record.case.arm == "bound" else record for record in synthetic.records
+    )
+    text = explain_study(study_of(replace(synthetic, records=records)), "bound")
+    assert "run it on another machine: here, one NUMA node" in text
+    assert "measure what is missing" not in text

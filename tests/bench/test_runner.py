@@ -237,7 +237,7 @@ def test_a_case_over_its_time_limit_is_stopped_and_says_so(tmp_path: Path) -> No
 def test_a_case_over_its_memory_limit_is_stopped_and_says_so(tmp_path: Path) -> None:
     one = case(1)
     run_cases(tmp_path, plan(one), context({one.id: lambda job, folder: None}, memory_bytes=10))
-    assert "memory limit" in (read(tmp_path / "records.jsonl")[0].reason or "")
+    assert "memory limit of 10 B by 990 B" in (read(tmp_path / "records.jsonl")[0].reason or "")
 
 
 def test_a_silent_case_is_stopped(tmp_path: Path) -> None:
