@@ -291,7 +291,10 @@ def _arm_problems(draft: Draft, variant: Variant, taken: set[str]) -> Iterator[F
         try:
             Recipe.model_validate(draft.expanded(variant, scale))
         except ValidationError as error:
-            said |= {f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors()}
+            found = (
+                (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
+            )
+            said |= {f"{place} {message}".strip() for place, message in found}
     for message in itertools.islice(said, 1):
         text = f"the design makes an arm `{variant.name}` that is impossible: {message}"
         yield Finding(HERE, text, "put changes that need each other together in `factors`", at_key=True)

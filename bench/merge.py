@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lmopt.quantities import human_count
+from lmopt.quantities import human_count, is_bytes, written_bytes
 from lmopt.recipe import Recipe
 
 SCALE_PATHS: dict[str, tuple[str, ...]] = {
@@ -169,7 +169,10 @@ def _differences(before: BaseModel, after: BaseModel, prefix: str = "") -> Itera
         else:
             # Null is each field's own: nothing where the default is something, else what is derived from other fields.
             null = "default" if type(after).model_fields[key].get_default() is None else "none"
-            yield f"{name}: {null if old is None else _words(old, new)} -> {null if new is None else _words(new, old)}"
+            was, now = (
+                null if one is None else _knob(type(after), key, one, other) for one, other in ((old, new), (new, old))
+            )
+            yield f"{name}: {was} -> {now}"
 
 
 def _changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
@@ -182,9 +185,9 @@ def _changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
 def _words(value: Any, beside: Any = None) -> str:
     if isinstance(value, BaseModel):
         told = (key for key in type(value).model_fields if _is_told(value, key) or _is_other(value, beside, key))
-        knobs = [f"{key} {_words(getattr(value, key))}" for key in told]
-        kind = str(getattr(value, "kind", "none"))
-        return f"{kind} ({', '.join(knobs)})" if knobs else kind
+        knobs = [f"{key} {_knob(type(value), key, getattr(value, key))}" for key in told]
+        kind = getattr(value, "kind", None)
+        return " ".join(filter(None, (kind, f"({', '.join(knobs)})" if knobs else ""))) or "default"
     if isinstance(value, list | tuple):
         return " + ".join(_words(item) for item in value) or "none"
     if value is None:
@@ -194,6 +197,14 @@ def _words(value: Any, beside: Any = None) -> str:
     if isinstance(value, int) and value >= 100_000:
         return human_count(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _knob(technique: type[BaseModel], key: str, knob: Any, beside: Any = None) -> str:
+    """The value of one of a technique's knobs."""
+    field = technique.model_fields[key]
+    if isinstance(knob, int) and (is_bytes(field.annotation) or any(map(is_bytes, field.metadata))):
+        return written_bytes(knob)
+    return _words(knob, beside)
 
 
 def _is_told(value: BaseModel, key: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -119,6 +119,18 @@ def human_bytes(number: float) -> str:
             size = number / BYTE_SUFFIXES[suffix]
             return f"{size:.3g} {suffix}" if abs(size) < 999.5 else f"{size:.0f} {suffix}"
     return f"{number:.0f} B"
+
+
+def written_bytes(number: int) -> str:
+    """500_000_000 -> '500MB', 67_108_864 -> '64MiB': as a suite writes it, to the byte."""
+    size, suffix = max((size, suffix) for suffix, size in BYTE_SUFFIXES.items() if number % size == 0)
+    return f"{number // size}{suffix}"
+
+
+def is_bytes(annotation: Any) -> bool:
+    """Whether a field's type is a size in bytes, or one among others."""
+    validator = getattr(annotation, "func", None)
+    return validator is parse_bytes or any(map(is_bytes, (*get_args(annotation), *getattr(annotation, "metadata", ()))))
 
 
 def human_seconds(number: float) -> str:

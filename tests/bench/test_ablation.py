@@ -109,7 +109,7 @@ BAD = {
     ),
     "{of: all, design: [add_one]}": (
         "ffn: {kind: moe, experts: 4}\n", "model: {context: 32}\n      batching: {length: 32}\n", "ablation",
-        "makes an arm `only-model` that is impossible", "together in `factors`",
+        "makes an arm `only-model` that is impossible: batching.length", "together in `factors`",
     ),
 }  # fmt: skip
 """ablation -> (what is replaced in the suite, by what, the text that is marked, message, hint)"""

@@ -120,6 +120,21 @@ def test_changes_in_words(tmp_path: Path) -> None:
     assert words == "batching: fixed (sequences 8, length 64) -> batch_ramp (sequences 16, length 64)"
 
 
+def test_sizes_in_bytes_and_parts_without_a_kind_are_told_as_a_suite_writes_them(tmp_path: Path) -> None:
+    adaptive = "      batching: {kind: adaptive, sequences: 8, length: 64, memory: 500MB}\n"
+    words = loaded(tmp_path, ("      precision: {kind: fp32}\n", adaptive)).describe_change("fp32")
+    assert words.endswith("-> adaptive (sequences 8, length 64, memory 500MB)")
+    overlap = "      data: [{kind: ngram_overlap, table: 32MiB}]\n"
+    words = loaded(tmp_path, ("      precision: {kind: fp32}\n", overlap)).describe_change("fp32")
+    assert words == "data: none -> ngram_overlap (table 32MiB)"
+    difficulty = "      data: [{kind: difficulty, by: loss, reference: {vocab: 300}}]\n"
+    words = loaded(tmp_path, ("      precision: {kind: fp32}\n", difficulty)).describe_change("fp32")
+    assert words == "data: none -> difficulty (by loss, reference (vocab 300))"
+    difficulty = "      data: [{kind: difficulty, by: loss, reference: {}}]\n"
+    words = loaded(tmp_path, ("      precision: {kind: fp32}\n", difficulty)).describe_change("fp32")
+    assert words == "data: none -> difficulty (by loss, reference default)"
+
+
 def test_what_holds_at_one_scale_stays_there(tmp_path: Path) -> None:
     shaped = (
         "arms:\n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmopt.quantities import human_bytes, human_count, parse_bytes, parse_count, parse_duration_s
+from lmopt.quantities import human_bytes, human_count, parse_bytes, parse_count, parse_duration_s, written_bytes
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,12 @@ from lmopt.quantities import human_bytes, human_count, parse_bytes, parse_count,
 )
 def test_bytes(number: float, text: str) -> None:
     assert human_bytes(number) == text
+
+
+@pytest.mark.parametrize("text", ["1B", "999B", "200kB", "500MB", "64MiB", "1KiB", "8GB", "1TiB", "1500B"])
+def test_bytes_as_they_were_written(text: str) -> None:
+    assert parse_bytes(written_bytes(parse_bytes(text))) == parse_bytes(text)
+    assert written_bytes(parse_bytes(text)) == text
 
 
 @pytest.mark.parametrize(
