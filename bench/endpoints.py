@@ -88,11 +88,16 @@ def describe(study: Study, arm: ArmDesign, saving: Saving, readings: Readings, a
         described["saving_all_in"] = _share(effect.value, all_in)
         described["bounds"] = described["bounds_adjusted"] = _bounds(effect, all_in, alpha)
         threshold = study.design.hypothesis.saving.at_least if arm.role == "claim" else 0.0
-        room = detectable(effect, alpha)
-        described["detectable_saving"] = (
-            None if room is None else finite(all_in.saving(all_in.log_ratio(threshold) - room))
-        )
+        described["detectable_saving"] = _detectable(detectable(effect, alpha), all_in, threshold)
     return described
+
+
+def _detectable(room: float | None, all_in: AllIn, threshold: float) -> float | None:
+    """The saving that lies so far beyond a threshold; 1 (none is large enough) where preparation alone forbids it."""
+    if room is None:
+        return None
+    limit = all_in.log_ratio(threshold)
+    return 1.0 if limit == -math.inf else finite(all_in.saving(limit - room))
 
 
 def _reading(study: Study, arm: ArmDesign) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.explain import explain, explain_study
+from bench.record import Record
 from bench.study import StudyError
 from tests.bench.dissected import taken_apart
 from tests.bench.synthetic import Planted, make_run, study_of, synthesize
@@ -68,3 +69,16 @@ def test_what_does_not_apply_here_is_to_be_run_elsewhere():
     text = explain_study(study_of(replace(synthetic, records=records)), "bound")
     assert "run it on another machine: here, one NUMA node" in text
     assert "measure what is missing" not in text
+
+
+def test_a_claim_whose_preparation_costs_more_than_it_may_shows_no_saving():
+    synthetic = synthesize(arms=(Planted("all", role="claim", saving=0.5, own_preparation_s=9.0),), items=0)
+    records: list[Record] = []
+    for record in synthetic.records:
+        found = record.metrics.get("prepare_flops")
+        if found is not None and record.case.arm == "all":
+            metrics = {**record.metrics, "prepare_flops": found.model_copy(update={"value": 1e21})}
+            record = record.model_copy(update={"metrics": metrics})
+        records.append(record)
+    text = explain_study(study_of(replace(synthetic, records=tuple(records))), "all")
+    assert "with 80% power this study shows no saving, however large" in text
