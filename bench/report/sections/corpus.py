@@ -12,6 +12,9 @@ from bench.report.tree import Block, Cell, Column, Paragraph, Row, Section, Tabl
 WORTHWHILE_PASSES = 4
 """Passes over a text that are worth nearly as much as new text (Muennighoff et al., arXiv 2305.16264, section 1)."""
 
+OF_VALIDATION = "repeats_validation"
+"""Documents that were left out of a validation set, and so are none of those that went into the training text."""
+
 
 def section(study: RunFolder) -> Section | None:
     """One row a preparation, one a protected set; None where no record says what was prepared."""
@@ -30,10 +33,12 @@ def _kept(prepared: list[Record]) -> Table:
     for record in prepared:
         detail, case = record.detail, record.case.id
         dropped = mapping(detail.get("dropped"))
-        reasons = numbers.listing([f"{count} {reason}" for reason, count in sorted(dropped.items())]) or "none"
+        counted = [f"{count} {reason}" for reason, count in sorted(dropped.items()) if reason != OF_VALIDATION]
+        aside = f"beside them {dropped[OF_VALIDATION]} {OF_VALIDATION}" if dropped.get(OF_VALIDATION) else ""
         name = "all arms" if detail.get("stage") == "corpus" else record.case.arm
         counts = [_count(detail, key, case) for key in ("documents_in", "documents_out", "bytes_out", "tokens")]
-        rows.append(Row(cells=(words(str(detail.get("stage"))), words(name, code=True), *counts, words(reasons))))
+        why = words(numbers.listing(counted) or "none", small=aside)
+        rows.append(Row(cells=(words(str(detail.get("stage"))), words(name, code=True), *counts, why)))
     return Table(
         id="training-text",
         caption="Documents before and after each preparation, and why documents were dropped.",

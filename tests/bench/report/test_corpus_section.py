@@ -39,6 +39,17 @@ def test_what_was_kept_and_dropped(study: RunFolder) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_left_out_of_a_validation_set_is_told_apart(study: RunFolder) -> None:
+    dropped = {"duplicates_validation": 200, "repeats_validation": 11}
+    section = corpus.section(_with(study, stage="corpus", dropped=dropped))
+    assert section is not None
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    cell = table.rows[0].cells[-1]
+    assert cell.text == "200 duplicates_validation"
+    assert cell.small == "beside them 11 repeats_validation"
+
+
 def test_what_was_cut_for_which_set_and_what_was_not_compared(study: RunFolder) -> None:
     section = corpus.section(_with(study, stage="corpus", decontamination=CLEANED))
     assert section is not None
