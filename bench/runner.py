@@ -80,8 +80,8 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
             raise OtherRun(f"{known}: not readable ({error}); hint: move the folder away") from error
         if held != plan.run:
             raise OtherRun(
-                f"{folder} holds run {held}, this is run {plan.run}: the suite, the version or the machine is another "
-                "than in its suite.yaml and plan.json; hint: choose another --out"
+                f"{folder} holds run {held}, this is run {plan.run}: the suite, the budget, the version or the machine "
+                "is another than in its suite.yaml and plan.json; hint: choose another --out"
             )
     elif (folder / "records.jsonl").exists():
         raise OtherRun(f"{folder} holds records without a plan; hint: choose another --out")
