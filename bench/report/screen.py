@@ -16,13 +16,16 @@ COLUMNS = ("arm", "scale", "outcome", "saving_at_equal_loss", "val_loss", "step_
 DECODING_COLUMNS = ("arm", "outcome", "saving_time", "kept", "decode_tokens_per_s", "saving_flops", "tokens_per_call",
                     "mean_exit_layer", "time_to_first_token_s", "decode_j_per_token")  # fmt: skip
 """The same of the table of ways of decoding."""
-MAX_WORD = 22
+SAMPLE_COLUMNS = ("arm", "scale", "train_flops_per_token", "s_per_token", "peak_memory_bytes", "energy_j_per_token")
+"""The same of the table of steps at true size, which stands for the table of arms where nothing was trained."""
+MAX_WORD, MAX_SMALL = 22, 27
+"""Letters of a cell, and of what stands beneath it."""
 LEAST_WIDTH, LEAST_COLUMNS = 40, 2
 """Columns of letters of the narrowest terminal that is written for, and columns of a table that are never left off."""
 
 
 def render(page: Page, width: int = WIDTH) -> str:
-    """Hypothesis, outcomes with reasons, and the table of arms.
+    """Hypothesis, outcomes with reasons, and the table of arms or of their steps.
 
     Args:
         width: letters a line; more than 100 are not used, and at least 40 are.
@@ -44,11 +47,14 @@ def _lines(page: Page, width: int) -> Iterator[str]:
             yield f"  - {clean(cell.text)}: {cell.value}"
         if claim.next_step:
             yield from _wrapped(f"What would change it: {claim.next_step}", width, indent="  ")
-    shown = {"arms": COLUMNS, "inference": DECODING_COLUMNS}
-    for block in (block for section in page.sections for block in section.blocks):
-        if isinstance(block, Table) and block.id in shown and block.rows:
+    blocks = (block for section in page.sections for block in section.blocks)
+    tables = {block.id: block for block in blocks if isinstance(block, Table) and block.rows}
+    shown = {"sample": SAMPLE_COLUMNS} if "sample" in tables else {"arms": COLUMNS}
+    shown |= {"inference": DECODING_COLUMNS}
+    for table in tables.values():
+        if table.id in shown:
             yield ""
-            yield from _table(block, shown[block.id], width)
+            yield from _table(table, shown[table.id], width)
 
 
 def clean(text: str) -> str:
@@ -100,11 +106,11 @@ def _line(parts: list[str], widths: list[int], right: list[bool], most: int) -> 
 def _cell(cell: Cell, notes: dict[str, int]) -> list[str]:
     if cell.reason is not None:
         return [f"missing [{notes[cell.reason]}]"]
-    return [_cut(text) for text in (cell.text, cell.small) if text]
+    return [_cut(text, most) for text, most in ((cell.text, MAX_WORD), (cell.small, MAX_SMALL)) if text]
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, most: int) -> str:
     flat = clean(text)
-    if len(flat) <= MAX_WORD:
+    if len(flat) <= most:
         return flat
-    return f"{flat[: MAX_WORD // 2 - 1]}..{flat[-(MAX_WORD // 2 - 1) :]}"
+    return f"{flat[: most // 2 - 1]}..{flat[-(most // 2 - 1) :]}"

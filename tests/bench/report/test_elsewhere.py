@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.report import terminal
 from bench.report.runfolder import RunFolder, load
 from bench.report.sections import sizes
 from bench.report.tree import Paragraph, Table
@@ -76,3 +77,12 @@ def test_a_model_that_was_hardly_trained_is_said_to_be(
     said = [block.text for block in section.blocks if isinstance(block, Paragraph) and block.kind == "warning"]
     assert bool(said) == is_said
     assert all("0.0100 a parameter" in text for text in said)
+
+
+def test_a_terminal_shows_what_steps_at_true_size_cost() -> None:
+    shown = terminal(PUBLISHED)
+    assert "Time a token" in shown
+    assert "Memory" in shown
+    assert "planned 14.3 GiB, -2.4 %" in shown, "not cut"
+    assert "Saved at equal loss" not in shown, "nothing was trained"
+    assert all(len(line) <= 100 for line in shown.splitlines())
