@@ -73,12 +73,15 @@ def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
             raise ReplayError(f"{path}:{number}: not a decision ({error})") from error
 
 
-def _decision(fields: Mapping[str, Any]) -> Decision:
+def _decision(fields: Any) -> Decision:
     """One line's decision.
 
     Raises:
         TypeError: other keys, or numbers that are none.
     """
+    needed = ("step", "portions", "micro", "why")
+    if not isinstance(fields, dict) or not {*needed} <= fields.keys() <= {*needed, "facts"}:
+        raise TypeError(f"it needs {', '.join(needed)}, and may have facts")
     found = Decision(**fields)
     numbers = (found.step, found.portions, 0 if found.micro is None else found.micro)
     if not all(type(number) is int for number in numbers):

@@ -436,3 +436,6 @@ def test_a_case_that_replays_decisions_is_known_by_what_they_are(tmp_path: Path)
     decisions.write_text('{"step": 0, "portions": 1, "micro": 8, "why": ""}\n')
     with pytest.raises(SuiteError, match="holds other decisions"):
         load_suite(resolved)
+    decisions.write_text("nonsense\n")
+    with pytest.raises(SuiteError, match=r"batching.jsonl:1: not a decision"):
+        loaded(tmp_path, replaying)
