@@ -15,7 +15,6 @@ from bench.ownmodel import folder_of
 from lmopt import cost
 from lmopt.arch.hfcheckpoint import described
 from lmopt.cost_decoding import plain_flops_per_token
-from lmopt.cost_memory import RUNTIME_BYTES
 from lmopt.recipe import Recipe
 
 RUNS = 4
@@ -24,6 +23,8 @@ TEXTS_AT_ONCE = 64
 """Texts read together where quality is judged (bench.writers.BATCH)."""
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8_dynamic": 1}
 """Of a weight in a format that is decoded with."""
+RUNTIME_BYTES = 13 * 2**20
+"""What a process takes beside tensors: compiled products, thread pools."""
 TEXT_BYTES_A_TOKEN = 3
 """Of a store of texts, at least: what a vocabulary of a thousand gets from English."""
 CHECKED = ("fp32", "fp32")

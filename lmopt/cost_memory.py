@@ -17,13 +17,15 @@ HOLES_SHARE = {2: 0.7, 4: 2.9}
 """Bytes of a number in the forward pass -> holes in the heap over the inputs that blocks computed again keep: each lies
 above what its block let go of. Read off 16 sequences at 30 M, 8 at 100 M, 300 M and a billion parameters."""
 CHANGING_SHARE = 0.33
-"""Holes that shorter sequences of earlier steps leave, over activations: read off a billion parameters, sparse."""
+"""Holes that shorter sequences of earlier steps leave, over activations: read off a billion parameters."""
 CAST_SHARE = 0.5
 """Part of a dense model's bfloat16 casts that adds to the peak: they are let go of while the gradients grow."""
-RUNTIME_BYTES = 13 * 2**20
-"""What a process takes for its first step beside tensors: compiled products, thread pools."""
-EXPERT_RUNTIME_BYTES = 100 * 2**20
-"""The same for a sparse layer's products, compiled for many numbers of rows."""
+SPARSE_AGAIN_SHARE = 0.6
+"""Holes that sparse blocks computed again leave, over the activations of all of them: their odd sizes differ from block
+to block. Read off a billion parameters, with sequences of one length and growing ones."""
+COMPILED_EXPERTS_BYTES = 240 * 2**20
+"""What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step: one is compiled
+for each, most of them in the first hundred steps (docs/techniques/moe.md)."""
 EIGHT_BIT_UPDATE_BYTES = 40
 """What the 8-bit optimizer unpacks to update a slice of a parameter, a number of it: moments, quotients and codes."""
 EIGHT_BIT_SLICE = 1 << 18
@@ -42,8 +44,7 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     Held: weights, gradients and moments as precision and optimizer keep them, a copy of the weights in the products'
     type, the head's chunk, a teacher's weights. A sequence: the activations kept for backward, with what exists for a
     moment beside them. A dense block that is computed again keeps its input; its copy and activations exist one block
-    at a time. A sparse one does too, but its many odd sizes leave holes in the heap: the peak measured is that of kept
-    activations.
+    at a time. A sparse one does too, but its many odd sizes leave holes in the heap.
     """
     held, model, layers, sparse = parameters(recipe), recipe.model, recipe.model.layers, isinstance(recipe.ffn, Moe)
     again = recipe.activations.layers_of(layers) if isinstance(recipe.activations, Recompute) else 0
@@ -52,16 +53,18 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     numbers += block * (1 + TRANSIENT_SHARE) if again and not sparse else (layers * block + inputs) * TRANSIENT_SHARE
     if again and not sparse:
         numbers += inputs * HOLES_SHARE[_product_bytes(recipe)]
-    if recipe.batching.kind == "length_warmup":
+    if again and sparse:
+        numbers *= SPARSE_AGAIN_SHARE
+    elif recipe.batching.kind == "length_warmup":
         numbers *= 1 + CHANGING_SHARE
     copies = (held.total - held.embedding) * max(1, layers - again) / layers + held.embedding
     copies *= recipe.precision.copy_bytes * (1.0 if again or sparse else CAST_SHARE)
     kept_and_gradient = 2 * recipe.precision.weight_bytes
     state = held.total * (kept_and_gradient + recipe.optimizer.state_bytes)
-    runtime = RUNTIME_BYTES + (EXPERT_RUNTIME_BYTES if sparse else 0)
+    compiled = COMPILED_EXPERTS_BYTES if sparse and _rows_differ(recipe) else 0
     in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
     head = HEAD_BYTES + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
-    whole = round(state + copies) + in_full + head + 8 * held.embedding + runtime
+    whole = round(state + copies) + in_full + head + 8 * held.embedding + compiled
     if recipe.optimizer.kind == "adamw_8bit":
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     if recipe.teacher is not None:
@@ -69,6 +72,11 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
         whole += 4 * parameters(recipe.teacher).total + min(logits, LOGIT_CHUNK_BYTES) * _product_bytes(recipe) // 4
         numbers += _kept_per_token(recipe.teacher)  # a block at a time, nothing is kept
     return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
+
+
+def _rows_differ(recipe: Recipe) -> bool:
+    """Whether experts' bfloat16 products have other numbers of rows at every step: with a capacity they have not."""
+    return recipe.precision.arithmetic == "bf16" and recipe.ffn.routing.kind != "switch"
 
 
 def _product_bytes(recipe: Recipe) -> int:

@@ -3,6 +3,9 @@
 Host: the kernel keeps the high-water mark itself (`VmHWM`); writing 5 to /proc/self/clear_refs resets it, and no
 sampling is needed at all. Where that file cannot be written, a thread reads the resident set from outside the step;
 a sampled peak can miss a short one, so it carries the grade `integrated`.
+
+Pages of files (libraries, memory-mapped text) that come in meanwhile are no memory of the model's: the kernel drops
+them when it needs room, and a process that was forked touches all its libraries anew.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ def rss_bytes(proc: Path = Path("/proc")) -> int | None:
 
 
 class HostMemory:
-    """Peak resident set of this process, and its growth since `before_model`."""
+    """Peak resident set of this process, and its growth since `before_model` but for pages of files."""
 
     name = "rss"
     measures: tuple[str, ...] = ("peak_memory_bytes", "peak_rss_bytes", "rss_before_bytes")
@@ -55,6 +58,7 @@ class HostMemory:
         self._proc = proc
         self._ticker = Ticker(sample_period_s, self.sample) if sample_period_s else None
         self._before: int | None = None
+        self._files_before = 0
         self._sampled: int | None = None
         self._kernel_keeps_peak = False
 
@@ -66,7 +70,7 @@ class HostMemory:
 
     def before_model(self) -> None:
         """Remember the resident set that is there before anything under test is built."""
-        self._before = rss_bytes(self._proc)
+        self._before, self._files_before = rss_bytes(self._proc), self._files()
 
     def start(self) -> None:
         """Reset the high-water mark, or start sampling where the kernel does not let us."""
@@ -84,7 +88,7 @@ class HostMemory:
             self._sampled = max(now, self._sampled or 0)
 
     def stop(self) -> Mapping[str, Reading]:
-        """`peak_memory_bytes` is `peak_rss_bytes` minus `rss_before_bytes`, all of scope host."""
+        """`peak_memory_bytes` is `peak_rss_bytes` minus `rss_before_bytes` and pages of files since; host."""
         if not self._kernel_keeps_peak and self._ticker is not None:
             self._ticker.stop()
         self.sample()
@@ -94,11 +98,15 @@ class HostMemory:
             reason = f"{self._proc}/self stopped answering"
             return {name: missing("B", reason, "host") for name in self.measures}
         grade: Grade = "counted" if self._kernel_keeps_peak else "integrated"
+        files = max(0, self._files() - self._files_before)  # as many as at the end: they come in during the first steps
         return {
-            "peak_memory_bytes": reading(max(0, peak - before), "B", grade, "host"),
+            "peak_memory_bytes": reading(max(0, peak - before - files), "B", grade, "host"),
             "peak_rss_bytes": reading(peak, "B", grade, "host"),
             "rss_before_bytes": reading(before, "B", "counted", "host"),
         }
+
+    def _files(self) -> int:
+        return _status_bytes(self._proc, "RssFile") or 0
 
     def _reset_high_water(self) -> bool:
         try:

@@ -25,10 +25,12 @@ class FakeProc:
             (self.folder / "clear_refs").mkdir()  # a file that cannot be written
         self.set(rss_pages=100, peak_pages=100)
 
-    def set(self, rss_pages: int, peak_pages: int) -> None:
+    def set(self, rss_pages: int, peak_pages: int, file_pages: int = 0) -> None:
         (self.folder / "statm").write_text(f"9999 {rss_pages} 5 1 0 50 0\n")
         kb = PAGE // 1024
-        (self.folder / "status").write_text(f"Name:\tx\nVmHWM:\t{peak_pages * kb} kB\nVmRSS:\t{rss_pages * kb} kB\n")
+        told = {"VmHWM": peak_pages, "VmRSS": rss_pages, "RssFile": file_pages}
+        lines = "".join(f"{name}:\t{pages * kb} kB\n" for name, pages in told.items())
+        (self.folder / "status").write_text(f"Name:\tx\n{lines}")
 
 
 def test_the_kernel_keeps_the_peak(tmp_path: Path) -> None:
@@ -46,6 +48,19 @@ def test_the_kernel_keeps_the_peak(tmp_path: Path) -> None:
     assert found["peak_memory_bytes"].value == 800 * PAGE
     assert found["peak_memory_bytes"].grade == "counted"
     assert found["peak_memory_bytes"].scope == "host"
+
+
+def test_pages_of_files_are_not_the_models(tmp_path: Path) -> None:
+    """A forked case touches its libraries anew; nothing is subtracted where files went out instead."""
+    proc = FakeProc(tmp_path, keeps_peak=True)
+    for files_before, files, expected in ((20, 320, 500), (320, 20, 800)):
+        sensor = HostMemory(proc.root, sample_period_s=None)
+        proc.set(rss_pages=100, peak_pages=100, file_pages=files_before)
+        sensor.start()
+        proc.set(rss_pages=200, peak_pages=900, file_pages=files)
+        found = sensor.stop()
+        assert found["peak_memory_bytes"].value == expected * PAGE
+        assert found["peak_rss_bytes"].value == 900 * PAGE
 
 
 def test_where_the_peak_cannot_be_reset_it_is_sampled(tmp_path: Path) -> None:
