@@ -32,15 +32,34 @@ def with_claim_points(suite: Suite) -> Design:
     return design.model_copy(update={"claim_points": points})
 
 
-def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
+def unaffordable(suite: Suite) -> Iterator[str]:
+    """Claims that cannot hold, in words: what comes before their first step costs all that they may spend."""
+    for arm, scale in product(suite.arms, suite.over.scale):
+        allowed, before = _allowed_flops(suite, arm, scale) if arm.role == "claim" else (1.0, 0.0)
+        if before >= allowed:
+            yield (
+                f"claim {arm.name}/{scale.name} cannot hold: the training that it begins from or learns from costs "
+                f"{before:.3g} FLOP, and the claim leaves it {allowed:.3g} in all"
+            )
+
+
+def _allowed_flops(suite: Suite, arm: Arm, scale: Scale) -> tuple[float, float]:
+    """FLOPs that a claim leaves an arm in all, and those of trainings that come before its own."""
     recipe = suite.resolve(arm.name, scale.name)
     reference = suite.resolve(arm.against or suite.baseline.name, scale.name)
-    allowed_flops = (1 - suite.hypothesis.saving.at_least) * _mean_flops_per_step(reference) * reference.steps(1.0)
+    allowed = (1 - suite.hypothesis.saving.at_least) * _mean_flops_per_step(reference) * reference.steps(1.0)
+    before = 0.0
     if recipe.start.kind == "upcycled":
-        allowed_flops -= _mean_flops_per_step(reference) * reference.steps(recipe.start.horizon)
+        before += _mean_flops_per_step(reference) * reference.steps(recipe.start.horizon)
     if recipe.objective.kind == "distillation":
-        allowed_flops -= cost.training_flops(suite.resolve(recipe.objective.teacher, scale.name), 1.0)
-    steps = max(1, int(allowed_flops / _mean_flops_per_step(recipe)))
+        before += cost.training_flops(suite.resolve(recipe.objective.teacher, scale.name), 1.0)
+    return allowed, before
+
+
+def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
+    recipe = suite.resolve(arm.name, scale.name)
+    allowed, before = _allowed_flops(suite, arm, scale)
+    steps = max(1, int((allowed - before) / _mean_flops_per_step(recipe)))
     if len(recipe.phases(1.0)) > 1:  # steps differ: the same share of every phase
         return round(steps / recipe.steps(1.0), 6)
     return round(steps * recipe.batching.tokens / recipe.tokens, 6)

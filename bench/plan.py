@@ -14,7 +14,7 @@ import lmopt
 from bench.case import Case, canonical_hash
 from bench.design import Design, Frozen
 from bench.estimate import Machine, judge_fit
-from bench.expansion import cases_of, with_claim_points
+from bench.expansion import cases_of, unaffordable, with_claim_points
 from bench.suite import Arm, Scale, Suite
 from lmopt import cost
 
@@ -65,7 +65,7 @@ def make_plan(suite: Suite, machine: Machine) -> Plan:
         design=design,
         arms={arm.name: {s.name: _facts(suite, arm, s) for s in suite.over.scale} for arm in suite.all_arms()},
         cases=cases,
-        notes=(DISTURBED,) if machine.disturbed else (),
+        notes=(*([DISTURBED] if machine.disturbed else []), *unaffordable(suite)),
     )
 
 

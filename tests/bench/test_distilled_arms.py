@@ -126,6 +126,16 @@ def test_another_teacher_makes_another_student(tmp_path: Path) -> None:
     assert ids[0]["small"] == ids[1]["small"]
 
 
+def test_a_claim_whose_teacher_costs_all_it_may_is_named(tmp_path: Path) -> None:
+    dear = edited(("{name: taught,", "{name: taught, role: claim,"))
+    plan = make_plan(load_suite(written(tmp_path, dear)), MACHINE)
+    assert [note.split(":")[0] for note in plan.notes] == [
+        "claim taught/xs cannot hold", "claim taught/s cannot hold"
+    ]  # fmt: skip
+    cheap = dear.replace("{model: {layers: 4}}", "{model: {layers: 2}, tokens: 600}")
+    assert make_plan(load_suite(written(tmp_path, cheap)), MACHINE).notes == ()
+
+
 def test_a_claim_pays_for_its_teacher(tmp_path: Path) -> None:
     text = edited(("{name: taught,", "{name: taught, role: claim,"), ("{model: {layers: 4}}", "{tokens: 60k}"))
     text = text.replace("tokens: 6k", "tokens: 600k")
