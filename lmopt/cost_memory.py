@@ -25,7 +25,7 @@ SPARSE_AGAIN_SHARE = 0.6
 to block. Read off a billion parameters, with sequences of one length and growing ones."""
 COMPILED_EXPERTS_BYTES = 240 * 2**20
 """What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step: one is compiled
-for each, most of them in the first hundred steps (docs/techniques/moe.md)."""
+for each, most of them in the first fifty steps (docs/techniques/moe.md)."""
 EIGHT_BIT_UPDATE_BYTES = 40
 """What the 8-bit optimizer unpacks to update a slice of a parameter, a number of it: moments, quotients and codes."""
 EIGHT_BIT_SLICE = 1 << 18
