@@ -4,6 +4,7 @@
     python benchmarks/memory.py --only distilled # a student beside a teacher of twice its depth
     python benchmarks/memory.py --sizes 300m 1b  # the large ones need 6 and 16 GiB
     python benchmarks/memory.py --precision fp32
+    python benchmarks/memory.py --sizes 1m --steps 200     # as many as a training: what grows with them
 
 Prints a Markdown row a case: predicted, measured, and their ratio.
 """
@@ -27,7 +28,6 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Named by the parameters of the dense model, about."""
 SPARSE = {"kind": "moe", "experts": 8, "top_k": 2}
-STEPS = 3
 
 
 def cases(sizes: list[str], precision: str, sequences: int, length: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,8 +66,8 @@ def sparse_hidden(shape: dict[str, int]) -> int:
     return -(-SwiGlu().hidden_for(shape["width"]) // 64) * 8
 
 
-def measure(plain: dict[str, Any]) -> int:
-    """Peak resident set of three steps over that of the process before the model, in bytes."""
+def measure(plain: dict[str, Any], steps: int) -> int:
+    """Peak memory of so many steps over that of the process before the model, in bytes."""
     import torch
 
     from bench import worker  # noqa: F401 - all that a case has imported before its model
@@ -80,11 +80,11 @@ def measure(plain: dict[str, Any]) -> int:
     sensor = HostMemory()
     sensor.before_model()
     teacher = transformer.build(recipe.teacher, seed=1) if recipe.teacher is not None else None
-    state = loop.start(recipe, seed=0, horizon=STEPS * recipe.batching.tokens / recipe.tokens)
+    state = loop.start(recipe, seed=0, horizon=steps * recipe.batching.tokens / recipe.tokens)
     if teacher is not None:
         state.loss.learn_from(teacher)
     shape = (recipe.batching.sequences, recipe.batching.length + 1)
-    batches = (torch.randint(0, recipe.model.vocab or 1, shape) for _ in range(STEPS))
+    batches = (torch.randint(0, recipe.model.vocab or 1, shape) for _ in range(steps))
     sensor.start()
     for _ in loop.train(state, batches):
         pass
@@ -98,11 +98,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", default="", help="words that a case's label must hold, for example `1b moe`")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(measure(json.loads(arguments.child)))
+        print(measure(json.loads(arguments.child), arguments.steps))
         return
     from lmopt import cost, cost_memory
     from lmopt.recipe import Recipe
@@ -113,8 +114,9 @@ def main() -> None:
             continue
         recipe = Recipe.model_validate(plain)
         child = subprocess.run(
-            [sys.executable, __file__, "--child", json.dumps(plain)], capture_output=True, text=True, check=True
-        )
+            [sys.executable, __file__, "--steps", str(arguments.steps), "--child", json.dumps(plain)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
         measured, predicted = int(child.stdout), cost_memory.peak_memory_bytes(recipe)
         held = cost.parameters(recipe).total
         row = (label, f"{held / 1e6:.1f}M", f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}")

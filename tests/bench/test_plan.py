@@ -129,7 +129,7 @@ def test_a_memory_limit_is_the_whole_process_s(suite: Suite) -> None:
 
     assert not misfits(peak + WORKER_BYTES)
     (largest, *_) = misfits(peak + WORKER_BYTES - 1)
-    assert "365 MiB of it for the process itself; limits.case_memory allows" in (largest.reason or "")
+    assert "425 MiB of it for the process itself; limits.case_memory allows" in (largest.reason or "")
     preparing = next(case for case in misfits(WORKER_BYTES - 1) if case.kind == "prepare")
     assert (preparing.reason or "").endswith("hint: raise the limit")
 
