@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench.findings import Finding, has, keys_of, named_values, typed, types_at
+from bench.datapaths import has, keys_of, types_at
+from bench.findings import Finding, named_values, typed
 from bench.source import DataPath
 
 PARTS_ALONE = {"parts_alone": True}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import ablation, controls, finetunecheck, infercheck, tunecheck
+from bench.datapaths import has
 from bench.draft import Draft, Variant, recipe_findings, value_of
 from bench.evaluate import index as tasks
-from bench.findings import Finding, has, split_hint, validate
+from bench.findings import Finding, split_hint, validate
 from bench.merge import SCALE_PATHS, VOCAB_PATH
 from bench.problems import suggest
 from bench.source import DataPath

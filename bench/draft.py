@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.concealed import concealed
-from bench.findings import Finding, has, named_values, validate, value_at
+from bench.datapaths import has, value_at
+from bench.findings import Finding, named_values, validate
 from bench.merge import SCALE_PATHS, expand, is_other_kind, merge, nested, spelled_out, with_teacher, without
 from bench.source import DataPath
 from bench.stanzas import MAX_ARMS, MAX_SCALES, Baseline, Scale, Shape

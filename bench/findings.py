@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
+from bench.datapaths import (
+    annotations_at,
+    bounds_of,
+    inside_of,
+    is_model,
+    keys_of,
+    kinds_of,
+    members_of,
+    options_of,
+    types_at,
+    value_at,
+)
 from bench.design import NAME_PATTERN
 from bench.problems import nearest, quoted, suggest
 from bench.source import DataPath
@@ -65,29 +75,6 @@ def _is_echo(details: Any) -> bool:
     return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
-def value_at(data: Any, path: Sequence[str | int]) -> Any:
-    """The value at a path.
-
-    Raises:
-        LookupError: there is none.
-    """
-    here: Any = data
-    for part in path:
-        if not isinstance(here, Mapping) and not (isinstance(here, list | tuple) and isinstance(part, int)):
-            raise LookupError(path)
-        here = cast(Any, here)[part]
-    return here
-
-
-def has(data: Any, path: Sequence[str | int]) -> bool:
-    """Whether a path leads anywhere."""
-    try:
-        value_at(data, path)
-    except LookupError:
-        return False
-    return True
-
-
 def named_values(finding: Finding) -> Iterator[DataPath]:
     """A cross-field message begins with the value it blames: `heads (3) must divide ...` -> that value, and others."""
     if finding.is_cross_field:
@@ -95,72 +82,6 @@ def named_values(finding: Finding) -> Iterator[DataPath]:
             parts = word.strip("`:;.").split(".")
             if all(part.isidentifier() for part in parts):
                 yield (*finding.path, *parts)
-
-
-# --- types along a path --------------------------------------------------------------------------
-
-
-def types_at(annotation: Any, path: Sequence[str | int], data: Any) -> list[Any]:
-    """The alternatives that an annotation allows at a path of the data; a union is narrowed by `kind`."""
-    return [option for inner, value in _annotations_at(annotation, path, data) for option in _options(inner, value)]
-
-
-def _annotations_at(annotation: Any, path: Sequence[str | int], data: Any) -> Iterator[tuple[Any, Any]]:
-    """Annotations as they were written, with their bounds, and the value that the data holds there."""
-    if not path:
-        yield annotation, data
-        return
-    part, rest = path[0], path[1:]
-    child = value_at(data, (part,)) if has(data, (part,)) else None
-    for option in _options(annotation, data):
-        for inner in _inside(option, part):
-            yield from _annotations_at(inner, rest, child)
-
-
-def _options(annotation: Any, data: Any) -> Iterator[Any]:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        yield from _options(typing.get_args(annotation)[0], data)
-    elif origin in (typing.Union, types.UnionType):
-        kind = data.get("kind") if isinstance(data, Mapping) else None
-        options = [option for member in typing.get_args(annotation) for option in _options(member, None)]
-        same = [option for option in options if kind is not None and kind in kinds_of(option)]
-        yield from same or options
-    else:
-        yield annotation
-
-
-def _inside(option: Any, part: str | int) -> Iterator[Any]:
-    arguments = typing.get_args(option)
-    if isinstance(part, str) and _is_model(option):
-        for name, field in option.model_fields.items():
-            if part in (name, field.alias):
-                yield typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    elif isinstance(part, int) and typing.get_origin(option) in (tuple, list) and arguments:
-        yield arguments[0] if arguments[-1] is Ellipsis or part >= len(arguments) else arguments[part]
-    elif isinstance(part, str) and typing.get_origin(option) is dict:
-        yield arguments[1]
-
-
-def _is_model(option: Any) -> bool:
-    return isinstance(option, type) and issubclass(option, BaseModel)
-
-
-def kinds_of(option: Any) -> tuple[str, ...]:
-    """The `kind` that tells a model from the others of its union; empty where it has none."""
-    field = option.model_fields.get("kind") if _is_model(option) else None
-    kinds = () if field is None else typing.get_args(field.annotation)
-    return kinds if len(kinds) == 1 and isinstance(kinds[0], str) else ()
-
-
-def keys_of(options: Sequence[Any]) -> dict[str, Any]:
-    """Allowed keys -> their annotation."""
-    return {
-        field.alias or name: field.annotation
-        for option in options
-        if _is_model(option)
-        for name, field in option.model_fields.items()
-    }
 
 
 # --- sentences -----------------------------------------------------------------------------------
@@ -194,34 +115,17 @@ def _explain(model: type[BaseModel], details: Any, data: Any, sentence: str | No
     if code == "string_pattern_mismatch" and context.get("pattern") == NAME_PATTERN:
         return _bad_name(path, value)
     if code in _BOUNDS:
-        context = _tightest(_BOUNDS[code][0], context, _annotations_at(model, path, data))
+        context = _tightest(_BOUNDS[code][0], context, annotations_at(model, path, data))
     return Finding(path, *_plain_sentence(code, value, context, details["msg"], types_at(model, path, data)))
 
 
 def _tightest(name: str, context: Mapping[str, Any], annotations: Iterable[tuple[Any, Any]]) -> Mapping[str, Any]:
     """The bound of the field itself, where the value is beyond one of all such numbers first (`layers: 9e99`)."""
     tighter = {"le": min, "lt": min, "ge": max, "gt": max}[name]
-    for chain in (_bounds(name, part) for annotation, _ in annotations for part in _members(annotation)):
+    for chain in (bounds_of(name, part) for annotation, _ in annotations for part in members_of(annotation)):
         if context[name] in chain and tighter(chain) != context[name]:
             return {name: tighter(chain)}
     return context
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """The alternatives of an annotation, each with what it is annotated with."""
-    base = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
-    if typing.get_origin(base) in (typing.Union, types.UnionType):
-        for member in typing.get_args(base):
-            yield from _members(member)
-    else:
-        yield annotation
-
-
-def _bounds(name: str, annotation: Any) -> list[Any]:
-    """Every bound of this kind on one annotation."""
-    noted = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is typing.Annotated else ()
-    flat = [part for note in noted for part in (note.metadata if isinstance(note, FieldInfo) else (note,))]
-    return [bound for part in flat if (bound := getattr(part, name, None)) is not None]
 
 
 def _plain_sentence(
@@ -268,7 +172,7 @@ def _unknown_key(model: type[BaseModel], path: DataPath, data: Any) -> Finding:
 def _missing_key(model: type[BaseModel], path: DataPath, key: str, data: Any) -> Finding:
     about: str | None = None
     for option in types_at(model, path, data):
-        if _is_model(option) and key in option.model_fields:
+        if is_model(option) and key in option.model_fields:
             about = option.model_fields[key].description
     hint = None if not about else " ".join(about.split("\n")[0].split()).rstrip(".")
     return Finding(path, f"missing key `{key}`", None if hint is None else f"`{key}`: {hint}")
@@ -330,7 +234,7 @@ def _misplaced_booleans(annotation: Any, data: Any, path: DataPath = ()) -> Iter
     """`true` where a number belongs: pydantic would read it as 1."""
     if isinstance(data, bool):
         if not any(option is bool or option is Any or bool in map(type, typing.get_args(option)) for option in
-                   _options(annotation, data)):  # fmt: skip
+                   options_of(annotation, data)):  # fmt: skip
             yield Finding(path, f"expected {_wanted(annotation)}, got {quoted(data)}")
         return
     parts: Iterator[tuple[Any, Any]]
@@ -340,15 +244,15 @@ def _misplaced_booleans(annotation: Any, data: Any, path: DataPath = ()) -> Iter
         parts = iter(enumerate(data))
     else:
         return
-    options = list(_options(annotation, data))
+    options = list(options_of(annotation, data))
     for part, value in parts:
-        inner = [inside for option in options for inside in _inside(option, part)]
+        inner = [inside for option in options for inside in inside_of(option, part)]
         if inner:
             yield from _misplaced_booleans(typing.Union[tuple(inner)], value, (*path, part))  # noqa: UP007
 
 
 def _wanted(annotation: Any) -> str:
-    options = list(_options(annotation, None))
+    options = list(options_of(annotation, None))
     for kind, words in ((int, "a whole number"), (float, "a number"), (str, "text")):
         if kind in options:
             return words

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench import ownmodel
+from bench.datapaths import has
 from bench.draft import Draft, Variant, value_of
-from bench.findings import Finding, has, validate
+from bench.findings import Finding, validate
 from bench.inferstanza import Inference
 from bench.problems import suggest
 from bench.source import DataPath

@@ -14,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from bench.datapaths import has, value_at
 from bench.design import NAME_PATTERN
 from bench.draft import Draft, value_of
-from bench.findings import Finding, has, split_hint, validate, value_at
+from bench.findings import Finding, split_hint, validate
 from bench.inferstanza import Inference, OwnModel
 from bench.merge import SCALE_PATHS, VOCAB_PATH, in_words, merge, placed, without
 from bench.source import DataPath

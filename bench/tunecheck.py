@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench import trials
+from bench.datapaths import has
 from bench.draft import Draft, Variant, value_of
-from bench.findings import Finding, has, validate
+from bench.findings import Finding, validate
 from bench.problems import suggest
 from bench.source import DataPath
 from bench.stanzas import MAX_TRIALS, MIN_STEPS, Multiples, Spaced, Tune

@@ -150,7 +150,7 @@ class NoiseRamp(FixedBatch):
     batch; when it exceeds the batch, the batch doubles. It never shrinks.
     """
 
-    pace: ClassVar[str] = "lmopt.compute.pace:noise_ramp"
+    pace: ClassVar[str] = "lmopt.compute.noiseramp:noise_ramp"
     kind: Literal["noise_ramp"] = "noise_ramp"  # pyright: ignore[reportIncompatibleVariableOverride]
     start: Sequences = 4
     """Sequences a step at first; doubling it some times must give `sequences`, the largest batch."""

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmopt import cost, cost_memory
-from lmopt.compute import memory, pace
+from lmopt.compute import memory, noiseramp, pace
 from lmopt.compute.decisions import Decision, ReplayError, sha256_of, write_decisions
-from lmopt.compute.pace import Adapting, noise_scale
+from lmopt.compute.noiseramp import noise_scale
+from lmopt.compute.pace import Adapting
 from lmopt.data import batches
 from lmopt.data.shards import Shards
 from lmopt.recipe import Recipe
@@ -180,7 +181,7 @@ def test_noise_scale_is_found_again():
 
 
 def test_batches_grow_when_noise_exceeds_them_and_never_beyond():
-    growing = pace.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, recipe(NOISE).batching)
+    growing = noiseramp.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, recipe(NOISE).batching)
     sizes = []
     while not growing.finished:
         update = growing.next()
@@ -190,13 +191,13 @@ def test_batches_grow_when_noise_exceeds_them_and_never_beyond():
     assert sizes[:2] == [1, 1]
     assert max(sizes) == 4  # 2 < 5, 4 < 5, 8 > 5: the batch of 8 is the limit
     assert sizes == sorted(sizes[:-1]) + sizes[-1:]
-    quiet = pace.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, growing.config)
+    quiet = noiseramp.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, growing.config)
     for _ in range(10):
         quiet.took(quiet.next(), torch.tensor(1.01), torch.tensor(1.0))
     assert quiet.size == 1
 
 
-class ReadEveryStep(pace.GrowingWithNoise):
+class ReadEveryStep(noiseramp.GrowingWithNoise):
     """The same pace in its plainest form: norms are read and averaged as soon as they are there."""
 
     def took(self, update, small_norm=None, norm=None):
@@ -220,7 +221,7 @@ class ReadEveryStep(pace.GrowingWithNoise):
 def test_norms_that_wait_on_the_device_give_the_same_decisions_to_the_bit(every, monkeypatch):
     described = recipe(NOISE | {"every": every, "sequences": 32}, steps=30)
     late, steps = run(described)
-    monkeypatch.setattr(pace, "GrowingWithNoise", ReadEveryStep)
+    monkeypatch.setattr(noiseramp, "GrowingWithNoise", ReadEveryStep)
     at_once, same_steps = run(described)
     assert isinstance(at_once.pace, ReadEveryStep)
     assert len(late.pace.decisions) > 1
@@ -243,7 +244,7 @@ class Asked(TorchDispatchMode):
 
 
 def test_norms_are_read_when_a_decision_is_due_and_no_sooner(monkeypatch):
-    counts, read, took = [], [], pace.GrowingWithNoise.took
+    counts, read, took = [], [], noiseramp.GrowingWithNoise.took
     tolist = torch.Tensor.tolist
 
     def watched(self, update, small_norm=None, norm=None):
@@ -252,7 +253,7 @@ def test_norms_are_read_when_a_decision_is_due_and_no_sooner(monkeypatch):
             took(self, update, small_norm, norm)
         counts.append(asked.count)
 
-    monkeypatch.setattr(pace.GrowingWithNoise, "took", watched)
+    monkeypatch.setattr(noiseramp.GrowingWithNoise, "took", watched)
     run(recipe(NOISE | {"every": 4, "sequences": 64}, steps=10))
     assert len(counts) >= 12
     assert set(counts) == {0}
@@ -260,9 +261,9 @@ def test_norms_are_read_when_a_decision_is_due_and_no_sooner(monkeypatch):
 
 
 def test_norms_do_not_pile_up_where_decisions_are_far_apart(monkeypatch):
-    monkeypatch.setattr(pace, "UNREAD", 3)
+    monkeypatch.setattr(noiseramp, "UNREAD", 3)
     described = recipe(NOISE | {"every": 10**6}, steps=40)
-    growing = pace.GrowingWithNoise(described, 1.0, described.batching)
+    growing = noiseramp.GrowingWithNoise(described, 1.0, described.batching)
     for number in range(7):
         growing.took(growing.next(), torch.tensor(2.0), torch.tensor(1.0))
         assert len(growing._unread) == (number + 1) % 3
