@@ -6,6 +6,7 @@ A record is recognised by its key, so that a second export adds only what is new
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bench.export import ExportError
@@ -27,7 +28,9 @@ def send(study: Study, place: str) -> str:
     client: Any = MlflowClient(tracking_uri=place)
     try:
         found = client.get_experiment_by_name(study.suite)
-        experiment: str = found.experiment_id if found else client.create_experiment(study.suite)
+        experiment: str = (
+            found.experiment_id if found else client.create_experiment(study.suite, artifact_location=_artifacts(place))
+        )
         known = set(_keys(client, experiment))
         parent = _parent(client, experiment, study)
         for entry in study.entries:
@@ -36,6 +39,12 @@ def send(study: Study, place: str) -> str:
     except (MlflowException, OSError, ImportError) as error:
         raise ExportError(f"mlflow at {place}: {error}; hint: --at sqlite:///FILE, or the URI of a server") from error
     return f"mlflow ui --backend-store-uri {place}"
+
+
+def _artifacts(place: str) -> str | None:
+    """Where files go: beside a database that is a file, where MLflow would take the current folder; a server knows."""
+    _, is_file, path = place.partition("sqlite:///")
+    return (Path(path).resolve().parent / "mlartifacts").as_uri() if is_file else None
 
 
 def _keys(client: Any, experiment: str) -> Iterator[str]:

@@ -93,12 +93,14 @@ def test_a_folder_that_cannot_be_written_is_a_users_mistake(run: Path, tmp_path:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_reads_back_from_a_real_store_what_was_written_and_nothing_is_written_twice(
-    run: Path, tmp_path: Path
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
 
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     place = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(2):
         assert place in export(run, "mlflow", place)
@@ -117,6 +119,9 @@ def test_mlflow_reads_back_from_a_real_store_what_was_written_and_nothing_is_wri
     (parent,) = (one for one in found if one.data.tags.get("lmbench.key", "").startswith("run "))
     assert sent.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.tags["outcome.moe"]
+    assert {one.path for one in client.list_artifacts(parent.info.run_id)} == {path.name for path in study.files}
+    assert list((tmp_path / "here").iterdir()) == [], "files lie beside the store, not where the program was called"
+    assert (tmp_path / "mlartifacts").is_dir()
 
 
 @pytest.mark.slow
