@@ -62,8 +62,6 @@ RUN = 11
 """Neighbours taken together, so that copies that stand together are in the sample."""
 PAIR_RUNS = 120
 """Runs whose pairs are labelled."""
-DRAWS = 20
-"""Draws of hashes that recall and precision are averaged over."""
 SHOWN = 5
 """Documents judged otherwise that are shown."""
 
@@ -258,8 +256,8 @@ def speeds(spent: dict[str, list[float]], megabytes: float) -> dict[str, dict[st
     return found
 
 
-def agreement(runs: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Errors, recall and precision of each contender over all pairs of documents that stand in one run."""
+def agreement(runs: Sequence[Sequence[str]], draws: int) -> dict[str, dict[str, float]]:
+    """Errors, recall and precision of each contender over all pairs of documents in one run, means over draws."""
     texts = [text for run in runs for text in run]
     places = list(itertools.accumulate(map(len, runs), initial=0))
     pairs = [pair for run, first in zip(runs, places, strict=False) for pair in itertools.combinations(
@@ -271,19 +269,19 @@ def agreement(runs: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
     counted = {"pairs": float(len(pairs)), "alike": float(similar.sum())}
     table = {name: dict(counted) for name in (WIDER, "lmopt, verified", *SIGNERS)}
     for name, make in SIGNERS.items():
-        draws: dict[str, list[tuple[float, ...]]] = {name: [], WIDER: []}
-        for draw in range(DRAWS):
+        by_draw: dict[str, list[tuple[float, ...]]] = {name: [], WIDER: []}
+        for draw in range(draws):
             signature = make(draw)(texts)
             equal = signature[left] == signature[right]
             error = equal.mean(axis=1) - exact
             for banding, rows in ((name, ROWS), (WIDER, 7)):
                 banded = equal.reshape(len(pairs), -1, rows).all(axis=2).any(axis=1)
                 found_as = (error.mean(), np.sqrt((error**2).mean()), banded[similar].mean(), similar[banded].mean())
-                draws[banding].append(found_as)
-            print(f"{name}: draw {draw + 1} of {DRAWS}", file=sys.stderr)
-        table[name] |= _over_draws(np.array(draws[name]))
+                by_draw[banding].append(found_as)
+            print(f"{name}: draw {draw + 1} of {draws}", file=sys.stderr)
+        table[name] |= _over_draws(np.array(by_draw[name]))
         if name == "lmopt":
-            table[WIDER] |= _over_draws(np.array(draws[WIDER]))
+            table[WIDER] |= _over_draws(np.array(by_draw[WIDER]))
     # Verification compares the pairs that share a band by what labels them: what it lets through is alike.
     table["lmopt, verified"] |= table["lmopt"]
     for name in (WIDER, "lmopt, verified"):
@@ -334,6 +332,7 @@ def main() -> None:
     parser.add_argument("--source", action="append")
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=20, help="of hashes, that recall and precision are averaged over")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     named = tuple(arguments.source or SOURCES)
@@ -347,8 +346,8 @@ def main() -> None:
     show("Signatures of 112 places over word 5-grams, CPU time", found["minhash"])
     found["tokenising"] = speeds(interleaved(encoders(texts), texts, arguments.rounds), megabytes(texts))
     show("Tokenising, vocabulary of 2,000, CPU time", found["tokenising"])
-    found["near_duplicates"] = agreement(runs[:: max(len(runs) // PAIR_RUNS, 1)])
-    show(f"Pairs, alike from {SIMILAR:.2f} on, means over {DRAWS} draws", found["near_duplicates"])
+    found["near_duplicates"] = agreement(runs[:: max(len(runs) // PAIR_RUNS, 1)], arguments.draws)
+    show(f"Pairs, alike from {SIMILAR:.2f} on, means over {arguments.draws} draws", found["near_duplicates"])
     found["filters"] = filters(texts, arguments.rounds, cold_ratio)
     show("Filters, CPU time; agreement on decision, reason and remaining text", found["filters"])
     if arguments.json:
