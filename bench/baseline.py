@@ -73,7 +73,7 @@ def cells(study: Study, metric: Metric, rule: GateRule) -> dict[str, Cell]:
     samples: dict[str, tuple[float, ...]] = {}
     for case in study.cases.values():
         record = study.finished(case)
-        if record is None or record.status != "ok" or case.is_trial or rule.arm not in (None, case.arm):
+        if record is None or record.status != "ok" or case.is_tuning or rule.arm not in (None, case.arm):
             continue
         value = metric.of(record)
         if value is not None:
@@ -85,7 +85,7 @@ def cells(study: Study, metric: Metric, rule: GateRule) -> dict[str, Cell]:
 
 def cell_name(study: Study, case: PlannedCase) -> str:
     """`train all/s x1`: the case without its seed. A claim point keeps its name when its horizon moves."""
-    name = f"{'trial' if case.is_trial else case.kind} {case.arm}" + (f"/{case.scale}" if case.scale else "")
+    name = f"{case.place} {case.arm}" + (f"/{case.scale}" if case.scale else "")
     point = study.design.claim_points.get(case.arm, {}).get(case.scale or "")
     if same_horizon(case.horizon, point) and not same_horizon(case.horizon, 1.0):
         return f"{name} at its claim point"

@@ -20,6 +20,7 @@ Purpose = Literal[
     "corpus",
     "shards",
     "tune",
+    "trial_source",
     "reference",
     "variant",
     "claim_point",
@@ -33,7 +34,10 @@ Purpose = Literal[
     "finetune",
 ]
 
-_WORDS = {"corpus": "corpus", "shards": "shards", "tune": "trial"}
+TUNING: tuple[Purpose, ...] = ("tune", "trial_source")
+"""Trainings that no arm is judged by: trials, and what trials start or learn from."""
+
+_WORDS = {"corpus": "corpus", "shards": "shards", "tune": "trial", "trial_source": "trial source"}
 """Purposes that say more than the kind."""
 
 

@@ -83,8 +83,12 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
     shards: dict[str, Case] = {}
     if design.trains:
         yield from _shards(suite, corpus, shards)
+        sources: set[str] = set()
         for arm, scale in product(suite.all_arms(), suite.over.scale):
-            yield from _arm_cases(suite, design, arm, scale, shards)
+            for case in _arm_cases(suite, design, arm, scale, shards):
+                if case.purpose != "trial_source" or case.id not in sources:  # arms may share one
+                    yield case
+                sources |= {case.id} if case.purpose == "trial_source" else set()
     if suite.inference is not None:
         for scale, seed in product(suite.over.scale, suite.over.seed):
             yield from _generations(suite, suite.inference, scale, seed, shards, corpus)
@@ -120,7 +124,8 @@ def _arm_cases(suite: Suite, design: Design, arm: Arm, scale: Scale, shards: Map
         yield _timing_case(suite, arm, scale, recipe, data)
     if arm.role == "timing":
         return
-    yield from _trials(suite, arm, scale, recipe, data)
+    yield from _trial_sources(suite, arm, scale, shards)
+    yield from _trials(suite, arm, scale, shards)
     for (horizon, purpose), seed in product(_horizons(suite, design, arm, scale).items(), suite.over.seed):
         train = _training(suite, arm, scale, seed, horizon, shards).model_copy(update={"purpose": purpose})
         yield train
@@ -148,22 +153,47 @@ def _training(suite: Suite, arm: Arm, scale: Scale, seed: int, horizon: float, s
     """A training. Its parents: its shards, the training that it starts or learns from, its trials, the corpus."""
     recipe = suite.resolve(arm.name, scale.name)
     data = _shards_of(recipe, shards)
-    begun: tuple[str, ...] = ()
-    if recipe.start.kind == "upcycled":
-        source = suite.arm(arm.against or suite.baseline.name)
-        begun = (_training(suite, source, scale, seed, recipe.start.horizon, shards).id,)
-    elif recipe.objective.kind == "distillation":
-        begun = (_training(suite, suite.arm(recipe.objective.teacher), scale, seed, 1.0, shards).id,)
-    tried = (trial.id for trial in _trials(suite, arm, scale, recipe, data))
+    begun = (source.id for source in _source(suite, arm, scale, seed, shards))
+    tried = (trial.id for trial in _trials(suite, arm, scale, shards))
     return identify(
         Case(id="", kind="train", arm=arm.name, scale=scale.name, seed=seed, horizon=horizon,
              parents=(data.id, *begun, *tried, *data.parents), purpose="variant", recipe=recipe, spec=_tuning(suite))
     )  # fmt: skip
 
 
-def _trials(suite: Suite, arm: Arm, scale: Scale, recipe: Recipe, data: Case) -> Iterator[Case]:
+def _source(suite: Suite, arm: Arm, scale: Scale, seed: int, shards: Mapping[str, Case]) -> tuple[Case, ...]:
+    """The training of this seed that an arm starts or learns from, if it does."""
+    recipe = suite.resolve(arm.name, scale.name)
+    if recipe.start.kind == "upcycled":
+        source = suite.arm(arm.against or suite.baseline.name)
+        return (_training(suite, source, scale, seed, recipe.start.horizon, shards),)
+    if recipe.objective.kind == "distillation":
+        return (_training(suite, suite.arm(recipe.objective.teacher), scale, seed, 1.0, shards),)
+    return ()
+
+
+def _trials(suite: Suite, arm: Arm, scale: Scale, shards: Mapping[str, Case]) -> Iterator[Case]:
     if suite.tune is not None:
-        yield from trials.trials(suite.tune, arm.name, scale.name, recipe, data)
+        recipe = suite.resolve(arm.name, scale.name)
+        begun = {
+            seed: tuple(source.id for source in _source(suite, arm, scale, seed, shards)) for seed in suite.tune.seed
+        }
+        yield from trials.trials(
+            suite.tune, arm.name, scale.name, recipe, _shards_of(recipe, shards), begun.__getitem__
+        )
+
+
+def _trial_sources(suite: Suite, arm: Arm, scale: Scale, shards: Mapping[str, Case]) -> Iterator[Case]:
+    """What an arm's trials start or learn from, trained at the setting that the trials of its own arm chose.
+
+    Of the trials' seeds: a choice made with a training of the study's own would fit its noise.
+    """
+    if suite.tune is None:
+        return
+    for seed in suite.tune.seed:
+        for source in _source(suite, arm, scale, seed, shards):
+            yield from _trial_sources(suite, suite.arm(source.arm), scale, shards)
+            yield source.model_copy(update={"purpose": "trial_source"})
 
 
 def _tuning(suite: Suite) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.case import Case
+from bench.case import TUNING, Case
 from bench.plan import Plan
+from bench.words import several
 from lmopt.quantities import human_bytes, human_count, human_seconds
 
 
@@ -77,7 +78,7 @@ def _cases(plan: Plan) -> str:
         flops = estimate.train_flops if estimate.generate_flops is None else estimate.generate_flops
         rows.append(
             (
-                case.label + (f" ({case.purpose})" if case.purpose not in (case.kind, "tune") else ""),
+                case.label + (f" ({case.purpose})" if case.purpose not in (case.kind, *TUNING) else ""),
                 case.id,
                 "" if flops is None else f"{flops:.3g}",
                 "" if estimate.peak_memory_bytes is None else human_bytes(estimate.peak_memory_bytes),
@@ -100,10 +101,11 @@ def _totals(plan: Plan) -> str:
     known = [time_s for time_s in times if time_s is not None]
     disk = max((case.estimate.disk_bytes or 0 for case in plan.cases), default=0)
     time = f"about {human_seconds(sum(known))}" if known and len(known) == len(times) else "not known (no calibration)"
-    tuning = sum(case.estimate.train_flops or 0 for case in plan.cases if case.purpose == "tune")
-    of_trials = (
-        f" ({tuning:.3g} of them in {sum(case.purpose == 'tune' for case in plan.cases)} trials)" if tuning else ""
-    )
+    tuning = [case for case in plan.cases if case.purpose in TUNING]
+    n_trials = sum(case.purpose == "tune" for case in tuning)
+    sources = f" and {several(len(tuning) - n_trials, 'source')}" if len(tuning) > n_trials else ""
+    spent = sum(case.estimate.train_flops or 0 for case in tuning)
+    of_trials = f" ({spent:.3g} of them in {several(n_trials, 'trial')}{sources})" if tuning else ""
     finetuning = sum(case.estimate.train_flops or 0 for case in plan.cases if case.kind == "finetune")
     of_trials += f" ({finetuning:.3g} of them in fine-tuning)" if finetuning else ""
     return (

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench import ledger
+from bench.planned import PlannedCase
 from bench.record import Record
 from bench.study import Study
 from bench.tuning import Choice, Trial, by_setting, choose, trial_of
@@ -91,8 +92,17 @@ def _describe(study: Study, arm: str, scale: str) -> dict[str, Any]:
         "planned": len(cases), "finished": len(found), "metric": metric, **_choice(choice),
         "grid": [{**dict(setting), "loss": loss} for setting, loss in by_setting(found).items()],
         "trials": [{"case": one.case, "seed": one.seed, **one.setting, "loss": one.loss} for one in found],
-        "cost": _cost(study, (record for case in cases if (record := study.finished(case)) is not None)),
+        "cost": _cost(study, (record for case in _paid(study, cases) if (record := study.finished(case)) is not None)),
     }  # fmt: skip
+
+
+def _paid(study: Study, trials: Iterable[PlannedCase]) -> Iterable[PlannedCase]:
+    """The trials, and what they start or learn from."""
+    listed = {case.id: case for case in trials}
+    for case in tuple(listed.values()):
+        parents = (study.cases[parent] for parent in case.parents)
+        listed |= {parent.id: parent for parent in parents if parent.is_tuning}
+    return listed.values()
 
 
 def _choice(choice: Choice | None) -> dict[str, Any]:

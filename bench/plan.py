@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 import lmopt
-from bench.case import Case, canonical_hash
+from bench.case import TUNING, Case, canonical_hash
 from bench.design import Design, Frozen
 from bench.estimate import Machine, judge_fit
 from bench.expansion import cases_of, unaffordable, with_claim_points
@@ -84,7 +84,8 @@ def run_hash(suite: Suite, machine_class: str) -> str:
 
 
 def _in_running_order(cases: Iterable[Case], scales: Sequence[str]) -> list[Case]:
-    """Preparation, timing, trials, then scale by scale and seed by seed with the arms interleaved.
+    """Preparation, timing, trials and what those start from, then scale by scale and seed by seed with the arms
+    interleaved.
 
     Scales come in the order in which the suite names them; what uses a training follows it.
 
@@ -94,18 +95,23 @@ def _in_running_order(cases: Iterable[Case], scales: Sequence[str]) -> list[Case
     position = {case.id: index for index, case in enumerate(ordered)}
     seen_of_arm: dict[tuple[Any, ...], int] = {}
     key: dict[str, tuple[Any, ...]] = {}
+    turn: dict[str, int] = {}  # of trials, of what trains at their choice, of trials that start from that, and so on
     for case in ordered:
         if case.kind == "prepare":
             key[case.id] = (0, position[case.id])
         elif case.kind == "timing":
             key[case.id] = (1, position[case.id])
         elif case.kind == "train":
-            is_trial = case.purpose == "tune"
-            group = (case.arm, case.scale, case.seed, is_trial)
+            group = (case.arm, case.scale, case.seed, case.purpose in TUNING)
             begun = [key[parent][3] for parent in case.parents if key[parent][0] == 3]  # ranks of trainings
             rank = seen_of_arm[group] = max(seen_of_arm.get(group, -1) + 1, *begun, 0)
             size = -1 if case.scale is None else scales.index(case.scale)
-            key[case.id] = (2 if is_trial else 3, size, case.seed, rank, position[case.id])
+            place = (size, case.seed, rank, position[case.id])
+            if case.purpose in TUNING:
+                turn[case.id] = max((turn[parent] + 1 for parent in case.parents if parent in turn), default=0)
+                key[case.id] = (2, turn[case.id], *place)
+            else:
+                key[case.id] = (3, *place)
         else:
             after = max((key[parent] for parent in case.parents if key[parent][0] == 3), default=key[case.parents[0]])
             key[case.id] = (*after, position[case.id])

@@ -34,9 +34,16 @@ class PlannedCase(BaseModel):
         return self.purpose == "tune"
 
     @property
+    def is_tuning(self) -> bool:
+        """Whether it is a tuning trial, or a training that trials start or learn from."""
+        return self.is_trial or self.purpose == "trial_source"
+
+    @property
     def place(self) -> str:
-        """Its kind; tuning trials are kept apart from the trainings that arms are judged by."""
-        return "trial" if self.is_trial else self.kind
+        """Its kind; what tuning takes is kept apart from the trainings that arms are judged by."""
+        if self.is_tuning:
+            return "trial" if self.is_trial else "trial source"
+        return self.kind
 
     @property
     def tuning(self) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.case import TUNING
 from bench.design import ArmDesign, Design
 from bench.evaluate import index
 from bench.plan import Plan
@@ -113,7 +114,7 @@ def _nothing(plan: Plan) -> str | None:
     trained = {
         case.horizon
         for case in plan.cases
-        if case.kind == "train" and case.arm == design.baseline and case.purpose != "tune"
+        if case.kind == "train" and case.arm == design.baseline and case.purpose not in TUNING
     }
     if len(trained) < 2:
         return (

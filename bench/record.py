@@ -97,7 +97,7 @@ class Record(Frozen):
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is a tuning trial: a training that no arm is judged by."""
+        """Whether it is a tuning trial or what trials start or learn from: a training that no arm is judged by."""
         return "trial" in self.detail
 
     def value(self, metric: str) -> float | None:

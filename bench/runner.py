@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from bench import trials
-from bench.case import Case
+from bench.case import TUNING, Case
 from bench.casefolder import Outcome, write_atomically
 from bench.flight import Display, Flight, Limits, RunContext, launch, look, stop
 from bench.plan import Plan
@@ -235,7 +235,7 @@ def _bereft(folder: Path, case: Case, cases: Mapping[str, Case]) -> Outcome | No
 
 
 def _record(case: Case, outcome: Outcome, attempt: int, context: RunContext, tuning: Mapping[str, Any]) -> Record:
-    trial = {"trial": case.spec["trial"]} if "trial" in case.spec else {}
+    trial = {"trial": case.spec.get("trial", {})} if case.purpose in TUNING else {}
     return Record(
         status=outcome.status,
         attempt=attempt,

@@ -140,12 +140,12 @@ class Study:
         return arm.against or self.design.baseline
 
     def ancestors(self, parents: Iterable[str]) -> dict[str, PlannedCase]:
-        """These cases and everything that had to be run before them, but for tuning trials."""
+        """These cases and everything that had to be run before them, but for what tuning took."""
         found: dict[str, PlannedCase] = {}
         waiting = list(parents)
         while waiting:
             case = self.cases.get(waiting.pop())
-            if case is not None and case.id not in found and not case.is_trial:
+            if case is not None and case.id not in found and not case.is_tuning:
                 found[case.id] = case
                 waiting.extend(case.parents)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 from bench.case import Case, identify
@@ -40,12 +40,17 @@ def at(recipe: Recipe, setting: Mapping[str, float]) -> Recipe:
     return recipe.model_copy(update={"optimizer": optimizer})
 
 
-def trials(tune: Tune, arm: str, scale: str, recipe: Recipe, data: Case) -> Iterator[Case]:
-    """The trials of an arm at a scale: short trainings of their own seeds."""
+def trials(
+    tune: Tune, arm: str, scale: str, recipe: Recipe, data: Case, begun: Callable[[int], tuple[str, ...]]
+) -> Iterator[Case]:
+    """The trials of an arm at a scale: short trainings of their own seeds.
+
+    `begun` names the training of a seed that the arm starts or learns from, if it does.
+    """
     for setting, seed in product(settings(tune, recipe), tune.seed):
         yield identify(
             Case(id="", kind="train", arm=arm, scale=scale, seed=seed, horizon=tune.share,
-                 parents=(data.id, *data.parents), purpose="tune", recipe=at(recipe, setting),
+                 parents=(data.id, *begun(seed), *data.parents), purpose="tune", recipe=at(recipe, setting),
                  spec={"trial": setting})
         )  # fmt: skip
 

@@ -109,12 +109,6 @@ def _arms(draft: Draft, tune: Tune) -> Iterator[Finding]:
 
 
 def _impossible(tune: Tune, variant: Variant, recipe: Recipe, scale: str) -> Finding | None:
-    if recipe.start.kind == "upcycled":
-        message = f"{variant.label} starts from another training's weights, which its tuning trials would not have"
-        return Finding(("tune",), message, "leave the arm out, or leave out `tune`")
-    if recipe.objective.kind == "distillation":
-        message = f"{variant.label} learns from another training's model, which its tuning trials would not have"
-        return Finding(("tune",), message, "leave the arm out, or leave out `tune`")
     missing = [name for name in KNOBS if (name == "lr" or tune.weight_decay) and not hasattr(recipe.optimizer, name)]
     if missing:
         message = f"the optimizer of {variant.label} ({recipe.optimizer.kind}) has no {missing[0]} to tune"

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench import ledger, workloads
 from bench.api import run
 from bench.estimate import Machine
+from bench.forecast import render
 from bench.plan import make_plan
 from bench.record import read
 from bench.study import load as load_study
@@ -47,6 +48,7 @@ over:
   seed: [0, 1]
   horizon: [0.5, 1.0]
 """
+TUNE = "tune: {lr: [1e-3, 1e-2], share: 0.5, seed: [7, 8]}"
 TAUGHT = "{objective: {kind: distillation, teacher: large}}}"
 
 
@@ -89,7 +91,6 @@ def test_the_example_of_the_page_is_one(tmp_path: Path) -> None:
         (("{model: {layers: 4}}", "{model: {layers: 1}}"), "2: deeper than its teacher, which has 1", 14),
         (("{model: {layers: 4}}", "{model: {layers: 4, qk_norm: true}}"), "model.qk_norm is False, the teacher's", 14),
         (("{model: {layers: 4}}", "{model: {layers: 4, context: 64, vocab: 301}}"), "knows 301 tokens", 11),
-        (("over:", "tune: {lr: [1e-3, 1e-2], share: 1.0}\nover:"), "learns from another training's model", 15),
     ],
 )
 def test_a_mistake_is_shown_at_its_line(tmp_path: Path, change: tuple[str, str], message: str, line: int) -> None:
@@ -124,6 +125,41 @@ def test_another_teacher_makes_another_student(tmp_path: Path) -> None:
         ids.append({case.arm: case.id for case in plan.cases if case.kind == "train" and case.horizon == 1.0})
     assert ids[0]["taught"] != ids[1]["taught"]
     assert ids[0]["small"] == ids[1]["small"]
+
+
+def test_trials_of_a_student_learn_from_a_tuned_teacher_of_their_own_seed(tmp_path: Path) -> None:
+    study = load_suite(written(tmp_path, edited(("over:", f"{TUNE}\nover:"))))
+    plan = make_plan(study, MACHINE)
+    cases, place = ({case.id: case for case in plan.cases}, {case.id: number for number, case in enumerate(plan.cases)})
+    for case in plan.cases:
+        assert all(place[parent] < place[case.id] for parent in case.parents), case.label
+    sources = [case for case in plan.cases if case.purpose == "trial_source"]
+    assert [(case.arm, case.scale, case.seed, case.horizon) for case in sources] == [
+        ("large", scale, seed, 1.0) for scale in ("xs", "s") for seed in (7, 8)
+    ], "one, whoever learns from it"
+    for trial in (case for case in plan.cases if case.purpose == "tune"):
+        begun = [cases[parent] for parent in trial.parents if cases[parent].purpose == "trial_source"]
+        wanted = [("large", trial.scale, trial.seed)] if trial.arm in ("taught", "begun") else []
+        assert [(case.arm, case.scale, case.seed) for case in begun] == wanted
+        assert [trial.parents[1]] == [case.id for case in begun] or not begun, "where a training looks for it"
+    for source in sources:
+        tried = [cases[parent] for parent in source.parents if cases[parent].purpose == "tune"]
+        assert {(case.arm, case.spec["trial"]["lr"], case.seed) for case in tried} == {
+            ("large", lr, seed) for lr in (1e-3, 1e-2) for seed in (7, 8)
+        }
+    spent = sum(case.estimate.train_flops or 0 for case in plan.cases if case.purpose in ("tune", "trial_source"))
+    assert f"({spent:.3g} of them in 32 trials and 4 sources)" in render(plan)
+
+
+def test_a_teacher_may_be_a_tuned_student_too(tmp_path: Path) -> None:
+    chain = "  - {name: last, change: {objective: {kind: distillation, teacher: taught, hidden: 0}}}\nover:"
+    plan = make_plan(load_suite(written(tmp_path, edited(("over:", f"{chain[:-5]}{TUNE}\nover:")))), MACHINE)
+    cases, place = ({case.id: case for case in plan.cases}, {case.id: number for number, case in enumerate(plan.cases)})
+    assert all(place[parent] < place[case.id] for case in plan.cases for parent in case.parents)
+    (trial, *_) = [case for case in plan.cases if case.purpose == "tune" and case.arm == "last"]
+    source = cases[trial.parents[1]]
+    assert (source.arm, source.seed) == ("taught", trial.seed)
+    assert (cases[source.parents[1]].arm, cases[source.parents[1]].seed) == ("large", trial.seed)
 
 
 def test_a_claim_whose_teacher_costs_all_it_may_is_named(tmp_path: Path) -> None:
@@ -178,14 +214,17 @@ def test_students_train_count_alike_and_are_charged_for_their_teacher(
 ) -> None:
     checkpoints.write_text(tmp_path)
     scales = SUITE[SUITE.index("    - {name: s,") : SUITE.index("  seed:")]
-    text = edited(('["stdlib:"]', '["file:text.jsonl"]'), (scales, ""), ("seed: [0, 1]", "seed: [0]"))
+    text = edited(
+        ('["stdlib:"]', '["file:text.jsonl"]'), (scales, ""), ("seed: [0, 1]", "seed: [0]"),
+        ("over:", "tune: {lr: [1e-3, 4e-3], share: 0.5}\nover:"),
+    )  # fmt: skip
     path = written(tmp_path, text)
     monkeypatch.chdir(tmp_path)
     run(path, out=tmp_path / "run")
 
     records = read(tmp_path / "run" / "records.jsonl")
     assert [record.reason for record in records if record.status != "ok"] == []
-    trained = {(r.case.arm, r.case.horizon): r for r in records if r.case.kind == "train"}
+    trained = {(r.case.arm, r.case.horizon): r for r in records if r.case.kind == "train" and not r.is_trial}
     for record in trained.values():
         assert record.detail["counts"]["agree"], record.detail["counts"]["disagreement"]
     first = {arm: trained[arm, 1.0].detail["curve"][0]["loss"] for arm in ("small", "taught", "begun")}
@@ -196,6 +235,15 @@ def test_students_train_count_alike_and_are_charged_for_their_teacher(
     for arm in ("taught", "begun"):
         (charge,) = ledger.charges(study, arm, "small", "xs")
         assert charge.costs["flops"].value == trained["large", 1.0].value("train_flops")
+    (source,) = [r for r in records if r.is_trial and not r.detail["trial"]]
+    assert (source.case.arm, source.case.horizon, source.case.seed) == ("large", 1.0, 1_000_000)
+    assert source.detail["tuning"]["chosen"] == trained["large", 1.0].detail["tuning"]["chosen"]
+    tuned = json.loads((tmp_path / "run" / "verdict.json").read_text())["tuning"]["xs"]
+    assert tuned["equal"], tuned["why"]
+    own = sum(r.value("train_flops") or 0 for r in records if r.is_trial and r.case.arm == "taught")
+    assert tuned["arms"]["taught"]["cost"]["flops"] == own + (source.value("train_flops") or 0)
+    assert study.trainings("large", "xs", 1_000_000) == []
+    assert source.case.id not in study.needed("taught", "xs")
     judged = json.loads((tmp_path / "run" / "verdict.json").read_text())["arms"]["taught"]["scales"]["xs"]
     saved = judged["endpoints"]["flops"]
     if saved["saving_training"] is not None:

@@ -384,6 +384,18 @@ def test_an_upcycled_training_builds_on_the_dense_one_of_its_seed(tmp_path: Path
     assert len({case.id for case in planned.cases}) == len(planned.cases)
 
 
+def test_trials_of_an_upcycled_arm_start_from_a_dense_training_of_their_own_seed(tmp_path: Path) -> None:
+    planned = make_plan(loaded(tmp_path, UPCYCLED).model_copy(update={"tune": TUNE}), MACHINE)
+    cases, place = {case.id: case for case in planned.cases}, {case.id: n for n, case in enumerate(planned.cases)}
+    assert all(place[parent] < place[case.id] for case in planned.cases for parent in case.parents)
+    trials = [case for case in planned.cases if case.purpose == "tune" and (case.arm, case.scale) == ("moe", "s")]
+    assert len(trials) == 4
+    (source,) = {trial.parents[1] for trial in trials}
+    assert (cases[source].purpose, cases[source].arm, cases[source].horizon) == ("trial_source", "dense", 0.5)
+    assert cases[source].seed == trials[0].seed == 1_000_000
+    assert sum(cases[parent].purpose == "tune" for parent in cases[source].parents) == 4, "tuned as the dense arm is"
+
+
 def test_the_claim_of_an_upcycled_arm_pays_for_the_dense_training(tmp_path: Path) -> None:
     suite = loaded(tmp_path, UPCYCLED, ("- name: moe\n    role: component", "- name: moe\n    role: claim"))
     point = make_plan(suite, MACHINE).design.claim_points["moe"]["s"]

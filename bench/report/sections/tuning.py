@@ -118,7 +118,8 @@ def _chosen(study: RunFolder, tuned: dict[str, dict[str, Any]]) -> Table:
         )
     return Table(
         id="tuning",
-        caption="The setting that each arm trains with, and what its trials cost in all (charged to no arm).",
+        caption="The setting that each arm trains with, and what its trials cost in all, with what they start or learn "
+        "from (charged to no arm).",
         columns=(
             Column(key="arm", label="Arm", numeric=False),
             Column(key="scale", label="Scale", numeric=False),
