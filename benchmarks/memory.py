@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                  # 1M to 100M, dense and sparse, activations kept and computed again
     python benchmarks/memory.py --only distilled # a student beside a teacher of twice its depth
+    python benchmarks/memory.py --only left_out --sizes 1m --steps 100    # layers left out by chance, and an exit
     python benchmarks/memory.py --sizes 300m 1b  # the large ones need 6 and 16 GiB
     python benchmarks/memory.py --precision fp32
     python benchmarks/memory.py --sizes 1m --steps 200     # as many as a training: what grows with them
@@ -52,6 +53,10 @@ def cases(sizes: list[str], precision: str, sequences: int, length: int) -> Iter
                 f"{size} {ffn['kind']} {activations} {optimizer}",
                 {**common, "ffn": ffn, "activations": {"kind": activations}, "optimizer": {"kind": optimizer}},
             )
+        yield (
+            f"{size} swiglu keep adamw left_out",
+            {**common, "objective": {"kind": "layer_skip", "dropout": 0.2, "exits": [shape["layers"] // 2]}},
+        )
         teacher = {"model": {**shape, "layers": 2 * shape["layers"]}, "ffn": {"kind": "swiglu"}}
         yield (
             f"{size} swiglu keep adamw distilled",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from lmopt.cost import ffn_cost, keeps_probabilities, parameters
 from lmopt.recipe import Moe, Recipe, Recompute
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
 """Logits that the fused loss holds at once, counted as float32 (lmopt.arch.loss.CHUNK_BYTES)."""
-HEAD_BYTES = 16 * 2**20
+LOGIT_ROOM = 2
+"""Room that fewer logits than a chunk take, over themselves: what they let go of is found again in part only. Read off
+2 to 32 MiB of them, of models of 0.1 to 9 M parameters."""
+HEAD_BYTES = 17 * 2**20
 """What stands beside them: the block in which softmax runs, and the head's gradient of a chunk."""
 TRANSIENT_SHARE = 0.2
 """Gradients of activations that exist for a moment in backward, over the activations of what is being computed. This
@@ -26,6 +31,13 @@ to block. Read off a billion parameters, with sequences of one length and growin
 COMPILED_EXPERTS_BYTES = 240 * 2**20
 """What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step: one is compiled
 for each, most of them in the first fifty steps (docs/techniques/moe.md)."""
+COMPILED_BLOCK_BYTES = 12 * 2**20
+"""The same of a dense block's products, forward and backward, for each number of sequences that go through it: 12 to 15
+products of 0.6 to 0.7 MiB. Read off layers left out for some of 8, 16 and 32 sequences."""
+SELDOM = 4
+"""Standard deviations below the mean at which a number of sequences is too seldom to be counted."""
+EXIT_WIDTHS = 4
+"""Numbers that an exit on the way keeps, a token, over the width: state, norm, and the gradient of both."""
 EIGHT_BIT_UPDATE_BYTES = 40
 """What the 8-bit optimizer unpacks to update a slice of a parameter, a number of it: moments, quotients and codes."""
 EIGHT_BIT_SLICE = 1 << 18
@@ -35,16 +47,18 @@ EIGHT_BIT_SLICE = 1 << 18
 def peak_memory_bytes(recipe: Recipe) -> int:
     """Estimated peak of a training step over the empty process."""
     held, a_sequence = memory_parts(recipe)
-    return held + recipe.batching.held_sequences * a_sequence
+    unfilled = LOGIT_CHUNK_BYTES - _logit_bytes(recipe)
+    heads = 1 if recipe.teacher is None else 2
+    return held - heads * unfilled * _product_bytes(recipe) // 4 + recipe.batching.held_sequences * a_sequence
 
 
 def memory_parts(recipe: Recipe) -> tuple[int, int]:
     """Bytes that are held whatever the batch, and bytes that each sequence of a forward pass adds.
 
     Held: weights, gradients and moments as precision and optimizer keep them, a copy of the weights in the products'
-    type, the head's chunk, a teacher's weights. A sequence: the activations kept for backward, with what exists for a
-    moment beside them. A dense block that is computed again keeps its input; its copy and activations exist one block
-    at a time. A sparse one does too, but its many odd sizes leave holes in the heap.
+    type, the head's chunk as if sequences filled it, a teacher's weights and chunk. A sequence: the activations kept
+    for backward, with what exists for a moment beside them. A dense block that is computed again keeps its input; its
+    copy and activations exist one block at a time. A sparse one does too, but its odd sizes leave holes in the heap.
     """
     held, model, layers, sparse = parameters(recipe), recipe.model, recipe.model.layers, isinstance(recipe.ffn, Moe)
     again = recipe.activations.layers_of(layers) if isinstance(recipe.activations, Recompute) else 0
@@ -61,22 +75,41 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     copies *= recipe.precision.copy_bytes * (1.0 if again or sparse else CAST_SHARE)
     kept_and_gradient = 2 * recipe.precision.weight_bytes
     state = held.total * (kept_and_gradient + recipe.optimizer.state_bytes)
-    compiled = COMPILED_EXPERTS_BYTES if sparse and _rows_differ(recipe) else 0
+    exits = recipe.objective.early_exits
+    numbers += exits * EXIT_WIDTHS * model.width
     in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
     head = HEAD_BYTES + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
-    whole = round(state + copies) + in_full + head + 8 * held.embedding + compiled
+    whole = round(state + copies) + in_full + head + (8 + 4 * exits) * held.embedding + _compiled_bytes(recipe)
     if recipe.optimizer.kind == "adamw_8bit":
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     if recipe.teacher is not None:
-        logits = recipe.batching.held_sequences * recipe.batching.length * 4 * held.embedding // model.width
-        whole += 4 * parameters(recipe.teacher).total + min(logits, LOGIT_CHUNK_BYTES) * _product_bytes(recipe) // 4
+        whole += 4 * parameters(recipe.teacher).total + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
         numbers += _kept_per_token(recipe.teacher)  # a block at a time, nothing is kept
     return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
 
 
-def _rows_differ(recipe: Recipe) -> bool:
-    """Whether experts' bfloat16 products have other numbers of rows at every step: with a capacity they have not."""
-    return recipe.precision.arithmetic == "bf16" and recipe.ffn.routing.kind != "switch"
+def _logit_bytes(recipe: Recipe) -> int:
+    """Room that the logits of a forward pass take, counted as float32: a chunk at most, less where few are held."""
+    logits = recipe.batching.held_sequences * recipe.batching.length * 4 * (recipe.model.vocab or 1)
+    return min(LOGIT_ROOM * logits, LOGIT_CHUNK_BYTES)
+
+
+def _compiled_bytes(recipe: Recipe) -> int:
+    """What products take that are compiled anew, as they have other numbers of rows from step to step."""
+    if recipe.precision.arithmetic != "bf16":
+        return 0
+    # with a capacity experts have always as many rows
+    experts = COMPILED_EXPERTS_BYTES if isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch" else 0
+    return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+
+
+def _fewer_sequences(recipe: Recipe) -> int:
+    """How many numbers of sequences below all of them go through the layer that is left out most: binomial draws."""
+    sequences, dropout = recipe.batching.held_sequences, recipe.objective.layer_dropout(recipe.model.layers)[-1]
+    if not dropout:
+        return 0
+    fewest = sequences * (1 - dropout) - SELDOM * math.sqrt(sequences * dropout * (1 - dropout))
+    return max(0, sequences - max(1, math.ceil(fewest)))
 
 
 def _product_bytes(recipe: Recipe) -> int:

@@ -127,6 +127,66 @@ def test_memory_grows_with_what_fills_it():
     assert cost_memory.peak_memory_bytes(split) < cost_memory.peak_memory_bytes(micro)
 
 
+MIB = 2**20
+
+
+def planned(size: str, *, precision: str = "bf16", sequences: int = 8, length: int = 256, **change: object) -> int:
+    """Planned peak of a training, in bytes."""
+    model = {
+        "0.4m": {"layers": 4, "width": 96, "heads": 3, "vocab": 1024, "context": 256},
+        "1m": {"layers": 4, "width": 128, "heads": 4, "vocab": 2048, "context": 256},
+    }[size]
+    plain = {
+        "model": model,
+        "precision": {"kind": precision},
+        "batching": {"sequences": sequences, "length": length},
+        "ffn": {"kind": "swiglu"},
+        "tokens": 10**9,
+    }
+    return cost_memory.peak_memory_bytes(Recipe.model_validate(plain | change))
+
+
+RECOMPUTED = {"activations": {"kind": "recompute"}, "optimizer": {"kind": "adamw_8bit"}}
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "measured_mib"),
+    [  # peaks of 30 to 200 steps on a CPU with AVX512-BF16, the largest of several (benchmarks/memory.py)
+        ("0.4m", {"length": 128}, 45.5),
+        ("0.4m", {"length": 128, **RECOMPUTED}, 29.0),
+        ("0.4m", {"length": 128, "precision": "fp32"}, 65.1),
+        ("1m", {}, 111.9),
+        ("1m", RECOMPUTED, 61.9),
+        ("1m", {"sequences": 4, "length": 128}, 45.0),
+        ("1m", {"sequences": 16}, 176.9),
+        ("1m", {"precision": "fp32"}, 172.0),
+        ("1m", {"precision": "fp32", "sequences": 16, **RECOMPUTED}, 210.8),
+        ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.2}}, 154.8),
+        ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.1, "exits": [1, 3]}}, 161.5),
+        ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.2}, "sequences": 16, "length": 128}, 187.7),
+        ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.2}, "sequences": 32, "length": 64}, 230.6),
+        ("1m", {"objective": {"kind": "layer_skip", "exits": [1, 3]}, "precision": "fp32"}, 181.7),
+    ],
+)
+def test_small_models_peaks_lie_below_the_plan_and_near_it(size, change, measured_mib):
+    assert measured_mib * MIB <= planned(size, **change) <= 1.35 * measured_mib * MIB
+
+
+def test_what_leaving_out_layers_takes():
+    def more(precision: str = "bf16", sequences: int = 8, **knobs: object) -> int:
+        skip = {"kind": "layer_skip", **knobs}
+        return planned("1m", precision=precision, sequences=sequences, objective=skip) - planned(
+            "1m", precision=precision, sequences=sequences
+        )
+
+    assert more(dropout=0) == more(precision="fp32", dropout=0.2) == more(sequences=1, dropout=0.2) == 0
+    # 8 sequences, the last layer runs 6.4 +- 1.13 of them: 2 to 7, each with its own compiled products
+    assert more(dropout=0.2) == 6 * cost_memory.COMPILED_BLOCK_BYTES
+    # an exit: a gradient of the whole head in float32, and four rows of the width a token in bfloat16
+    assert more(dropout=0, exits=[2]) == 4 * 2048 * 128 + 8 * 256 * 2 * 4 * 128
+    assert more(dropout=0, exits=[1, 2, 3], exits_a_step=2) == 2 * more(dropout=0, exits=[2])
+
+
 def test_a_foreign_feed_forward_says_what_it_costs():
     class Own:
         def cost(self, width):
