@@ -12,6 +12,7 @@ from bench.findings import Finding, validate
 from bench.inferstanza import Inference
 from bench.problems import suggest
 from bench.source import DataPath
+from lmopt.quantities import possible
 from lmopt.recipe import EarlyExit, Recipe, Speculative
 from lmopt.techniques.decoding import ExitDraft, ModelDraft
 
@@ -138,12 +139,12 @@ def _depths(stanza: Inference, recipe: Recipe) -> Iterator[Finding]:
         decoding: Any = arm.decoding
         path = (*HERE, "arms", index, "decoding")
         if isinstance(decoding, EarlyExit) and decoding.exits[-1] >= layers:
-            message = f"exit {decoding.exits[-1]} of a model of {layers} layers: 1 to {layers - 1} are possible"
+            message = f"exit {decoding.exits[-1]} of a model of {layers} layers: {possible(1, layers - 1)}"
             yield Finding((*path, "exits"), message)
         if (
             isinstance(decoding, Speculative)
             and isinstance(decoding.draft, ExitDraft)
             and decoding.draft.layer >= layers
         ):
-            message = f"drafts of layer {decoding.draft.layer} of {layers}: 1 to {layers - 1} are possible"
+            message = f"drafts of layer {decoding.draft.layer} of {layers}: {possible(1, layers - 1)}"
             yield Finding((*path, "draft", "layer"), message)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lmopt.cost import forward_flops
+from lmopt.quantities import possible
 from lmopt.recipe import EarlyExit, OneByOne, Recipe, Speculative
 from lmopt.step import Step
 from lmopt.techniques.decoding import ExitDraft, ModelDraft
@@ -68,7 +69,7 @@ def self_speculative_flops_per_token(
     Every token read goes once through each layer; every drafted one also through the head a first time.
     """
     if not 0 < exit_layer < flops.layers:
-        raise ValueError(f"exit layer {exit_layer} of {flops.layers}: 1 to {flops.layers - 1} are possible")
+        raise ValueError(f"exit layer {exit_layer} of {flops.layers}: {possible(1, flops.layers - 1)}")
     return (drafted * flops.head + (drafted + checks) * flops.total) / tokens
 
 

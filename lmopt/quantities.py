@@ -104,6 +104,13 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A fraction from 0 to 1."""
 
 
+def possible(first: int, last: int) -> str:
+    """`1 to 3 are possible`, `1 is possible`, `none is possible`: which whole numbers a message may offer."""
+    if last < first:
+        return "none is possible"
+    return f"{first} is possible" if first == last else f"{first} to {last} are possible"
+
+
 def human_count(number: float) -> str:
     """1_234_567 -> '1.23M' (three significant digits)."""
     for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):

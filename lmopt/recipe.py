@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lmopt.quantities import Count
+from lmopt.quantities import Count, possible
 from lmopt.techniques.activations import KeepActivations, Recompute
 from lmopt.techniques.augmentation import BackTranslation
 from lmopt.techniques.batching import (
@@ -229,8 +229,8 @@ class Recipe(Plain):
         beyond = [layer for layer in objective.exits if layer >= self.model.layers]
         if beyond:
             yield (
-                f"objective.exits {beyond} of a model of {self.model.layers} layers: 1 to {self.model.layers - 1} "
-                "are possible"
+                f"objective.exits {beyond} of a model of {self.model.layers} layers: "
+                f"{possible(1, self.model.layers - 1)}"
             )
         if self.compile is True:
             yield "objective layer_skip leaves out other layers each step: it cannot be compiled"

@@ -13,6 +13,7 @@ from torch import Tensor
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.sampling import Choose, probabilities
 from lmopt.infer.speculative import CachedTarget, Proposal, rollback
+from lmopt.quantities import possible
 from lmopt.techniques.decoding import Sampling
 
 
@@ -64,8 +65,8 @@ class ExitDraft:
 
     def __init__(self, decoder: Decoder, *, exit_layer: int, capacity: int | None = None) -> None:
         if not 1 <= exit_layer < len(decoder.layers):
-            raise ValueError(f"exit layer {exit_layer} of a model of {len(decoder.layers)} layers: 1 to "
-                             f"{len(decoder.layers) - 1} are possible")  # fmt: skip
+            raise ValueError(f"exit layer {exit_layer} of a model of {len(decoder.layers)} layers: "
+                             f"{possible(1, len(decoder.layers) - 1)}")  # fmt: skip
         self.decoder, self.exit_layer = decoder, exit_layer
         self.cache = decoder.new_cache(batch=1, capacity=capacity or decoder.model.context)
         self.read: list[int] = []

@@ -21,6 +21,7 @@ from lmopt.infer.decoder import Decoder
 from lmopt.infer.generate import prefill
 from lmopt.infer.sampling import probabilities
 from lmopt.infer.sequence import Decoded, Stops, Text, begin
+from lmopt.quantities import possible
 from lmopt.techniques.decoding import Sampling
 
 Measure = Literal["gap", "confidence", "similarity"]
@@ -42,8 +43,7 @@ class ExitRule:
         """Raise ValueError where a model of so many layers cannot follow the rule."""
         if list(self.exits) != sorted(set(self.exits)) or not all(1 <= layer < layers for layer in self.exits):
             raise ValueError(
-                f"exits {list(self.exits)} of a model of {layers} layers: ascending layers from 1 to {layers - 1} "
-                "are possible"
+                f"exits {list(self.exits)} of a model of {layers} layers: {possible(1, layers - 1)}, in ascending order"
             )
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold}: from 0 to 1 is possible")

@@ -16,6 +16,7 @@ from torch import Tensor
 from lmopt.arch.loss import cross_entropy
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
+from lmopt.quantities import possible
 from lmopt.techniques.objective import LayerSkip, NextToken
 
 
@@ -40,7 +41,7 @@ class LayerSkipLoss:
         layers = len(model.blocks)
         beyond = [layer for layer in config.exits if layer >= layers]
         if beyond:
-            raise ValueError(f"exits {beyond} of a model of {layers} layers: 1 to {layers - 1} are possible")
+            raise ValueError(f"exits {beyond} of a model of {layers} layers: {possible(1, layers - 1)}")
         self.model, self.config = model, config
         self.dropout_L = torch.tensor(config.layer_dropout(layers))
         self.full = 0

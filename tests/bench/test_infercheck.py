@@ -43,7 +43,7 @@ def test_a_sound_one_is_sound(tmp_path: Path) -> None:
         (("arm: all", "arm: al"), "no arm is named 'al'"),
         (("name: exit", "name: moe"), "name 'moe' is given twice"),
         (("name: int8", "name: draft"), "name 'draft' is given twice"),
-        (("exits: [1]", "exits: [1, 2]"), "exit 2 of a model of 2 layers: 1 to 1 are possible"),
+        (("exits: [1]", "exits: [1, 2]"), "exit 2 of a model of 2 layers: 1 is possible"),
         (("exits: [1]", "exits: [2, 1]"), "must ascend"),
         (("{kind: model, arm: all}", "{kind: exit, layer: 2}"), "drafts of layer 2 of 2"),
         (("new_tokens: 32", "new_tokens: 300"), "exceed the context of 256"),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from lmopt.quantities import human_bytes, human_count, parse_bytes, parse_count, parse_duration_s, written_bytes
+from lmopt.quantities import (
+    human_bytes,
+    human_count,
+    parse_bytes,
+    parse_count,
+    parse_duration_s,
+    possible,
+    written_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +41,14 @@ def test_bytes_as_they_were_written(text: str) -> None:
 )
 def test_counts(number: float, text: str) -> None:
     assert human_count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "text"),
+    [(1, 3, "1 to 3 are possible"), (1, 1, "1 is possible"), (1, 0, "none is possible")],
+)
+def test_what_a_message_offers(first: int, last: int, text: str) -> None:
+    assert possible(first, last) == text
 
 
 @pytest.mark.parametrize("parse", [parse_bytes, parse_count, parse_duration_s])

@@ -87,7 +87,7 @@ def test_every_layer_has_keys_and_values_behind_an_early_token():
 @pytest.mark.parametrize(
     ("exits", "threshold", "words"),
     [
-        ((1, 3), 0.5, r"exits \[1, 3\] of a model of 3 layers: ascending layers from 1 to 2"),
+        ((1, 3), 0.5, r"exits \[1, 3\] of a model of 3 layers: 1 to 2 are possible, in asc"),
         ((0,), 0.5, "exits"),
         ((2, 1), 0.5, "ascending"),
         ((1,), 1.5, "threshold 1.5: from 0 to 1"),
