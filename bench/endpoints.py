@@ -16,7 +16,7 @@ from bench.stats.effect import Effect
 from bench.stats.holm import Adjusted, OneSided, holm
 from bench.stats.power import detectable
 from bench.study import Study
-from bench.words import NEAR_ALL, TENFOLD, Outcome, finite, interval, percent, several
+from bench.words import NEAR_ALL, TENFOLD, Outcome, finite, interval, percent, saved, several
 
 WORDS: dict[Endpoint, str] = {"flops": "training FLOPs", "time": "training time", "energy": "training energy"}
 
@@ -181,12 +181,7 @@ def sentence(described: Mapping[str, Any], saving: Saving) -> str:
     if value is None:
         words = _censored_words(described, saving)
         return words if words.startswith(n) and ";" not in words and " and " not in words else f"{words} ({n})"
-    has_bounds = described["bounds"] != [None, None]
-    text = f"saves {percent(value)}" if value >= 0 else f"costs {percent(-value)} more"
-    if has_bounds:
-        low, high = described["bounds"]
-        ends = [low, high] if value >= 0 else [-high if high is not None else None, -low if low is not None else None]
-        text += f" {interval(ends)}"
+    text = saved(value, described["bounds"])
     what = f"{'of the ' if value >= 0 else ''}{WORDS[saving.endpoint]} at equal loss"
     if training is not None and abs(training - value) >= 0.0005:
         text += f" {what}, preparation included ({_without(training, value)} without"

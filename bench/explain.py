@@ -10,7 +10,7 @@ from typing import Any
 from bench.stats.power import POWER, seeds_needed
 from bench.study import Study, load
 from bench.verdict import judge_study
-from bench.words import NEAR_ALL, interval, percent, several
+from bench.words import NEAR_ALL, percent, saved, several
 
 SMALL_DEPARTURE = 0.05
 """A departure from multiplying that is worth telling from none."""
@@ -62,9 +62,7 @@ def _decoding(inference: Mapping[str, Any], arm: str) -> str:
         ]
         lines += ["", "a generated token:"]
         for name, one in at_scale["endpoints"].items():
-            found = (
-                "not measured" if one["saving"] is None else f"saves {percent(one['saving'])} {interval(one['bounds'])}"
-            )
+            found = "not measured" if one["saving"] is None else saved(one["saving"], one["bounds"])
             lines.append(f"  {name.replace('_', ' ')}: {found} ({one['why']})")
         steps = at_scale["next"] or ["nothing is needed: the outcome is decided"]
         lines += ["", "what would change it:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
@@ -129,7 +127,7 @@ def _taken_apart(study: Study, found: Mapping[str, Any]) -> list[str]:
 
 
 def _worth(found: Mapping[str, Any]) -> str:
-    """`saves 12.0% [9.1, 14.8]`, or why that is not known."""
+    """`saves 12.0% [9.1, 14.8], SAVES`, or why that is not known."""
     if found["saving"] is None:
         return f"not measured ({found['why']})"
-    return f"saves {percent(found['saving'])} {interval(found['bounds'])}, {found['outcome']}"
+    return f"{saved(found['saving'], found['bounds'])}, {found['outcome']}"

@@ -21,7 +21,7 @@ from bench.stats.effect import Effect
 from bench.stats.fractions import Fraction
 from bench.stats.layout import Layout, product_weights
 from bench.study import Study
-from bench.words import finite, interval, listed, percent, several
+from bench.words import finite, interval, listed, percent, saved, several
 
 MAX_ALIAS = 3
 """Factors of the largest interactions that are named as aliases; larger ones are taken to be nothing."""
@@ -310,7 +310,10 @@ def _through_pairs(ablation: Ablation) -> tuple[Effect | None, str, str | None]:
 def _answer(ablation: Ablation, found: Mapping[str, Any]) -> str:
     """The question answered in a sentence."""
     n = several(ablation.layout.blocks, "seed")
-    text = f"the single savings multiply to {percent(found['product'])}, the whole saves {percent(found['measured'])}: "
+    product = f"savings multiply to {percent(found['product'])}"
+    if found["product"] < 0:
+        product = f"changes multiply to a cost of {percent(-found['product'])}"
+    text = f"the single {product}, the whole {saved(found['measured'])}: "
     low, high = found["departure_bounds"]
     text += f"it costs {_more(found['departure'], found['departure_bounds'])} than the product says ({n})"
     match found["outcome"]:

@@ -20,7 +20,7 @@ from bench.stats.effect import Effect, quantile
 from bench.stats.scaling import Array, Chinchilla, Mask
 from bench.stats.trend import MIN_SCALES, AtScale, Interval, Trend, trend
 from bench.study import Study
-from bench.words import interval, percent, several
+from bench.words import interval, percent, saved, several
 
 MIN_POINTS = 5
 """Trainings below which a law in one variable is no law."""
@@ -273,7 +273,7 @@ def _outcome(study: Study, arm: ArmDesign, target: Target, found: Mapping[str, A
     reached = "beyond the largest scale" if found["decades"] > 0 else "inside the scales"
     text = (
         f"extrapolated to {target.params:.3g} parameters and {target.training_tokens:.3g} tokens, "
-        f"{abs(found['decades']):.1f} decades of compute {reached}: {percent(found['saving'])} {interval([low, high])}"
+        f"{abs(found['decades']):.1f} decades of compute {reached}: {saved(found['saving'], [low, high])}"
     )
     if high < threshold:
         return {"outcome": "NOT CONSISTENT WITH", "why": f"{text}, below {what}"}

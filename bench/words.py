@@ -31,6 +31,16 @@ def interval(bounds: Sequence[float | None], scale: float = 100.0, decimals: int
     return f"[{left}, {right}]"
 
 
+def saved(saving: float, bounds: Sequence[float | None] = (None, None)) -> str:
+    """`saves 27.1% [22.0, 31.3]`, `costs 12.1% more [4.0, 20.2]`; no interval where both ends are open."""
+    low, high = bounds
+    text = f"saves {percent(saving)}" if saving >= 0 else f"costs {percent(-saving)} more"
+    if low is None and high is None:
+        return text
+    ends = (low, high) if saving >= 0 else (None if high is None else -high, None if low is None else -low)
+    return f"{text} {interval(ends)}"
+
+
 def points(difference: float) -> str:
     """-0.0042 -> `\u22120.42 points`."""
     return f"{signless(100 * difference, 2)} points"

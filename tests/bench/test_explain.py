@@ -1,5 +1,6 @@
 """Explaining names the condition that decided and a next step that can be taken."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from bench.explain import explain, explain_study
 from bench.record import Record
 from bench.study import StudyError
+from bench.words import saved
 from tests.bench.dissected import taken_apart
 from tests.bench.synthetic import Planted, make_run, study_of, synthesize
 
@@ -51,6 +53,27 @@ def test_a_whole_that_was_taken_apart_is_explained_by_its_factors():
     assert "do savings multiply: no departure shown" in text
     assert "would tell a departure of 5% from none" in text
     assert "taken apart" not in explain_study(study_of(synthetic), "only-moe")
+
+
+def test_what_costs_more_is_no_negative_saving():
+    text = explain_study(study_of(taken_apart({"clean": 0.06, "moe": -0.12}, seeds=2, noise=0.003)), "all")
+    moe = next(line for line in text.splitlines() if line.startswith("  moe: "))
+    assert re.match(r"  moe: costs 1\d\.\d% more \[\d.*\], COSTS; alone costs 1\d", moe)
+    assert re.search(r"the single changes multiply to a cost of \d\.\d%, the whole costs \d\.\d% more: ", text)
+    assert "saves \u2212" not in text
+
+
+@pytest.mark.parametrize(
+    ("saving", "bounds", "text"),
+    [
+        (0.271, (0.22, 0.313), "saves 27.1% [22.0, 31.3]"),
+        (-0.121, (-0.202, -0.04), "costs 12.1% more [4.0, 20.2]"),
+        (-0.121, (None, 0.04), "costs 12.1% more [\u22124.0, \u221e]"),
+        (0.1, (None, None), "saves 10.0%"),
+    ],
+)
+def test_a_saving_in_words(saving, bounds, text):
+    assert saved(saving, bounds) == text
 
 
 def test_a_study_that_shows_nothing_says_so():
