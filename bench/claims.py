@@ -127,7 +127,7 @@ def _judge_endpoint(
     outcome: Outcome = "INCONCLUSIVE"
     if adjusted.refutes.rejected:
         outcome = "REFUTED"
-        reason += f"; even the upper bound {_bound(high)} is below the claimed {claimed}"
+        reason += f"; even the upper bound {_upper(high)} is below the claimed {claimed}"
     elif not adjusted.supports.rejected:
         reason += "; " + no_interval(described, f"the interval holds values on both sides of the claimed {claimed}")
     elif failing:
@@ -140,6 +140,11 @@ def _judge_endpoint(
         outcome = "SUPPORTED"
         reason += f"; even the lower bound {_bound(low)} is not below the claimed {claimed}, and {conditions[0]['why']}"
     described |= {"outcome": outcome, "why": reason}
+
+
+def _upper(value: float) -> str:
+    """A bound that is a cost is called one: `(33.7% more)`."""
+    return f"({percent(-value)} more)" if finite(value) is not None and value < 0 else _bound(value)
 
 
 def _bound(value: float) -> str:

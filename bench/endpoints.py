@@ -153,11 +153,25 @@ def unmeasured(saving: Saving, readings: Readings) -> str | None:
     """Why an endpoint has no value."""
     if saving.found.effect is None:
         reason = saving.found.reason or "nothing was measured"
-        dropped = "; ".join(f"seed {seed}: {why}" for seed, why in list(readings.dropped.items())[:2])
+        dropped = _dropped(readings)
         return reason if not dropped or reason in dropped else f"{reason} ({dropped})"
     if saving.all_in is None:
         return f"preparation cannot be charged: {saving.all_in_reason}"
     return None
+
+
+def _dropped(readings: Readings, most: int = 2) -> str:
+    """Why seeds have no reading, each reason once: without a seed where it is that of all, or names its own."""
+    seeds: dict[str, list[int]] = {}
+    for seed, why in readings.dropped.items():
+        seeds.setdefault(why, []).append(seed)
+    is_of_all = len(seeds) == 1 and not readings.by_seed
+    said: list[str] = []
+    for why, of in list(seeds.items())[:most]:
+        names_its_own = f"seed {of[0]}" in why
+        who = "" if is_of_all or names_its_own else f"seed{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}: "
+        said.append(who + why)
+    return "; ".join(said)
 
 
 def no_interval(described: Mapping[str, Any], otherwise: str) -> str:

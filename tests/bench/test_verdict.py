@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -230,6 +231,11 @@ def test_one_seed_decides_nothing():
     assert "one seed gives no interval" in verdict["all"]["why"]
     assert verdict["clean"]["outcome"] == "UNCLEAR"
     assert verdict["all"]["scales"]["s"]["accuracy"]["outcome"] == "NOT MEASURED"
+
+
+def test_a_bound_that_is_a_cost_is_called_one():
+    why = endpoint_of(synthesize(saving=-0.3, seeds=5, items=0))["why"]
+    assert re.search(r"even the upper bound \(\d+\.\d% more\) is below the claimed 20%", why), why
 
 
 def test_an_unfinished_study_names_what_is_missing():
