@@ -7,6 +7,7 @@ run's report draws. Nothing here is evidence: a profiled step is slower than a p
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ FOLDER = "profiles"
 """Where a run folder keeps profiles."""
 TOP_OPERATORS = 18
 WARMUP_STEPS = 3
+QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""What keeps the profiler's own lines (`USDT: profiler_start`, blocks of unknown size) off the terminal where torch is
+not imported yet; who sets these variables sees them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ def profile(suite: Path, arm: str, *, steps: int = 5, out: Path | None = None, r
     """
     if steps < 1:
         raise ProfileError(f"--steps must be at least 1, got {steps}")
+    for name, level in QUIET.items():
+        os.environ.setdefault(name, level)
     loaded = load_suite(suite)
     recipe = _recipe(loaded, arm)
     folder = _folder(loaded, out, run)

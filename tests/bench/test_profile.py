@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,7 @@ from torch.autograd import DeviceType
 from bench import calibrate, operators, timeline
 from bench.cli import main
 from bench.operators import Operator, Work
-from bench.profile import ProfileError, profile
+from bench.profile import QUIET, ProfileError, profile
 from bench.report import figures
 from bench.report.runfolder import load
 from bench.report.sections import profiles
@@ -122,6 +125,21 @@ def test_a_profile_leaves_its_files_and_says_where_time_goes(suite: Path, tmp_pa
     assert found["peak_tensor_bytes"] > 0
     assert "aten::mm" in text
     assert "MFU" in text
+
+
+def test_the_profiler_s_own_lines_stay_off_the_terminal(suite: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom bench import calibrate\n"
+        "from tests.bench.test_calibrate import example\ncalibrate.calibrate = lambda: example('0123456789')\n"
+        "from bench import profile\nassert 'torch' not in sys.modules\n"
+        "profile.profile(Path(sys.argv[1]), 'dense', steps=1, out=Path(sys.argv[2]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in QUIET}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(suite), str(tmp_path / "out")],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_mistakes(suite: Path, tmp_path: Path) -> None:
