@@ -72,6 +72,27 @@ class Machine(Frozen):
         return calls_s + (cost_memory.update_bytes(recipe) / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 
+def judge_fits(cases: Iterable[Case], suite: Suite, machine: Machine) -> tuple[Case, ...]:
+    """`judge_fit` of each.
+
+    Raises:
+        NoSuchNode: placements name nodes that this machine lacks; says so of all arms at once.
+    """
+    judged: list[Case] = []
+    lacking: dict[str, None] = {}
+    hints: dict[str, None] = {}
+    for case in cases:
+        try:
+            judged.append(judge_fit(case, suite, machine))
+        except NoSuchNode as error:
+            said, _, hint = str(error).partition("\nhint: ")
+            lacking[said] = None
+            hints |= {hint: None} if hint else {}
+    if lacking:
+        raise NoSuchNode("\n".join([*lacking, *(f"hint: {hint}" for hint in hints)]))
+    return tuple(judged)
+
+
 def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     """The case with its estimate, and with the reason where it does not fit the machine."""
     reason = _not_applicable(case, machine)
@@ -122,13 +143,17 @@ def _not_applicable(case: Case, machine: Machine) -> str | None:
     Raises:
         NoSuchNode: a placement names a node that this machine lacks.
     """
-    recipes = [case.recipe] if case.recipe else []
-    recipes += [Recipe.model_validate(case.spec["reference"])] if case.kind == "timing" else []
-    found = (not_applicable(recipe.placement, list(machine.numa)) for recipe in recipes)
-    try:
-        return next(filter(None, found), None)
-    except NoSuchNode as error:
-        raise NoSuchNode(f"arm {case.arm!r}: {error}") from error
+    recipes = [(case.arm, case.recipe)] if case.recipe else []
+    if case.kind == "timing":
+        recipes.append((case.spec["against"], Recipe.model_validate(case.spec["reference"])))
+    for arm, recipe in recipes:
+        try:
+            reason = not_applicable(recipe.placement, list(machine.numa))
+        except NoSuchNode as error:
+            raise NoSuchNode(f"arm {arm!r}: {error}") from error
+        if reason:
+            return reason
+    return None
 
 
 def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:

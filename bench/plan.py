@@ -13,7 +13,7 @@ from pydantic import Field
 import lmopt
 from bench.case import TUNING, Case, canonical_hash
 from bench.design import Design, Frozen
-from bench.estimate import Machine, judge_fit
+from bench.estimate import Machine, judge_fits
 from bench.expansion import cases_of, unaffordable, with_claim_points
 from bench.suite import Arm, Scale, Suite
 from lmopt import cost
@@ -56,9 +56,10 @@ def make_plan(suite: Suite, machine: Machine) -> Plan:
 
     Raises:
         SuiteError: a case that the suite expands to is impossible (load_suite reports the same).
+        NoSuchNode: placements name nodes that this machine lacks.
     """
     design = with_claim_points(suite)
-    cases = tuple(judge_fit(case, suite, machine) for case in _in_running_order(cases_of(suite, design), design.scales))
+    cases = judge_fits(_in_running_order(cases_of(suite, design), design.scales), suite, machine)
     return Plan(
         run=run_hash(suite, machine.machine_class),
         machine_class=machine.machine_class,

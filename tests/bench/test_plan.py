@@ -334,6 +334,14 @@ def test_placement_arms_apply_where_there_are_several_nodes(tmp_path: Path) -> N
         NoSuchNode, match=r"arm 'bound': placement bound: no NUMA node 5 on this machine\nhint: it has 0, 1"
     ):
         make_plan(load_suite(tmp_path / "s.yaml"), machine)
+    (tmp_path / "s.yaml").write_text(text.replace("kind: interleaved", "kind: interleaved, nodes: [0, 7]"))
+    with pytest.raises(NoSuchNode) as refused:
+        make_plan(load_suite(tmp_path / "s.yaml"), machine)
+    assert str(refused.value) == (  # all at once
+        "arm 'bound': placement bound: no NUMA node 5 on this machine\n"
+        "arm 'interleaved': placement interleaved: no NUMA node 7 on this machine\n"
+        "hint: it has 0, 1"
+    )
 
 
 def test_ramps_are_costed_phase_by_phase() -> None:
