@@ -229,11 +229,18 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def shorten(name: str, characters: int = LABEL_CHARACTERS) -> str:
-    """The name, cut in the middle where it is long: both ends tell names apart."""
-    if len(name) <= characters:
-        return name
-    head = (characters - 1 + 1) // 2
-    return f"{name[:head]}\u2026{name[len(name) - (characters - 1 - head) :]}"
+    """The name, cut in the middle where it is wider than so many letters: both ends tell names apart."""
+    short, kept = name, min(characters, len(name) + 1)
+    while _room(short) > characters:
+        kept -= 1
+        head = (kept + 1) // 2
+        short = f"{name[:head]}\u2026{name[len(name) - (kept - head) :]}"
+    return short
+
+
+def _room(name: str) -> float:
+    """Width in letters of the common width: `m` and `w` are half as wide again."""
+    return len(name) + 0.5 * sum(letter in "mw" for letter in name)
 
 
 # --- estimates with intervals --------------------------------------------------------------------

@@ -97,6 +97,15 @@ def test_long_names_keep_both_ends() -> None:
     assert short.endswith("6-v2")
 
 
+def test_wide_letters_leave_room_for_fewer():
+    """In a narrow window what is wider than its place is cut off at the right."""
+    assert painters.shorten("m" * 8, 13) == "m" * 8
+    wide = painters.shorten("mmmmmm-wwwwww", 13)
+    assert wide == "mmmm…wwww"
+    assert painters.shorten("m" * 9, 13) == "mmmm…mmmm"
+    assert painters.shorten("iiiiii-llllll", 13) == "iiiiii-llllll"
+
+
 def test_the_same_arm_number_gives_the_same_mark_and_neighbours_differ() -> None:
     looks = [(painters.colour(k), painters.marker(k)) for k in range(20)]
     assert len(set(looks)) == 20
