@@ -62,7 +62,7 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         raise wrong from None
     if amount <= 0:
-        raise wrong
+        raise BudgetError(f"budget {text!r} must be more than 0; hint: write 30min, 2h, 5M tokens or 1e15 FLOP")
     return Budget(float(amount), kind)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ OK, REGRESSED, INVALID, NOTHING, FAILED, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_with_values(sys.argv[1:] if argv is None else argv))
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt:
@@ -35,6 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(_words(error))
         return code
+
+
+def _with_values(argv: Sequence[str]) -> list[str]:
+    """`--budget -5min` as `--budget=-5min`: argparse takes what begins with a minus and is no number for an option, and
+    says that the value is missing; whoever reads the value says what is wrong with it.
+    """
+    joined: list[str] = []
+    for word in argv:
+        is_amount = len(word) > 1 and word[0] == "-" and word[1] in "0123456789."
+        if is_amount and joined and re.fullmatch(r"--[a-z][a-z-]*", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _words(error: Exception) -> str:

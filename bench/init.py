@@ -86,6 +86,8 @@ def suite_text(name: str, *, data: str, size: str, budget: str) -> str:
         SuiteError: one of the answers cannot be used.
     """
     corpus, parameters, spend = _source(data), _parameters(size), _budget(budget)
+    if re.fullmatch(r"[\d._eE+]+", budget.strip()):  # YAML would read a number where a suite has a text
+        budget = f"{budget.strip()}s"
     regime = next(regime for regime in REGIMES if parameters <= regime.below)
     recipe = shape(parameters, regime)
     draft = _render(name, corpus, recipe, _full_tokens(recipe), budget)

@@ -8,6 +8,7 @@ import pytest
 
 from bench import calibrate
 from bench import init as initiating
+from bench.cli import main
 from bench.estimate import Machine
 from bench.init import NOMINAL_FLOPS_PER_S, init, learning_rate
 from bench.plan import make_plan
@@ -104,7 +105,7 @@ def test_a_hub_data_set_gets_a_limit(tmp_path: Path) -> None:
         ({"size": "10"}, "--size", "allowed: 200k to 175B parameters"),
         ({"size": "1.5"}, "--size", "not a whole number"),
         ({"budget": "soon"}, "--budget", "is not understood"),
-        ({"budget": "-3h"}, "--budget", "is not understood"),
+        ({"budget": "-3h"}, "--budget", "must be more than 0"),
         ({"data": "text"}, "--data", "is not a source"),
         ({"data": "./nowhere.txt"}, "--data", "no such file"),
         ({"data": "pypi:evals"}, "--data", "not a source of the form pypi:NAME==VERSION"),
@@ -132,3 +133,24 @@ def test_larger_models_learn_at_lower_rates() -> None:
     assert rates == sorted(rates, reverse=True)
     assert learning_rate(124_000_000) == pytest.approx(6.4e-4)
     assert min(rates) >= 1e-4
+
+
+def test_a_budget_of_plain_seconds_is_written_with_its_unit(tmp_path: Path) -> None:
+    assert made(tmp_path, budget="1800").budget == "1800s"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "-5min"], "budget '-5min' must be more than 0"),
+        (["--budget=-5min"], "budget '-5min' must be more than 0"),
+        (["--size", "-3M"], "-3M parameters; allowed: "),
+    ],
+)
+def test_a_value_that_begins_with_a_minus_is_read_as_one(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "new.yaml"), *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "hint: " in said
