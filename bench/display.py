@@ -54,10 +54,9 @@ class Pace:
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:
-    """`312/1000 steps, loss 4.21, 38.1k tokens/s, 12 J (modelled)`."""
-    parts = [
-        f"{progress['done']}" + (f"/{progress['total']}" if progress.get("total") else "") + f" {progress['unit']}"
-    ]
+    """`312/1000 steps, loss 4.21, 38.1k tokens/s, 12 J (modelled)`; `312 of at most 1000 steps`, too."""
+    of = "" if not progress.get("total") else " of at most " if progress.get("at_most") else "/"
+    parts = [f"{progress['done']}{of}{progress['total'] if of else ''} {progress['unit']}"]
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
     if progress.get("tokens_per_s"):

@@ -243,6 +243,7 @@ def pull(
             tokens_per_s=step.tokens / (now_s - before_s),
             energy_j=energy.value,
             energy_grade=energy.grade,
+            **_bound(state),
         )
         if checkpoint is None:
             interruption.stop_if_asked()
@@ -252,6 +253,14 @@ def pull(
             saved_s = time.perf_counter()
             interruption.stop_if_asked()
         before_s = time.perf_counter()
+
+
+def _bound(state: TrainState) -> dict[str, int]:
+    """How many steps there will be at most, where batches grow as the training finds fit; else nothing."""
+    pace = state.pace
+    if not pace.may_grow and pace.most_steps == state.total_steps:
+        return {}
+    return {"total": pace.most_steps, "at_most": int(pace.may_grow)}
 
 
 def drop(steps: Iterator[Step], count: int) -> float:

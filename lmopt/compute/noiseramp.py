@@ -35,6 +35,14 @@ class GrowingWithNoise(Scheduled):
         """Sequences of a step, and the norms of its first micro-batch's gradient and of its own: not yet blended."""
         self.decisions = [Decision(0, 1, config.micro_sequences, "the smallest batch first")]
 
+    @property
+    def most_steps(self) -> int:
+        return self.step + -(-(self.total_portions - self.portions) // self.size)
+
+    @property
+    def may_grow(self) -> bool:
+        return self.size < self.config.sequences // self.batching.portion
+
     def next(self) -> Update:
         left = self.total_portions - self.portions
         return Update(min(self.size, left), self.batching.length, self.config.micro_sequences)
@@ -45,8 +53,7 @@ class GrowingWithNoise(Scheduled):
         sequences = update.portions * self.batching.portion
         self._unread.append((sequences, small_norm, norm))
         super().took(update)
-        most = self.config.sequences // self.batching.portion
-        is_due = self.step % self.config.every == 0 and self.size < most
+        is_due = self.step % self.config.every == 0 and self.may_grow
         if is_due or len(self._unread) >= UNREAD:
             self._read()
         if not is_due:

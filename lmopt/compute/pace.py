@@ -6,6 +6,7 @@ told what came of it. Every change is a `Decision`; a run's decisions, written o
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -52,6 +53,16 @@ class Scheduled:
     @property
     def finished(self) -> bool:
         return self.portions >= self.total_portions
+
+    @property
+    def most_steps(self) -> int:
+        """Steps of the training as far as it is known by now: fewer than `total_steps` once batches have grown."""
+        return self.total_steps
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether batches may still grow, so that there may be fewer steps than `most_steps`."""
+        return False
 
     @property
     def total_tokens(self) -> int:
@@ -116,6 +127,18 @@ class Replayed(Scheduled):
             raise ReplayError(f"{path}: no decision for the first step (step 0)")
         for one in self._by_step.values():
             _refuse_misfit(path, one, self.batching)
+        self.total_steps = self._steps()
+
+    def _steps(self) -> int:
+        """Steps that the decisions make of the training."""
+        steps = sorted(self._by_step)
+        left = self.total_portions
+        for step, following in itertools.pairwise(steps):
+            taken = (following - step) * self._by_step[step].portions
+            if taken >= left:
+                return step + -(-left // self._by_step[step].portions)
+            left -= taken
+        return steps[-1] + -(-left // self._by_step[steps[-1]].portions)
 
     def next(self) -> Update:
         latest = self._by_step[max(step for step in self._by_step if step <= self.step)]

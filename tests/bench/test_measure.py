@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from bench import measure, workloads
 from bench.case import Case
 from bench.casefolder import Job
+from bench.display import describe_progress
 from bench.instruments.table import Window
 from lmopt.recipe import Recipe
 from lmopt.step import Step
@@ -68,3 +70,15 @@ def test_a_case_on_the_processor_is_not_credited_with_a_gpu_s_idle_power(
     case = Case(id="a" * 16, kind="prepare", purpose="corpus", arm="dense", scale="s", spec={"stage": "corpus"})
     assert measure.prepare(Job(case=case, parents={}, idle_power_w=40.0), tmp_path).status == "ok"
     assert opened == [{"device": "cpu", "idle_power_w": expected}]
+
+
+def test_progress_calls_a_bound_of_the_steps_one() -> None:
+    pace = SimpleNamespace(most_steps=25, may_grow=True)
+    state: Any = SimpleNamespace(total_steps=40, pace=pace)
+    shown = {"done": 3, "unit": "steps", "total": 40}
+    assert describe_progress(shown | measure._bound(state)) == "3 of at most 25 steps"
+    pace.may_grow = False
+    assert describe_progress(shown | measure._bound(state)) == "3/25 steps"
+    pace.most_steps = 40
+    assert measure._bound(state) == {}
+    assert describe_progress({"done": 3, "unit": "parts"}) == "3 parts"

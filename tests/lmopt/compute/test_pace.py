@@ -197,6 +197,20 @@ def test_batches_grow_when_noise_exceeds_them_and_never_beyond():
     assert quiet.size == 1
 
 
+def test_the_most_steps_there_can_be_fall_as_batches_grow():
+    growing = noiseramp.GrowingWithNoise(recipe(NOISE, steps=40), 1.0, recipe(NOISE).batching)
+    assert (growing.most_steps, growing.may_grow) == (growing.total_steps, True)
+    known = []
+    while not growing.finished:
+        update = growing.next()
+        growing.took(update, torch.tensor(6.0**0.5), torch.tensor((1 + 5 / (2 * update.portions)) ** 0.5))
+        known.append((growing.most_steps, growing.may_grow))
+    assert known == sorted(known, reverse=True)
+    assert known[-1] == (growing.step, False)
+    assert growing.step < growing.total_steps
+    assert all(steps == growing.step for steps, may_grow in known if not may_grow)
+
+
 class ReadEveryStep(noiseramp.GrowingWithNoise):
     """The same pace in its plainest form: norms are read and averaged as soon as they are there."""
 
@@ -277,6 +291,8 @@ def test_decisions_replay_to_the_same_bits(tmp_path):
     replayed, again = run(recipe({**NOISE, "replay": str(path), "sha256": sha256_of(path)}, steps=30))
     assert same_bits(state, replayed)
     assert [s.tokens for s in again] == [s.tokens for s in steps]
+    assert replayed.total_steps == len(steps)
+    assert not replayed.pace.may_grow
     assert [(d.step, d.portions) for d in replayed.pace.decisions] == [
         (d.step, d.portions) for d in state.pace.decisions
     ]
