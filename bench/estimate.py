@@ -115,6 +115,8 @@ def _want_of_memory(case: Case, estimate: Estimate, suite: Suite, machine: Machi
         if limit[1] != MACHINE:
             hint = f"{hint}, or raise the limit" if case.recipe else "raise the limit"
         process = "" if limit[1] == OWN else f", {human_bytes(WORKER_BYTES)} of it for the process itself"
+        if needed_bytes == WORKER_BYTES:
+            process = " for the process itself"
         needs = f"needs about {human_bytes(needed_bytes)} of memory{process}"
         return f"{needs}; {limit[1]} {human_bytes(limit[0])}; hint: {hint}"
     return None

@@ -132,6 +132,7 @@ def test_a_memory_limit_is_the_whole_process_s(suite: Suite) -> None:
     assert "425 MiB of it for the process itself; limits.case_memory allows" in (largest.reason or "")
     preparing = next(case for case in misfits(WORKER_BYTES - 1) if case.kind == "prepare")
     assert (preparing.reason or "").endswith("hint: raise the limit")
+    assert (preparing.reason or "").startswith("needs about 425 MiB of memory for the process itself; limits.case")
 
 
 def test_a_plan_reads_back_from_its_json(plan: Plan) -> None:
