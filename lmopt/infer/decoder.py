@@ -41,6 +41,11 @@ class Norm:
         return high.mul_(scale).mul_(self.weight_D).to(x.dtype)
 
 
+def _normed(x_BTHC: Tensor, norm: Norm) -> Tensor:
+    """Each head by itself or all heads together, whichever is as wide as the norm."""
+    return norm(x_BTHC.flatten(2).unflatten(-1, (-1, norm.width))).view_as(x_BTHC)
+
+
 class DenseFfn:
     """SwiGLU or squared ReLU over packed weights."""
 
@@ -99,7 +104,8 @@ class Layer:
         qkv_BTHC = self.qkv(self.attention_norm(x_BTD)).unflatten(-1, (-1, self.head_width))
         if self.query_norm is not None and self.key_norm is not None:
             q, k, v = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
-            q, k = rotate(self.query_norm(q), cos_T1C, sin_T1C), rotate(self.key_norm(k), cos_T1C, sin_T1C)
+            q, k = _normed(q, self.query_norm), _normed(k, self.key_norm)
+            q, k = rotate(q, cos_T1C, sin_T1C), rotate(k, cos_T1C, sin_T1C)
         else:  # queries and keys are neighbours: turned at once
             qk, v = qkv_BTHC.split([self.heads + self.key_heads, self.key_heads], dim=2)
             q, k = rotate(qk, cos_T1C, sin_T1C).split([self.heads, self.key_heads], dim=2)
@@ -109,7 +115,7 @@ class Layer:
         """Only keys and values of this layer for a state that goes no deeper: B x K x T x C each."""
         kv_BTKC = self.key_value(self.attention_norm(x_BTD)).unflatten(-1, (-1, self.head_width))
         k, v = kv_BTKC.split([self.key_heads, self.key_heads], dim=2)
-        k = k if self.key_norm is None else self.key_norm(k)
+        k = k if self.key_norm is None else _normed(k, self.key_norm)
         return rotate(k, cos_T1C, sin_T1C).transpose(1, 2), v.transpose(1, 2)
 
 

@@ -14,7 +14,8 @@ DENSE = {"ffn": SwiGlu()}
 GROUPED = {"ffn": Relu2(), "kv_heads": 2, "qk_norm": True}
 SPARSE = {"ffn": Moe(experts=4, top_k=2, hidden=32)}
 SHARED = {"ffn": Moe(experts=2, top_k=2, shared=1, hidden=32)}
-SHAPES = {"dense": DENSE, "grouped": GROUPED, "sparse": SPARSE, "shared": SHARED}
+TOGETHER = {"ffn": SwiGlu(), "kv_heads": 2, "qk_norm": True, "qk_norm_over": "all"}
+SHAPES = {"dense": DENSE, "grouped": GROUPED, "together": TOGETHER, "sparse": SPARSE, "shared": SHARED}
 
 
 def recipe(*, layers: int = 3, vocab: int = VOCAB, ffn=None, width: int = 32, **model) -> Recipe:
