@@ -23,7 +23,7 @@ from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
 from lmopt.data import sample, tokenizer, validation
 from lmopt.infer import exactness
-from lmopt.infer.calibration import FULL_DEPTH, Calibration, calibrate
+from lmopt.infer.calibration import FULL_DEPTH, Calibration, by_document, calibrate
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.decoding import Aid, Write, exit_rule
 from lmopt.infer.early_exit import ExitRule
@@ -71,6 +71,8 @@ class Texts:
 
     calibration: Tensor
     judged: Tensor
+    calibration_documents: tuple[int, ...]
+    """Number of the document of each text for calibration."""
     documents: tuple[int, ...]
     """Number of the document of each judged text."""
 
@@ -189,7 +191,8 @@ def texts(corpus: Path, spec: Mapping[str, Any]) -> Texts:
         torch.tensor([[*opening, *map(int, window)] for _, window in part])
         for part in (found["calibration_texts"], found["quality_texts"])
     )
-    return Texts(calibration, judged, tuple(number for number, _ in found["quality_texts"]))
+    numbers = (tuple(number for number, _ in part) for part in (found["calibration_texts"], found["quality_texts"]))
+    return Texts(calibration, judged, *numbers)
 
 
 def _windows(documents: Sequence[Any], numbers: Iterable[int], length: int, wanted: int) -> list[tuple[int, Any]]:
@@ -245,7 +248,7 @@ def curve(config: EarlyExit, models: Models, texts: Texts, prompt: int, *, told:
     losses: dict[float, list[float]] = {}
     for threshold in sorted(thresholds, reverse=True)[1:]:
         differs = read(full, texts.calibration, prompt, threshold, told=told).choice_BN != whole
-        losses[threshold] = differs.double().mean(1).tolist()
+        losses[threshold] = by_document(differs.double().mean(1).tolist(), texts.calibration_documents)
         found = calibrate(losses, risk=config.risk, level=config.level)
         if not found.tested[-1].rejected:
             break  # lower ones are not tested

@@ -2,7 +2,8 @@
 
 Angelopoulos et al. (arXiv 2110.01052), as CALM (2207.07061, section 4.2) uses it. For a risk d and a level e the
 threshold found satisfies P(expected loss at the threshold > d) <= e over the draw of the calibration texts, which
-must be apart from those the result is judged on. Losses lie in [0, 1], one a text.
+must be apart from those the result is judged on. Losses lie in [0, 1], one a text. They must be independent: texts
+of one document are alike, and count as one (`by_document`).
 """
 
 from __future__ import annotations
@@ -86,6 +87,18 @@ def _divergence(a: float, b: float) -> float:
     first = a * math.log(a / b) if a > 0 else 0.0
     second = (1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0
     return first + second
+
+
+def by_document(losses: Sequence[float], documents: Sequence[int]) -> list[float]:
+    """Mean loss of each document's texts.
+
+    Args:
+        documents: the number of each text's document.
+    """
+    found: dict[int, list[float]] = {}
+    for loss, document in zip(losses, documents, strict=True):
+        found.setdefault(document, []).append(loss)
+    return [math.fsum(own) / len(own) for own in found.values()]
 
 
 def disagreement(text: Sequence[int], full: Sequence[int]) -> float:

@@ -130,5 +130,7 @@ def test_no_document_is_both_calibrated_on_and_judged(folder: Path) -> None:
     assert found.judged.shape == (40, 24)
     assert found.calibration.shape == (30, 24)
     assert all(number % writers.CALIBRATION_EVERY for number in found.documents)
+    assert len(found.calibration_documents) == 30
+    assert not any(number % writers.CALIBRATION_EVERY for number in found.calibration_documents)
     assert not (found.judged[:, None] == found.calibration[None]).all(-1).any()
     assert torch.equal(found.judged, writers.texts(corpus, spec).judged)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lmopt.infer.calibration import FULL_DEPTH, calibrate, disagreement, hoeffding_bentkus
+from lmopt.infer.calibration import FULL_DEPTH, by_document, calibrate, disagreement, hoeffding_bentkus
 
 
 class TestPValue:
@@ -53,6 +53,19 @@ class TestCalibrate:
             exceeded += true_loss.get(chosen, 0.0) > risk
         assert exceeded / trials <= level + 2 * math.sqrt(level * (1 - level) / trials)
 
+    def test_texts_of_few_documents_do_not_count_as_many(self):
+        """Sixteen texts each of eight documents: one by one, a bad threshold passes twice as often as stated."""
+        rng, level, risk = np.random.default_rng(0), 0.05, 0.1
+        trials, exceeded = 1000, {"texts": 0, "documents": 0}
+        for _ in range(trials):
+            rate_D1 = rng.beta(2 * 0.12, 2 * 0.88, size=(8, 1)).clip(1e-6, 1 - 1e-6)  # 0.12 on average: too much
+            losses = rng.beta(30 * rate_D1, 30 * (1 - rate_D1), size=(8, 16)).flatten().tolist()
+            grouped = by_document(losses, [number // 16 for number in range(128)])
+            for name, counted in (("texts", losses), ("documents", grouped)):
+                exceeded[name] += calibrate({0.5: counted}, risk=risk, level=level).threshold < FULL_DEPTH
+        assert exceeded["texts"] / trials > 1.5 * level
+        assert exceeded["documents"] / trials <= level
+
     @pytest.mark.parametrize(
         ("losses", "options", "words"),
         [
@@ -66,6 +79,10 @@ class TestCalibrate:
     def test_what_makes_no_sense_is_refused(self, losses, options, words):
         with pytest.raises(ValueError, match=words):
             calibrate(losses, **options)
+
+
+def test_a_document_counts_once():
+    assert by_document([0.0, 1.0, 0.5, 0.2], [4, 1, 4, 1]) == [0.25, 0.6]
 
 
 def test_disagreement_is_the_share_of_positions():
