@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.forecast import columns
+from bench.plainjson import parse
 from bench.record import Record, RecordError, packed, read
 from bench.words import listed, several
 
@@ -131,7 +131,8 @@ def _warnings(runs: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
     machines = sorted({str(plan.get("machine_class", "unknown")) for plan in plans})
     if len(machines) > 1:
         yield f"warning: different machines ({', '.join(machines)}): times and joules do not compare"
-    suites = sorted({str((plan.get("design") or {}).get("suite", "unknown")) for plan in plans})
+    designs = [design if isinstance(design := plan.get("design"), dict) else {} for plan in plans]
+    suites = sorted({str(design.get("suite", "unknown")) for design in designs})
     if len(suites) > 1:
         yield f"warning: different suites ({', '.join(suites)}): an arm of the same name may be another arm"
     for run, name in zip(runs, names, strict=True):
@@ -148,7 +149,7 @@ def _last(records: Sequence[Record]) -> list[Record]:
 
 def _plan(run: Path) -> dict[str, Any]:
     try:
-        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+        plan = parse((run / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return plan if isinstance(plan, dict) else {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.plainjson import parse
+
 
 def read(path: Path) -> tuple[frozenset[str], ...]:
     """The records of each look, by hash; empty where nobody looked yet.
@@ -17,7 +19,7 @@ def read(path: Path) -> tuple[frozenset[str], ...]:
     found: list[frozenset[str]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
-            found.append(frozenset(str(digest) for digest in json.loads(line)["records"]))
+            found.append(frozenset(str(digest) for digest in parse(line)["records"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}:{number}: not a look ({error}); hint: the file is only ever appended to"

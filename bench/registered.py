@@ -6,12 +6,12 @@ it is said, and decides nothing in either direction.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from bench.design import Design
+from bench.plainjson import parse
 
 NAME = "registered.json"
 FIXED = ("suite", "layout", "horizons", "hypothesis", "controls", "tuned")
@@ -40,12 +40,15 @@ def read(folder: Path) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a registration ({error}); hint: put back the file that the run wrote") from error
     seeds = held.get("seeds") if isinstance(held, dict) else None
     if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"{path}: not a registration (no list of seeds); hint: put back the file that the run wrote")
+    arms = held.get("declared", [])
+    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
+        raise ValueError(f"{path}: not a registration (no list of arms); hint: put back the file that the run wrote")
     return cast("Mapping[str, Any]", held)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.casefolder import write_atomically
+from bench.plainjson import parse
 from bench.plan import Plan
 from bench.registered import NAME, content
 
@@ -42,7 +43,7 @@ def register(folder: Path, plan: Plan) -> None:
 
 def _hold(path: Path, plan: Plan) -> None:
     try:
-        held: dict[str, Any] = json.loads(path.read_text())
+        held: dict[str, Any] = parse(path.read_text())
         seeds = {int(seed) for seed in held["seeds"]}
     except (ValueError, KeyError, TypeError) as error:
         raise NotRegistered(f"{path}: not a registration ({error}); hint: run into another --out") from error

@@ -22,6 +22,7 @@ from bench import trials
 from bench.case import TUNING, Case
 from bench.casefolder import Outcome, write_atomically
 from bench.flight import Display, Flight, Limits, RunContext, launch, look, stop
+from bench.plainjson import parse
 from bench.plan import Plan
 from bench.record import CaseKey, Record, append, read
 from bench.registration import NotRegistered, register
@@ -75,7 +76,7 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
     known = folder / "plan.json"
     if known.exists():
         try:
-            held = json.loads(known.read_text()).get("run")
+            held = parse(known.read_text()).get("run")
         except ValueError as error:
             raise OtherRun(f"{known}: not readable ({error}); hint: move the folder away") from error
         if held != plan.run:

@@ -7,7 +7,6 @@ that whatever judges a `Study` can trust it.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 
 from bench import looks, registered
 from bench.design import ArmDesign, Design
+from bench.plainjson import parse
 from bench.planned import PlannedCase
 from bench.plausible import implausible
 from bench.record import RUN_AGAIN, CaseKind, Record, read
@@ -280,7 +280,7 @@ def _one_a_case(records: Iterable[Record], cases: Mapping[str, PlannedCase], whe
 
 def _plan(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: not there; hint: give the run folder that `lmbench run` printed") from None
     except (OSError, ValueError) as error:

@@ -83,13 +83,10 @@ def compose(study: RunFolder) -> Page:
 
 def _about(text: str) -> str:
     """The suite's own sentence about itself."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from bench.source import parse_text
 
-    try:
-        about = mapping(YAML(typ="safe", pure=True).load(text)).get("about") if text else None
-    except YAMLError:
-        return ""  # the text is shown in full below; that it cannot be read is no reason to have no report
+    root = parse_text(text, "suite.yaml").root  # none where it cannot be read: the text is shown in full below
+    about = None if root is None else mapping(root.plain()).get("about")
     return re.sub(r"\s+", " ", str(about)).strip() if about else ""
 
 

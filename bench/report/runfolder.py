@@ -6,7 +6,6 @@ Only the plan and the records must be there; what else is missing is said on the
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.design import ArmDesign, Design
+from bench.plainjson import parse
 from bench.record import CaseKind, Record, packed, read
 from bench.study import Study, StudyError, assemble
 
@@ -182,7 +182,7 @@ def load(run: Path) -> RunFolder:
         records=tuple(records),
         verdict=verdict,
         environment=environment or {},
-        suite_text=suite.read_text(encoding="utf-8") if suite.exists() else "",
+        suite_text=_text(suite) if suite.exists() else "",
         looks=tuple(looks),
         absent=tuple(absent),
     )
@@ -190,28 +190,38 @@ def load(run: Path) -> RunFolder:
 
 def _is_of(look: dict[str, Any], study: Study) -> bool:
     """Whether a look, and so the verdict that it ended with, was at the records that are there now."""
-    return set(sequence(look.get("records"))) == {record.sha256 for record in study.records.values()}
+    return set(map(str, sequence(look.get("records")))) == {record.sha256 for record in study.records.values()}
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
+    text = _text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = parse(text)
+    except ValueError as error:
         raise StudyError(f"{path}: not JSON ({error}); hint: delete it and judge or run again") from error
     if not isinstance(value, dict):
         raise StudyError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
     return cast("dict[str, Any]", value)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path}: not UTF-8 at byte {error.start}; hint: put back the file that the run wrote, or delete it"
+        ) from error
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _text(path).splitlines():
         try:
-            lines.append(mapping(json.loads(line)))
+            lines.append(mapping(parse(line)))
         except ValueError:
             continue  # torn by a kill: a look that was never finished
     return [line for line in lines if line]

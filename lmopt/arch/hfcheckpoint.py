@@ -133,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InterchangeError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InterchangeError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise InterchangeError(f"{path}: a JSON {type(found).__name__}, expected an object")

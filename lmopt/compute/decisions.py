@@ -69,7 +69,7 @@ def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
     for number, line in enumerate(lines, 1):
         try:
             yield _decision(json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ReplayError(f"{path}:{number}: not a decision ({error})") from error
 
 

@@ -123,7 +123,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         built = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}")))
         hint = f"what was built lies in {built}" if built else "build it again" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: no {MANIFEST}, so this is not a finished {kind}\nhint: {hint}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: unreadable ({error})\nhint: build it again") from error
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA or facts.get("kind") != kind:
         raise DataError(f"{path}: not the manifest of a {kind} (schema {SCHEMA})\nhint: build it again")

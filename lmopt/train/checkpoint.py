@@ -201,7 +201,7 @@ def verified(place: Path) -> dict[str, Any]:
         schema = description["schema"]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a whole description of a checkpoint ({error})") from error
     if schema != SCHEMA:
         raise CheckpointError(f"{path}: schema {schema}, this version reads {SCHEMA}")

@@ -211,6 +211,11 @@ def test_what_we_do_not_have_is_refused(folder, values, expected):
     assert expected in message(folder)
 
 
+def test_a_configuration_nested_without_end(folder):
+    (folder / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    assert "config.json: not JSON" in message(folder)
+
+
 def test_a_head_that_is_not_the_tied_embedding(tmp_path):
     described = KINDS["llama-tied"]
     save_hf(model_of(described), described, tmp_path)

@@ -456,6 +456,7 @@ def test_a_limit_below_one_sequence_is_said_before_work():
         ('{"step": 0, "portions": "x", "micro": 1, "why": ""}\n', "not a decision .*whole numbers"),
         ('{"step": 0, "portions": true, "micro": 1, "why": ""}\n', "not a decision .*whole numbers"),
         ("[1]\n", "not a decision"),
+        ("[" * 100_000, "not a decision"),
         ('{"step": 0, "portions": 1, "micro": 1}\n', "it needs step, portions, micro, why"),
         ("\udcff", "not a file of decisions"),
         ('{"step": 0, "portions": 9, "micro": 1, "why": ""}\n', "does not fit this recipe's batch of 8"),

@@ -127,6 +127,10 @@ DAMAGE = {
         lambda place: edit(place / "checkpoint.json", r'"step": \d+', '"step": 3'),
         r"checkpoint\.json: damaged \(its SHA-256",
     ),
+    "nested without end": (
+        lambda place: (place / "checkpoint.json").write_text("[" * 100_000),
+        r"checkpoint\.json: not a whole description",
+    ),
     "a list": (
         lambda place: (place / "checkpoint.json").write_text("[]"),
         r"checkpoint\.json: not a whole description",
