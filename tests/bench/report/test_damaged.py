@@ -44,18 +44,18 @@ def test_a_judge_does_so_too(name: str, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("name", "content"), [("suite.yaml", b"9" * 5000), ("suite.yaml", NESTED), ("looks.jsonl", LOOK)]
 )
+def test_what_a_report_can_do_without_stops_none(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    (folder / name).write_bytes(content)
+    assert main(["report", str(folder)]) == OK
+
+
 @pytest.mark.parametrize("declared", [None, "all", ["all"]])
 def test_a_registration_of_no_arms(declared: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "run")
     (folder / "registered.json").write_text(json.dumps({"seeds": [0], "declared": declared}))
     assert main(["judge", str(folder)]) == NOTHING
     assert "not a registration (no list of arms)" in capsys.readouterr().err
-
-
-def test_what_a_report_can_do_without_stops_none(name: str, content: bytes, tmp_path: Path) -> None:
-    folder = write(tmp_path / "run")
-    (folder / name).write_bytes(content)
-    assert main(["report", str(folder)]) == OK
 
 
 def test_a_comparison_needs_no_plan(tmp_path: Path) -> None:
