@@ -74,6 +74,27 @@ def test_a_failed_case_is_left_to_the_gate_and_an_invalid_suite_is_not(
     assert (tmp_path / "output").exists() == goes_on
 
 
+def test_suites_of_one_job_share_neither_folder_nor_artifact(tmp_path: Path) -> None:
+    program = tmp_path / "lmbench" / "bin" / "lmbench"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/bash\ntest -d "$4" && touch "$4/records.jsonl" && echo "$4" >> {tmp_path}/folders\n')
+    program.chmod(0o755)
+    names: list[str] = []
+    for suite in ("suites/one.yaml", "suites/two: 2.yaml"):
+        output = tmp_path / "output"
+        environment = os.environ | {"RUNNER_TEMP": str(tmp_path), "SUITE": suite, "BUDGET": "",
+                                    "GITHUB_OUTPUT": str(output)}  # fmt: skip
+        subprocess.run(["bash", "-e", "-c", scripts()["Run"]], env=environment, cwd=tmp_path, check=True)
+        told = dict(line.split("=", 1) for line in output.read_text().splitlines())
+        assert (Path(told["folder"]) / "records.jsonl").exists()
+        names.append(told["artifact"])
+        output.unlink()
+    assert names == ["lmbench-run-suites-one.yaml", "lmbench-run-suites-two--2.yaml"]
+    assert len(set((tmp_path / "folders").read_text().split())) == 2
+    (kept,) = (step for step in action()["runs"]["steps"] if step.get("name") == "Keep the records")
+    assert kept["with"]["name"] == "${{ steps.run.outputs.artifact }}"
+
+
 def test_the_jobs_in_the_documents_are_yaml() -> None:
     blocks = re.findall(r"```yml\n(.*?)```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
