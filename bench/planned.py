@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bench.design import Name
 from bench.record import CaseKind
 
 
@@ -17,8 +18,8 @@ class PlannedCase(BaseModel):
 
     id: str
     kind: CaseKind
-    arm: str
-    scale: str | None = None
+    arm: Name
+    scale: Name | None = None
     seed: int | None = None
     horizon: float | None = None
     parents: tuple[str, ...] = ()

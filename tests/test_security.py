@@ -96,6 +96,27 @@ def test_no_case_of_a_record_is_a_path(identity: str) -> None:
         CaseKey(id=identity, kind="train", arm="dense")
 
 
+@pytest.mark.parametrize("place", ["arm", "scale"])
+def test_no_name_in_a_plan_is_a_path(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import cli
+    from bench.record import read, to_line
+    from tests.bench.report.study_folder import write
+
+    folder = write(tmp_path / "deep" / "run")
+    records = [
+        one.model_copy(update={"case": one.case.model_copy(update={place: "../../../out"}), "sha256": None})
+        for one in read(folder / "records.jsonl")
+    ]
+    (folder / "records.jsonl").write_text("".join(to_line(one) + "\n" for one in records))
+    plan = json.loads((folder / "plan.json").read_text())
+    for case in plan["cases"]:
+        case[place] = "../../../out"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert cli.main(["export", str(folder), "--to", "tensorboard"]) == cli.NOTHING
+    assert f"plan.json: {place}: String should match pattern" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
