@@ -7,8 +7,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.design import Name
+from bench.design import Design, Name
 from bench.record import CaseKind
+
+
+class PlannedSize(BaseModel):
+    """What the plan computed of an arm at a scale; other entries go along as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    params_total: int | float | None = None
+    params_active: int | float | None = None
+    train_flops_per_token: int | float | None = None
+    infer_flops_per_token: int | float | None = None
+    change: str = ""
 
 
 class PlannedCase(BaseModel):
@@ -59,3 +71,19 @@ class PlannedCase(BaseModel):
         parts += [f"x{self.horizon:g}"] if self.horizon is not None else []
         parts += [str(self.spec.get("task"))] if self.kind == "finetune" else []
         return " ".join(parts)
+
+
+class Contents(BaseModel):
+    """What judging needs of a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    design: Design
+    cases: tuple[PlannedCase, ...] = ()
+    arms: dict[Name, dict[Name, PlannedSize]] | None = None
+    """arm -> scale -> what the plan computed of it."""
+
+    @property
+    def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The same as plain data."""
+        return {arm: {scale: one.model_dump() for scale, one in of.items()} for arm, of in (self.arms or {}).items()}

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from bench import looks, registered
 from bench.design import ArmDesign, Design
 from bench.plainjson import parse
-from bench.planned import PlannedCase
+from bench.planned import Contents, PlannedCase
 from bench.plausible import implausible
 from bench.record import RUN_AGAIN, CaseKind, Record, read
 
@@ -232,23 +232,22 @@ def assemble(
             "hint: judge it with the version that wrote it"
         )
     try:
-        design = Design.model_validate(plan.get("design"))
-        planned = [PlannedCase.model_validate(case) for case in plan.get("cases", [])]
+        contents = Contents.model_validate(plan)
     except ValidationError as error:
         first = error.errors()[0]
         raise StudyError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    cases = {case.id: case for case in planned}
-    if len(cases) != len(planned):
+    cases = {case.id: case for case in contents.cases}
+    if len(cases) != len(contents.cases):
         raise StudyError(f"{where}: two planned cases have the same id; hint: plan the suite again")
     kept = _one_a_case(records, cases, where)
     return Study(
-        design=design,
+        design=contents.design,
         cases=cases,
         records=kept,
         items=items,
         run=str(plan.get("run") or ""),
         machine_class=str(plan.get("machine_class") or ""),
-        facts=plan.get("arms") or {},
+        facts=contents.facts,
         looks=looks,
     )
 

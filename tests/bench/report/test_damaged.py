@@ -58,6 +58,27 @@ def test_a_registration_of_no_arms(declared: object, tmp_path: Path, capsys: pyt
     assert "not a registration (no list of arms)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "words"),
+    [
+        ("arms", {"moe": {"s": {"infer_flops_per_token": "1e6 or so"}}}, "plan.json: arms.moe.s.infer_flops_per_token"),
+        ("arms", {"moe": [1]}, "plan.json: arms.moe: Input should be a valid dictionary"),
+        ("arms", [1], "plan.json: arms: Input should be a valid dictionary"),
+        ("cases", 3, "plan.json: cases: Input should be a valid tuple"),
+        ("cases", [None], "plan.json: cases.0: Input should be a valid dictionary"),
+    ],
+)
+def test_a_plan_that_says_something_else(
+    entry: str, value: object, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "run")
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {entry: value}))
+    for command in ("judge", "report"):
+        assert main([command, str(folder)]) == NOTHING
+        assert words in capsys.readouterr().err
+
+
 def test_a_comparison_needs_no_plan(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one"), write(tmp_path / "two")
     (one / "plan.json").write_bytes(NESTED)
