@@ -10,12 +10,15 @@ from typing import Any
 from bench.executors import Executor, ExecutorError
 from lmopt.quantities import parse_bytes, parse_duration_s
 
+MAX_DIGITS = 9
 EXTRAS = {"local": None, "ray": "ray", "slurm": "submitit"}
 """Executor -> the library it needs."""
 SLURM_WORDS = {"partition": "slurm_partition", "account": "slurm_account", "qos": "slurm_qos",
                "constraint": "slurm_constraint", "gpus": "gpus_per_node", "cpus": "cpus_per_task",
                "slots": "slots", "cluster": "cluster"}  # fmt: skip
 """Words that pass on as they are -> submitit's names; `time` and `memory` are turned into its units."""
+LEAST = {"gpus": 0, "cpus": 1, "slots": 1}
+"""Words that are whole numbers, from which on; all others are text, though they be digits (an account, say)."""
 
 
 def choose(where: str | None, folder: Path) -> Executor:
@@ -61,7 +64,16 @@ def _known(name: str, options: Mapping[str, str], words: Mapping[str, str]) -> d
     for key in options:
         if key not in words:
             raise ExecutorError(f"{name}: no option {key!r}; allowed: {', '.join(words) or 'none'}")
-    return {words[key]: int(value) if value.isdigit() else value for key, value in options.items()}
+    return {words[key]: _value(name, key, value) for key, value in options.items()}
+
+
+def _value(name: str, key: str, text: str) -> int | str:
+    least = LEAST.get(key)
+    if least is None:
+        return text
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and int(text) >= least):
+        raise ExecutorError(f"{name}: {key} is {text!r}, allowed: a whole number from {least}")
+    return int(text)
 
 
 def _slurm(options: Mapping[str, str]) -> dict[str, Any]:

@@ -81,13 +81,23 @@ def test_a_folder_that_the_machine_does_not_see_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("where", "words"),
     [("cloud", "allowed: local, ray, slurm"), ("local:x=1", "no option 'x'"), ("slurm:gpu", "KEY=VALUE"),
-     ("slurm:time=soon,cluster=local", "not a duration"), ("slurm:color=red", "no option 'color'")],
+     ("slurm:time=soon,cluster=local", "not a duration"), ("slurm:color=red", "no option 'color'"),
+     ("slurm:gpus=many,cluster=local", "gpus is 'many', allowed: a whole number from 0"),
+     ("slurm:slots=0,cluster=local", "slots is '0', allowed: a whole number from 1"),
+     ("slurm:cpus=²,cluster=local", "cpus is '²', allowed"), ("slurm:cpus=-1,cluster=local", "cpus is '-1', allowed")],
 )  # fmt: skip
 def test_mistakes_in_the_executor_are_named(where: str, words: str, tmp_path: Path) -> None:
     if where.startswith("slurm"):
         pytest.importorskip("submitit")
     with pytest.raises(ExecutorError, match=words):
         choose(where, tmp_path)
+
+
+def test_a_partition_or_account_of_digits_is_a_name() -> None:
+    from bench.executors.choice import _slurm
+
+    found = _slurm({"partition": "2024", "account": "007", "gpus": "2", "slots": "3"})
+    assert found == {"slurm_partition": "2024", "slurm_account": "007", "gpus_per_node": 2, "slots": 3}
 
 
 def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
