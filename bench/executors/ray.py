@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from lmopt import children
 
 INTERRUPTED = 75
 """Exit code of a worker that was asked to stop (see bench.worker)."""
+
+
+CONNECT_S = 10
+"""Longest wait for a cluster's port to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +56,15 @@ class RayExecutor:
         Raises:
             ExecutorError: there is no such cluster.
         """
+        address = address or os.environ.get("RAY_ADDRESS")
         self._worker = worker
         self._busy: dict[Place, RayRunning] = {}
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
+            _refuse_unreachable(address or "")
             try:
                 with children.guarded_cluster():
-                    ray.init(
-                        address=address or os.environ.get("RAY_ADDRESS"),
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                    )
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (RayError, ConnectionError, ValueError) as error:
                 raise ExecutorError(
                     f"ray: no cluster at {address}: {error}; hint: start one with `ray start`"
@@ -160,6 +163,21 @@ class RayRunning:
         attend.ask(self._folder, signal.SIGKILL)
         with contextlib.suppress(RayError, ValueError, TypeError):
             ray.cancel(self._reference, force=True)
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Where nothing listens at a HOST:PORT; Ray itself would try again for minutes.
+
+    Raises:
+        ExecutorError: so it is.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, or a mistake that Ray names
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ExecutorError(f"ray: no cluster at {address}: {error}; hint: start one with `ray start`") from error
 
 
 def _short(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,15 @@ def test_mistakes_in_the_executor_are_named(where: str, words: str, tmp_path: Pa
         pytest.importorskip("submitit")
     with pytest.raises(ExecutorError, match=words):
         choose(where, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "[::1]:1"])
+def test_an_address_where_no_cluster_is_says_so_at_once(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    begin_s = time.monotonic()
+    with pytest.raises(ExecutorError, match=re.escape(f"ray: no cluster at {address}: ")):
+        choose(f"ray:address={address}", tmp_path)
+    assert time.monotonic() - begin_s < 30
 
 
 def test_a_partition_or_account_of_digits_is_a_name() -> None:
