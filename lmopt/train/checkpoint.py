@@ -53,7 +53,17 @@ def save(state: TrainState, folder: Path) -> Path:
         OSError: the disk is full or not writable; checkpoints already there are untouched.
     """
     generators = {f"generator/{name}": bits for name, bits in loop.random_state(state.device).items()}
-    description = {
+    tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
+    place = folder / f"step-{state.step:08d}"
+    _write(place, progress(state), tensors)
+    for old in checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def progress(state: TrainState) -> dict[str, Any]:
+    """What is trained and how far it is, as plain data: all of a state but its tensors."""
+    return {
         "recipe": state.recipe.model_dump(mode="json"),
         "seed": state.seed,
         "horizon": state.horizon,
@@ -63,12 +73,16 @@ def save(state: TrainState, folder: Path) -> Path:
             {"step": d.step, "numbers": d.numbers.tolist(), "notes": d.notes, "tokens": d.tokens} for d in state.unread
         ],
     }
-    tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
-    place = folder / f"step-{state.step:08d}"
-    _write(place, description, tensors)
-    for old in checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return place
+
+
+def go_on(state: TrainState, description: Mapping[str, Any]) -> None:
+    """Take over how far a training is from what `progress` returned."""
+    state.step = description["step"]
+    state.pace.restore(description["pace"])
+    state.unread = deque(
+        Dispatched(d["step"], torch.tensor(d["numbers"]), d["notes"], d["tokens"])
+        for d in description.get("unread", ())
+    )
 
 
 def load(folder: Path, recipe: Recipe | None = None, device: torch.device | str = "cpu") -> TrainState:
@@ -243,11 +257,7 @@ def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, 
     generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith("generator/")}
     state.optimizer.restore(tensors)
     loop.restore_random_state(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})
-    state.step = description["step"]
-    state.pace.restore(description["pace"])
-    state.unread = deque(
-        Dispatched(d["step"], torch.tensor(d["numbers"]), d["notes"], d["tokens"]) for d in description["unread"]
-    )
+    go_on(state, description)
     return state
 
 

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from lmopt.recipe import Recipe
-from lmopt.train.checkpoint import CheckpointError, checkpoints, describe, flush, recipe_of, sha256, verified
+from lmopt.train.checkpoint import (
+    CheckpointError,
+    checkpoints,
+    describe,
+    flush,
+    go_on,
+    progress,
+    recipe_of,
+    sha256,
+    verified,
+)
 from lmopt.train.distributed import Sharding, World, start
 from lmopt.train.loop import TrainState
 
@@ -54,11 +64,7 @@ def save(state: TrainState, folder: Path, world: World) -> Path:
 def _finish(state: TrainState, partial: Path, place: Path, world: World) -> None:
     """Describe the files, flush everything, and move the folder to its place."""
     facts = {
-        "recipe": state.recipe.model_dump(mode="json"),
-        "seed": state.seed,
-        "horizon": state.horizon,
-        "step": state.step,
-        "pace": state.pace.state(),
+        **progress(state),
         "ranks": world.size,
         "files": {path.name: {"sha256": sha256(path)} for path in sorted(partial.iterdir())},
     }
@@ -88,8 +94,7 @@ def load(folder: Path, world: World, recipe: Recipe | None = None, sharding: Sha
     if description["step"]:
         state.optimizer.allocate()
     dcp.load(_tensors(state), storage_reader=HuggingFaceStorageReader(str(place)))
-    state.step = description["step"]
-    state.pace.restore(description["pace"])
+    go_on(state, description)
     state.optimizer.set_steps(state.step)
     return state
 

@@ -31,7 +31,7 @@ with distributed.process_group() as world:
     else:
         state = distributed.start(Recipe.model_validate(todo["recipe"]), seed=0, world=world, sharding=todo["sharding"])
     found = []
-    for step in loop.train(state, batches(state.step)):
+    for step in loop.train(state, batches(state.step), lag=todo["lag"]):
         found.append([step.loss, step.notes["grad_norm"]])
         if step.index == todo["save_at"]:
             sharded.save(state, folder, world)
@@ -64,12 +64,19 @@ def recipe(**changes: object) -> Recipe:
 
 
 def on_ranks(
-    folder: Path, described: Recipe, *, ranks: int = 2, sharding: str = "copies", resume: bool = False, save_at: int = 0
+    folder: Path,
+    described: Recipe,
+    *,
+    ranks: int = 2,
+    sharding: str = "copies",
+    resume: bool = False,
+    save_at: int = 0,
+    lag: int | None = None,
 ) -> dict:
     folder.mkdir(exist_ok=True)
     (folder / "rank.py").write_text(RANK)
     todo = {"folder": str(folder / "checkpoint"), "recipe": described.model_dump(mode="json"), "sharding": sharding,
-            "resume": resume, "save_at": save_at, "out": str(folder / "out.json")}  # fmt: skip
+            "resume": resume, "save_at": save_at, "lag": lag, "out": str(folder / "out.json")}  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
@@ -137,6 +144,14 @@ def test_a_checkpoint_of_two_ranks_is_continued_by_any_number(tmp_path: Path) ->
         assert found["size"] == ranks
         for ours, theirs in zip(found["losses"], whole[3:], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_step_that_was_not_read_yet_is_not_lost(tmp_path: Path) -> None:
+    """On a GPU a step's numbers are read while the next one runs: a checkpoint may stand between the two."""
+    whole = on_ranks(tmp_path, recipe(), save_at=3, lag=1)["losses"]
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-00000004"]
+    assert on_ranks(tmp_path, recipe(), resume=True, lag=1)["losses"] == whole[3:]
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_any_work() -> None:
@@ -207,7 +222,7 @@ def test_two_hosts_train_as_one_process_does(tmp_path: Path, two_hosts: list[str
     described = recipe()
     (tmp_path / "rank.py").write_text(RANK)
     todo = {"folder": str(tmp_path / "checkpoint"), "recipe": described.model_dump(mode="json"), "sharding": "shards",
-            "resume": False, "save_at": 0, "out": str(tmp_path / "out.json")}  # fmt: skip
+            "resume": False, "save_at": 0, "lag": None, "out": str(tmp_path / "out.json")}  # fmt: skip
     processes = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
