@@ -20,7 +20,7 @@ from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.norm import RmsNorm
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
-from lmopt.infer.weights import ROW_COST, Format, activation_dtype, pack
+from lmopt.infer.weights import Format, activation_dtype, pack, row_cost
 
 
 class PromptTooLong(ValueError):
@@ -137,7 +137,7 @@ class Decoder:
     @property
     def row_cost(self) -> float:
         """Time of reading one token more in a pass, as a share of a pass over one."""
-        return ROW_COST[self.format]
+        return row_cost(self.format, self.device)
 
     @property
     def vocab(self) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lmopt.arch.linear import TILES
 from lmopt.techniques.decoding import Weights
 
 Format = Weights
@@ -40,6 +41,16 @@ bfloat16 first takes long for any number. At 5 rows of 768 the kernel took 268, 
 ROW_COST: dict[Format, float] = {"fp32": 0.03, "bf16": 0.03, "int8": 0.35, "int8_dynamic": 0.06}
 """Time of one more row as a share of a whole pass over one: what checking a draft takes. By `benchmarks/decode.py
 --products` between one row and five, and not below the 3 % that attention and the rest take in bfloat16."""
+VECTOR_ROW_COST = 0.057
+"""The same in bfloat16 on a processor without AMX, where rows of a product take longer: of 77M parameters with
+AVX512-BF16 (docs/techniques/speculative.md)."""
+
+
+def row_cost(format: Format, device: torch.device) -> float:
+    """What one more row takes here, as a share of a pass over one."""
+    if format == "bf16" and device.type == "cpu" and not TILES:
+        return VECTOR_ROW_COST
+    return ROW_COST[format]
 
 
 def activation_dtype(format: Format) -> torch.dtype:

@@ -131,3 +131,15 @@ def test_generation_on_cuda_waits_for_no_plan_of_cudnn():
     assert allowed() == before
     with decoding._ready_kernels(torch.device("cpu")):
         assert allowed() == before
+
+
+def test_a_row_more_takes_longer_where_bfloat16_is_multiplied_by_vectors(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    costs = {}
+    for tiles in (True, False):
+        monkeypatch.setattr(weights, "TILES", tiles)
+        costs[tiles] = {format: weights.row_cost(format, cpu) for format in ("fp32", "bf16", "int8", "int8_dynamic")}
+        assert weights.row_cost("bf16", cuda) == weights.ROW_COST["bf16"]
+    assert costs[True] == weights.ROW_COST
+    assert {format for format in costs[True] if costs[True][format] != costs[False][format]} == {"bf16"}
+    assert costs[False]["bf16"] > costs[True]["bf16"]
