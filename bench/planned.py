@@ -79,6 +79,7 @@ class Contents(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     design: Design
+    run: str = Field(default="", pattern=r"^[\w.-]*$")
     cases: tuple[PlannedCase, ...] = ()
     arms: dict[Name, dict[Name, PlannedSize]] | None = None
     """arm -> scale -> what the plan computed of it."""

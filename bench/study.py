@@ -245,7 +245,7 @@ def assemble(
         cases=cases,
         records=kept,
         items=items,
-        run=str(plan.get("run") or ""),
+        run=contents.run,
         machine_class=str(plan.get("machine_class") or ""),
         facts=contents.facts,
         looks=looks,

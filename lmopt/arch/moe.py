@@ -51,7 +51,7 @@ class MoeFfn(nn.Module):
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """The latest training batch: what its router did.
+        """The latest tokens trained on, a micro-batch where there are any: what their router did.
 
         Share of slots each expert was sent and the largest of them over an even share, share of slots dropped, the
         router's entropy in nats a token, balance loss and z-loss before their weights.

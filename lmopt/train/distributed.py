@@ -42,6 +42,9 @@ SHARED = {
 }
 """Techniques that many devices can share, by seam; the others keep a state or a choice of one device's own."""
 
+RANK_STRIDE = 0x9E3779B1
+"""What a rank's generator is seeded apart by: no seed of a study is as far from another, and torch keeps 32 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -128,7 +131,7 @@ def start(
     allocator = memory.tune_allocator()
     compute = builder(recipe.precision)(recipe.precision, world.device)
     pace = builder(recipe.batching, "pace")(recipe.batching, recipe, horizon)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + RANK_STRIDE * world.rank)  # weights are drawn from streams of their own
     if sharding == "copies":
         model = transformer.build(recipe, seed=seed, device=world.device)
         wrapped: Any = DistributedDataParallel(LossOf(model), broadcast_buffers=False, gradient_as_bucket_view=True)

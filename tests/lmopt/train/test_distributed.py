@@ -35,9 +35,11 @@ with distributed.process_group() as world:
         found.append([step.loss, step.notes["grad_norm"]])
         if step.index == todo["save_at"]:
             sharded.save(state, folder, world)
+    noise = [None] * world.size
+    torch.distributed.all_gather_object(noise, torch.randn(3).tolist())
     held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in state.model.parameters())
     if world.rank == 0:
-        Path(todo["out"]).write_text(json.dumps({"losses": found, "held": held, "size": world.size}))
+        Path(todo["out"]).write_text(json.dumps({"losses": found, "held": held, "size": world.size, "noise": noise}))
 """
 
 
@@ -110,6 +112,8 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, sharding: str, changes: dic
         assert ours == pytest.approx(theirs, rel=2e-3)
     whole = sum(p.numel() for p in loop.start(described, seed=0).model.parameters())
     assert found["held"] == whole if sharding == "copies" else found["held"] < 0.6 * whole
+    first, second = found["noise"]
+    assert first != second, "what a rank draws in training is its own"
 
 
 @pytest.mark.slow
