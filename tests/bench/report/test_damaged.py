@@ -66,6 +66,7 @@ def test_a_registration_of_no_arms(declared: object, tmp_path: Path, capsys: pyt
         ("arms", [1], "plan.json: arms: Input should be a valid dictionary"),
         ("cases", 3, "plan.json: cases: Input should be a valid tuple"),
         ("cases", [None], "plan.json: cases.0: Input should be a valid dictionary"),
+        ("run", "x' OR 1", "plan.json: run: String should match pattern"),
     ],
 )
 def test_a_plan_that_says_something_else(
