@@ -88,7 +88,7 @@ def judge(study: Study, scale: str, alpha: float, waiting: str | None) -> dict[s
     layout = ablation.layout
     return {
         "n_seeds": layout.blocks, "dropped_seeds": {str(seed): why for seed, why in ablation.dropped.items()},
-        "sd": math.sqrt(layout.residual_squares / layout.df) if layout.df > 0 else None, "df": max(layout.df, 0),
+        "sd": math.sqrt(layout.residual_squares / layout.df) if layout.df > 0 else None, "df": layout.df,
         "cells": [_cell(ablation, arm) for arm in ablation.design.cells],
         "factors": {name: _factor(ablation, name) for name in ablation.names},
         "interactions": _interactions(ablation),

@@ -38,17 +38,18 @@ class Layout:
             values: cell -> block -> value.
         """
         blocks = sorted(set.intersection(*(set(row) for row in values.values()))) if values else []
-        return cls(tuple(values), np.array([[row[block] for block in blocks] for row in values.values()]))
+        rows = [[row[block] for block in blocks] for row in values.values()]
+        return cls(tuple(values), np.array(rows, dtype=np.float64).reshape(len(values), len(blocks)))
 
     @property
     def blocks(self) -> int:
         """Blocks in the table."""
-        return self.y.shape[1] if self.y.ndim == 2 else 0
+        return self.y.shape[1]
 
     @property
     def df(self) -> int:
-        """Degrees of freedom of the residual."""
-        return (len(self.cells) - 1) * (self.blocks - 1)
+        """Degrees of freedom of the residual; none in a table without cells or blocks."""
+        return max(0, len(self.cells) - 1) * max(0, self.blocks - 1)
 
     @property
     def residual_squares(self) -> float:

@@ -87,6 +87,13 @@ def test_a_cell_off_the_curve_is_not_guessed():
     assert found["multiply"]["outcome"] == "NOT MEASURED"
 
 
+def test_where_every_cell_is_off_the_curve_nothing_is_measured_and_the_rest_is_judged():
+    found = ablation(taken_apart({"huge": 0.6, "vast": 0.6}, **QUIET))
+    assert (found["n_seeds"], found["sd"], found["df"]) == (0, None, 0)
+    assert {one["alone"]["outcome"] for one in found["factors"].values()} == {"NOT MEASURED"}
+    assert found["multiply"]["outcome"] == "NOT MEASURED"
+
+
 def test_an_unfinished_study_decides_nothing():
     synthetic = taken_apart(TWO, **QUIET)
     last = next(record for record in reversed(synthetic.records) if record.case.arm == "all")
