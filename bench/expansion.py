@@ -86,9 +86,11 @@ def cases_of(suite: Suite, design: Design) -> Iterator[Case]:
         sources: set[str] = set()
         for arm, scale in product(suite.all_arms(), suite.over.scale):
             for case in _arm_cases(suite, design, arm, scale, shards):
-                if case.purpose != "trial_source" or case.id not in sources:  # arms may share one
-                    yield case
-                sources |= {case.id} if case.purpose == "trial_source" else set()
+                if case.id in sources:
+                    continue  # arms may share one
+                if case.purpose == "trial_source":
+                    sources.add(case.id)
+                yield case
     if suite.inference is not None:
         for scale, seed in product(suite.over.scale, suite.over.seed):
             yield from _generations(suite, suite.inference, scale, seed, shards, corpus)

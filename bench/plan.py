@@ -85,8 +85,7 @@ def run_hash(suite: Suite, machine_class: str) -> str:
 
 
 def _in_running_order(cases: Iterable[Case], scales: Sequence[str]) -> list[Case]:
-    """Preparation, timing, trials and what those start from, then scale by scale and seed by seed with the arms
-    interleaved.
+    """Preparation, timing, all tuning, then scale by scale and seed by seed with the arms interleaved.
 
     Scales come in the order in which the suite names them; what uses a training follows it.
 

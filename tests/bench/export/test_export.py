@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import cli
+from bench import cli, mistakes
 from bench.export import ExportError, entries, export
 from tests.bench.report.study_folder import Folder, write
 
@@ -50,7 +50,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("bench.export.importlib.import_module", refuse)
-    assert cli.main(["export", str(run), "--to", "tensorboard"]) == cli.INVALID
+    assert cli.main(["export", str(run), "--to", "tensorboard"]) == mistakes.INVALID
     assert "pip install 'lmbench-suite[tensorboard]'" in capsys.readouterr().err
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import INVALID, NOTHING, OK, main
+from bench.cli import main
+from bench.mistakes import INVALID, NOTHING, OK
 from tests.bench.report.study_folder import write
 
 NESTED = b"[" * 100_000 + b"]" * 100_000

@@ -1,0 +1,57 @@
+"""What a user got wrong at the command line: the exit code, the words, and values that are handed on to be told so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+OK, REGRESSED, INVALID, NOTHING, FAILED, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+"""Exit codes: a user's mistake is 2, nothing to judge or not measurable is 3."""
+
+
+def with_values(argv: Sequence[str]) -> list[str]:
+    """`--budget -5min` as `--budget=-5min`: argparse takes what begins with a minus and is no number for an option, and
+    says that the value is missing; whoever reads the value says what is wrong with it.
+    """
+    joined: list[str] = []
+    for word in argv:
+        is_amount = len(word) > 1 and word[0] == "-" and word[1] in "0123456789."
+        if is_amount and joined and re.fullmatch(r"--[a-z][a-z-]*", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def words(error: Exception) -> str:
+    """What it says; of a system call the file and what is wrong with it, without the call's number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)
+
+
+def code_of(error: Exception) -> int | None:
+    """The exit code of a mistake that has a message of its own; None for a fault of ours, which keeps its traceback."""
+    from bench.problems import SuiteError
+
+    if isinstance(error, SuiteError):
+        return INVALID
+    expected = {
+        "FolderInUse": IN_USE,
+        "OtherRun": INVALID,
+        "RecordError": NOTHING,
+        "StudyError": NOTHING,
+        "GateError": INVALID,
+        "SourceError": INVALID,
+        "DataError": INVALID,
+        "BudgetError": INVALID,
+        "PublishError": INVALID,
+        "ExportError": INVALID,
+        "ExecutorError": INVALID,
+        "ProfileError": INVALID,
+        "UnsupportedPrecision": INVALID,
+        "NoSuchNode": INVALID,
+    }
+    if isinstance(error, OSError):
+        return INVALID
+    return expected.get(type(error).__name__)
