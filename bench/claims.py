@@ -17,7 +17,7 @@ from bench.savings import Readings, Saving
 from bench.stats.effect import Effect
 from bench.stats.power import detectable
 from bench.study import Study
-from bench.words import Outcome, finite, interval, percent, points, several, signless
+from bench.words import Outcome, finite, interval, margin_words, percent, points, several, signless
 
 SCORED: tuple[CaseKind, ...] = ("evaluate", "finetune")
 """Kinds of case that accuracy comes from."""
@@ -158,9 +158,10 @@ def _covers_claim_point(context: Context, endpoint: Endpoint) -> bool:
     flops = context.savings["flops"].found.effect
     mine = context.savings[endpoint].found.effect
     ratio = claimpoint.cost_ratio(context.study, context.arm, context.scale)
-    if flops is None or mine is None or ratio is None or flops.value is None or mine.value is None:
-        return False
-    return ratio * math.exp(mine.value - flops.value) <= 1 - context.study.design.hypothesis.saving.at_least
+    if flops is None or mine is None or ratio is None or not (math.isfinite(mine.high) and math.isfinite(flops.high)):
+        return False  # no upper end of the cost is known, and so no claim of it stands
+    per_flop = mine.high - flops.high  # as between the values themselves, where no seed is censored
+    return ratio * math.exp(per_flop) <= 1 - context.study.design.hypothesis.saving.at_least
 
 
 def _counted(context: Context, endpoint: Endpoint) -> dict[str, Any]:
@@ -241,7 +242,7 @@ def judge_accuracy(context: Context, alpha: float) -> dict[str, Any]:
             f"{several(len(diverged), 'seed')} diverged at the claim point and has no accuracy",
         )
     margin = study.design.hypothesis.accuracy_drop
-    of_margin = f"{100 * margin.less_than:g} {'points' if margin.kind == 'absolute' else '% of the reference'}"
+    of_margin = margin_words(margin.less_than, margin.kind)
     shown = f"accuracy differs by {points(found.difference.low)} {interval(described['bounds'], 100, 2)}"
     described["truncated_control"] = _effect(control.difference, alpha)
     return described | {"outcome": outcome, "why": f"{shown}, margin {of_margin}: {why}{_unmeasured_families(found)}"}

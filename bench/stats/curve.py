@@ -98,7 +98,7 @@ class _Piece:
 
     def __init__(self, curve: Sequence[Point], left: Point, right: Point) -> None:
         self.left, self.right = math.log(left.cost), math.log(right.cost)
-        self._left_loss = left.loss
+        self._left_loss, self._right_loss = left.loss, right.loss
         self.slope = (right.loss - left.loss) / (self.right - self.left)
         third = self._third([point for point in curve if point not in (left, right) and math.isfinite(point.loss)])
         self.bend = 0.0 if third is None else self._bend(third)
@@ -125,8 +125,14 @@ class _Piece:
         return line + self.bend * (log_cost - self.left) * (log_cost - self.right)
 
     def inside(self, loss: float) -> float:
-        """ln C of a loss between those of the two ends: there is exactly one."""
-        return self.between(loss, self.left, self.right)
+        """ln C of a loss between those of the two ends: there is exactly one.
+
+        An end's own loss is at that end to the last bit: halving would stop short of it, by the same bit for every
+        seed, and an arm that ends just as its reference does would cost more without a doubt.
+        """
+        if loss == self._right_loss:
+            return self.right
+        return self.left if loss == self._left_loss else self.between(loss, self.left, self.right)
 
     def between(self, loss: float, start: float, stop: float) -> float:
         """ln C of a loss that the piece passes between two places where it lies on different sides of it."""

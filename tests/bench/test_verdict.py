@@ -127,6 +127,27 @@ def test_components_are_held_against_zero(saving, outcome):
     assert arm["outcome"] == outcome
 
 
+@pytest.mark.parametrize("layout", ["full", "economical"])
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_an_arm_that_ends_exactly_as_its_reference_neither_saves_nor_costs(layout, seeds):
+    """A data step that drops nothing: the same text, the same losses, and no noise to hide a rounding in."""
+    found = synthesize(arms=(Planted("clean"),), layout=layout, seeds=seeds, items=0)
+    losses = {
+        record.case.seed: record.metrics["val_loss"]
+        for record in found.records
+        if (record.case.kind, record.case.arm, record.case.horizon) == ("train", "dense", 1.0)
+    }
+
+    def same(record):
+        if (record.case.kind, record.case.arm) != ("train", "clean"):
+            return record
+        return record.model_copy(update={"metrics": {**record.metrics, "val_loss": losses[record.case.seed]}})
+
+    arm = arm_of(with_records(found, same), "clean")
+    assert arm["outcome"] == "UNCLEAR", arm["why"]
+    assert arm["why"].startswith("saves 0.0% [0.0, 0.0] of the training FLOPs"), arm["why"]
+
+
 def test_a_parallel_arm_keeps_its_own_small_noise():
     arms = (
         Planted("bf16", saving=0.02, parallel=True, noise=0.0),
@@ -287,6 +308,20 @@ def test_far_better_than_the_curve_saves_with_an_open_upper_bound():
     assert described["bounds"][1] is None
     assert described["bounds"][0] > 0.3
     assert described["saving_training"] is None
+
+
+def test_a_claim_of_time_far_better_than_the_curve_is_held_against_its_claim_point():
+    """What a FLOP takes is known where the saving itself is open; only a slow one makes the claim point cost more."""
+    quick, slow = (
+        endpoint_of(
+            synthesize(arms=(Planted("all", role="claim", saving=0.6, step_ratio=r),), seeds=5), endpoint="time"
+        )
+        for r in (0.9, 1.2)
+    )
+    assert quick["saving_all_in"] is None
+    assert quick["outcome"] == "SUPPORTED", quick["why"]
+    assert slow["outcome"] == "INCONCLUSIVE"
+    assert "the claim point, which is set in FLOPs, costs more" in slow["why"]
 
 
 def test_disagreeing_counts_are_no_evidence():
@@ -523,3 +558,13 @@ def test_ten_thousand_records_are_judged_in_ten_seconds(tmp_path):
     started_s = time.process_time()
     judge(run)
     assert time.process_time() - started_s < 10
+
+
+@pytest.mark.parametrize(
+    ("less_than", "kind", "words"),
+    [(0.01, "absolute", "margin 1 point:"), (0.02, "absolute", "margin 2 points:"),
+     (0.005, "absolute", "margin 0.5 points:"), (0.01, "relative", "margin 1% of the reference:")],
+)  # fmt: skip
+def test_a_margin_is_said_in_good_english(less_than, kind, words):
+    found = arm_of(synthesize(saving=0.3, seeds=3, margin=less_than, margin_kind=kind))["scales"]["s"]["accuracy"]
+    assert words in found["why"]

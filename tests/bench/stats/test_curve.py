@@ -21,6 +21,14 @@ def test_a_horizon_is_read_exactly():
         assert math.exp(log_cost_at(CURVE, point.loss).low) == pytest.approx(point.cost, rel=1e-9)
 
 
+@pytest.mark.parametrize("cost", [1.3e12, 7.1e13, 2.152857e13, 9.99e14])
+def test_the_loss_of_a_horizon_costs_what_it_did_to_the_last_bit(cost):
+    """One bit less, the same for every seed, is a cost without any doubt."""
+    curve = [Point(cost * x, convex(x)) for x in (0.5, 0.7, 1.0, 1.4)]
+    for point in curve[1:]:
+        assert log_cost_at(curve, point.loss).low == math.log(point.cost)
+
+
 @pytest.mark.parametrize("cost", [0.62, 0.7, 0.79, 0.85, 0.93])
 def test_between_horizons_a_convex_curve_is_read_to_a_thousandth(cost):
     """A straight piece would be 0.003 off in the middle; one line through all three, 0.03."""
