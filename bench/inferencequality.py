@@ -14,7 +14,7 @@ from bench.stats.crossed import Stratum, crossed_mean, items_only
 from bench.stats.effect import Effect
 from bench.stats.power import items_needed
 from bench.study import Study
-from bench.words import finite, interval, percent, points
+from bench.words import finite, interval, margin_words, percent, points
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def kept_quality(study: Study, read: Read, alpha: float) -> dict[str, Any]:
     if kept is None and tested.se:
         variance = tested.se**2
         found["more_texts"] = items_needed(abs(tested.low - floor), variance, 0.0, alpha)
-    margin = f"{100 * drop.less_than:g} {'% of the reference' if relative else 'points'}"
+    margin = margin_words(drop.less_than, drop.kind)
     shown = f"next-token accuracy differs by {points(difference.low)} {interval(found['bounds'], 100, 2)}"
     return found | {"kept": kept, "why": f"{shown}, margin {margin}: {verdict}"}
 

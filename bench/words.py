@@ -46,6 +46,14 @@ def points(difference: float) -> str:
     return f"{signless(100 * difference, 2)} points"
 
 
+def margin_words(less_than: float, kind: Literal["absolute", "relative"]) -> str:
+    """0.01 -> `1 point`, or `1% of the reference`; 0.005 -> `0.5 points`."""
+    amount = f"{100 * less_than:g}"
+    if kind == "relative":
+        return f"{amount}% of the reference"
+    return f"{amount} {'point' if amount == '1' else 'points'}"
+
+
 def several(number: int, noun: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
