@@ -127,7 +127,10 @@ def _judge_endpoint(
     outcome: Outcome = "INCONCLUSIVE"
     if adjusted.refutes.rejected:
         outcome = "REFUTED"
-        reason += f"; even the upper bound {_upper(high)} is below the claimed {claimed}"
+        beyond = f"even the upper bound {_upper(high)} is below"
+        if high >= context.study.design.hypothesis.saving.at_least:
+            beyond = "adjusted for several claims it is still below"  # its bound is the claim itself (Holm)
+        reason += f"; {beyond} the claimed {claimed}"
     elif not adjusted.supports.rejected:
         reason += "; " + no_interval(described, f"the interval holds values on both sides of the claimed {claimed}")
     elif failing:
@@ -207,9 +210,10 @@ def _difference(difference: Difference | None, alpha: float) -> dict[str, Any]:
     if effect is None:
         why = (difference.reason if difference else None) or "no claim point was trained"
         return {"difference": None, "bounds": [None, None], "n_seeds": 0, "why": why}
+    how = effect.how if effect.value is not None else f"a training diverged; {effect.how}"
     return {
         "difference": finite(effect.value), "bounds": [finite(effect.lower(alpha)), finite(effect.upper(alpha))],
-        "n_seeds": effect.n, "sd": finite(effect.sd), "df": finite(effect.df), "why": effect.how,
+        "n_seeds": effect.n, "sd": finite(effect.sd), "df": finite(effect.df), "why": how,
     }  # fmt: skip
 
 

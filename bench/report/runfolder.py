@@ -130,7 +130,7 @@ def over_seeds(records: Sequence[Record], metric: str) -> Mean:
     known = [(record, one) for record, one in found if one.value is not None]
     if not known:
         reasons = [one.reason for _, one in found if one.reason]
-        why = reasons[0] if reasons else "no record holds it" if records else "no case of this arm has finished"
+        why = reasons[0] if reasons else "no record holds it" if records else "no case of this arm has ended well"
         return Mean(None, None, 0, found[0][1].unit if found else "", (), (), why)
     values = [float(one.value) for _, one in known if one.value is not None]
     return Mean(

@@ -152,7 +152,7 @@ def _tokens(study: RunFolder, arm: str, scale: str, untrained: str | None) -> Ce
     counts = [(record, number(record.detail.get("tokens"))) for record in records]
     known = [(record, count) for record, count in counts if count is not None]
     if untrained or not known:
-        return absent(untrained or "no case of this arm has finished")
+        return absent(untrained or "no case of this arm has ended well")
     return Cell(text=numbers.si(known[0][1]), value=known[0][1], sources=tuple(record.case.id for record, _ in known))
 
 

@@ -96,9 +96,11 @@ def _cases(study: RunFolder) -> Table:
             words(what, tone="bad" if record and record.status != "not_applicable" else "none"), words(why),
         )  # fmt: skip
         rows.append(Row(cells=cells))
+    diverged = any(record.status == "diverged" for record in last.values())
+    counted = "; a training that diverged counts as one that never reached the loss" if diverged else ""
     return Table(
         id="missing-cases",
-        caption=f"{count(len(rows), 'planned case')} without a result.",
+        caption=f"{count(len(rows), 'planned case')} without a result{counted}.",
         columns=tuple(
             Column(key=key, label=label, numeric=False)
             for key, label in (

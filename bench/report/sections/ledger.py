@@ -99,7 +99,9 @@ def _break_even(study: RunFolder, arm: str, scale: str) -> Cell:
     found = endpoint(study, arm, scale, declared.primary if declared else "flops")
     tokens = number(found.raw.get("break_even_tokens"))
     if tokens is None:
-        return absent(str(found.raw.get("break_even_why") or found.why))
+        why = str(found.raw.get("break_even_why") or found.why)
+        never, _, because = why.partition(": ")
+        return words(never, small=because) if never == "never" else absent(why)
     return Cell(text="the first token" if tokens <= 0 else f"{numbers.si(tokens)} tokens", value=tokens)
 
 

@@ -92,7 +92,7 @@ def _flops(records: Sequence[Record], reference: Sequence[Record]) -> Cell:
 def _step(records: Sequence[Record]) -> Cell:
     steps = _steps(records)
     if not steps:
-        return absent("no case of this arm has finished")
+        return absent("no case of this arm has ended well")
     span = f"{numbers.duration(min(steps))} to {numbers.duration(max(steps))}"
     middle = statistics.median(steps)
     return Cell(text=numbers.duration(middle), value=middle, small=span, sources=tuple(r.case.id for r in records))
@@ -101,7 +101,7 @@ def _step(records: Sequence[Record]) -> Cell:
 def _token(records: Sequence[Record], reference: Sequence[Record]) -> Cell:
     own, other = _per_token(records), _per_token(reference)
     if own is None:
-        return absent("no case of this arm has finished")
+        return absent("no case of this arm has ended well")
     beside = _times(own, other, records == reference)
     return Cell(text=numbers.duration(own), value=own, small=beside, sources=tuple(r.case.id for r in records))
 

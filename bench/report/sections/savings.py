@@ -220,13 +220,23 @@ def _test(test: dict[str, Any]) -> tuple[Cell, Cell, Cell]:
     value, bounds, why = number(test.get("difference")), pair(test.get("bounds")), str(test.get("why") or "")
     met = test.get("met")
     shown = words("shown", tone="good") if met else words("not shown", tone="open")
-    if value is None:
+    low, high = bounds or (None, None)
+    if value is None and not test.get("n_seeds"):
         reason = why or "nothing to compare has finished"
         return absent(reason), absent(reason), absent(reason)
-    low, high = bounds or (None, None)
+    said = words(numbers.DASH) if met is None else shown, words(sentence(why) or numbers.DASH)
+    if value is None:  # a training diverged: the difference has a bound at most
+        return Cell(text=_open(low, high), low=low, high=high), *said
     small = numbers.interval(low, high, 4, scale=1.0) if bounds else ""
     difference = Cell(text=numbers.fixed(value, 4, sign=True), value=value, low=low, high=high, small=small)
-    return difference, words(numbers.DASH) if met is None else shown, words(sentence(why) or numbers.DASH)
+    return difference, *said
+
+
+def _open(low: float | None, high: float | None) -> str:
+    """What is known of a difference without a value: `≥ +0.0312`, `≤ −0.0454`, or that it may be anything."""
+    if low is not None:
+        return f"\u2265{numbers.THIN}{numbers.fixed(low, 4, sign=True)}"
+    return "any" if high is None else f"\u2264{numbers.THIN}{numbers.fixed(high, 4, sign=True)}"
 
 
 def sources(study: RunFolder, arm: str, scale: str) -> tuple[str, ...]:

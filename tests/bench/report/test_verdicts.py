@@ -18,7 +18,7 @@ from bench.report.runfolder import load
 from bench.report.sections import savings
 from bench.report.tree import Cell, Forest, Page, Table
 from bench.verdict import judge
-from tests.bench.synthetic import make_run
+from tests.bench.synthetic import Planted, make_run
 
 STUDIES: dict[str, dict[str, Any]] = {
     "clear saving": {"saving": 0.35, "seeds": 4, "items": 200, "noise": 0.003, "seed_noise": 0.003},
@@ -177,3 +177,26 @@ def test_domains_are_shown_with_their_changes_and_outcomes(tmp_path: Path) -> No
     assert (shown.value, [shown.low, shown.high]) == (said["change"], said["bounds"])
     assert said["outcome"] == "BETTER"
     assert shown.small.endswith("] BETTER")
+
+
+def test_a_claim_point_where_a_training_diverged_was_tested_and_says_so(tmp_path: Path) -> None:
+    arms = (Planted("all", role="claim", saving=0.35, diverged=(1,)), Planted("moe", saving=-0.1))
+    page, _ = judged(tmp_path, arms=arms, seeds=4, items=0)
+    for difference, shown, why in (row.cells[3:] for row in table(page, "claim-point").rows):
+        assert difference.text.startswith(("≥", "≤")) or difference.text == "any"
+        assert shown.text in ("not shown", "–")
+        assert "a training diverged" in why.text.lower()
+    pays = {row.cells[0].text: row.cells[-1] for row in table(page, "ledger").rows}
+    assert (pays["moe"].text, pays["moe"].small) == ("never", "training itself saves nothing")
+    assert "diverged counts as one that never reached the loss" in table(page, "missing-cases").caption
+
+
+def test_a_claim_refuted_beside_another_is_not_said_to_have_a_bound_at_the_claim_below_it(tmp_path: Path) -> None:
+    """Holm's bound of what is rejected beside what is not is the claim itself."""
+    arms = (Planted("all", role="claim", saving=0.35), Planted("worse", role="claim", saving=-0.05))
+    _, verdict = judged(tmp_path, arms=arms, seeds=5, items=0, energy=None)
+    found = verdict["arms"]["worse"]
+    assert found["outcome"] == "REFUTED"
+    assert found["scales"]["s"]["endpoints"]["flops"]["bounds_adjusted"][1] == pytest.approx(0.2)
+    assert "upper bound" not in found["why"]
+    assert found["why"].endswith("adjusted for several claims it is still below the claimed 20%")
