@@ -179,9 +179,11 @@ def texts(corpus: Path, spec: Mapping[str, Any]) -> Texts:
         "quality_texts": [place for place in range(len(documents)) if place % CALIBRATION_EVERY],
     }
     found: dict[str, list[tuple[int, Any]]] = {}
+    decoding = spec["decoding"]
+    is_calibrated = decoding["kind"] == "early_exit" and decoding.get("threshold") is None
     for part, numbers in places.items():
         found[part] = _windows(documents, numbers, length, wanted[part])
-        is_needed = part == "quality_texts" or spec["decoding"]["kind"] == "early_exit"
+        is_needed = part == "quality_texts" or is_calibrated
         if is_needed and len(found[part]) < wanted[part]:
             raise TooFewTexts(
                 f"validation set {name!r} holds {len(found[part])} texts of {length} tokens for {part}, "

@@ -120,6 +120,8 @@ def test_too_few_texts_say_how_many_there_are(folder: Path) -> None:
     assert len(writers.texts(corpus, spec).judged) == 8  # nothing is calibrated
     with pytest.raises(writers.TooFewTexts, match="for calibration_texts, 10000 are asked"):
         writers.texts(corpus, spec | {"decoding": {"kind": "early_exit"}})
+    given = {"kind": "early_exit", "exits": [1], "threshold": 0.5}
+    assert len(writers.texts(corpus, spec | {"decoding": given}).judged) == 8  # a threshold that is given needs none
 
 
 def test_no_document_is_both_calibrated_on_and_judged(folder: Path) -> None:
