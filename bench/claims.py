@@ -120,15 +120,19 @@ def _judge_endpoint(
         return
     low, high = adjusted.bounds
     described["bounds_adjusted"] = [finite(low), finite(high)]
+    described["alphas_adjusted"] = [adjusted.supports.alpha, adjusted.refutes.alpha]
+    at_least, effect, all_in = context.study.design.hypothesis.saving.at_least, saving.found.effect, saving.all_in
+    if effect and all_in:
+        described["detectable_saving"] = endpoints.detectable_saving(effect, all_in, at_least, adjusted.supports.alpha)
     described["p_adjusted"] = {"below_claim": adjusted.supports.p, "above_claim": adjusted.refutes.p}
-    claimed = percent(context.study.design.hypothesis.saving.at_least, 0)
+    claimed = percent(at_least, 0)
     reason = sentence(described, saving)
     failing = [one for one in conditions if one["met"] is not True]
     outcome: Outcome = "INCONCLUSIVE"
     if adjusted.refutes.rejected:
         outcome = "REFUTED"
         beyond = f"even the upper bound {_upper(high)} is below"
-        if high >= context.study.design.hypothesis.saving.at_least:
+        if high >= at_least:
             beyond = "adjusted for several claims it is still below"  # its bound is the claim itself (Holm)
         reason += f"; {beyond} the claimed {claimed}"
     elif not adjusted.supports.rejected:
@@ -284,7 +288,7 @@ def _accuracy(found: Comparison, margin: float, alpha: float) -> dict[str, Any]:
     crossed = found.crossed
     return {
         **_effect(found.difference, alpha),
-        "margin": margin if found.floor else None,
+        "alpha": alpha, "margin": margin if found.floor else None,
         "detectable_margin": finite(room),
         "margin_shown": None if found.tested is None else finite(found.floor - found.tested.lower(alpha) + margin),
         "n_seeds": len(found.seeds),

@@ -88,12 +88,18 @@ def describe(study: Study, arm: ArmDesign, saving: Saving, readings: Readings, a
         described["saving_all_in"] = _share(effect.value, all_in)
         described["bounds"] = described["bounds_adjusted"] = _bounds(effect, all_in, alpha)
         threshold = study.design.hypothesis.saving.at_least if arm.role == "claim" else 0.0
-        described["detectable_saving"] = _detectable(detectable(effect, alpha), all_in, threshold)
+        described["detectable_saving"] = detectable_saving(effect, all_in, threshold, alpha)
     return described
 
 
-def _detectable(room: float | None, all_in: AllIn, threshold: float) -> float | None:
-    """The saving that lies so far beyond a threshold; 1 (none is large enough) where preparation alone forbids it."""
+def detectable_saving(effect: Effect, all_in: AllIn, threshold: float, alpha: float) -> float | None:
+    """The true saving that this study would have shown; 1 (none is large enough) where preparation alone forbids it.
+
+    Args:
+        threshold: what it must lie above.
+        alpha: one-sided error at which it is judged.
+    """
+    room = detectable(effect, alpha)
     if room is None:
         return None
     limit = all_in.log_ratio(threshold)

@@ -72,8 +72,10 @@ def _of_interval(study: Study, arm: ArmDesign, scale: str, described: Mapping[st
     threshold = study.design.hypothesis.saving.at_least if arm.role == "claim" else 0.0
     decided = described["saving_all_in"]
     distance = abs(math.log(1 - decided) - math.log(1 - threshold)) if decided is not None and decided < 1 else 0.0
-    needed = seeds_needed(distance, sd, described["alpha"])
-    side = "above" if (decided or 0.0) >= threshold else "below"
+    is_above = (decided or 0.0) >= threshold
+    errors = described.get("alphas_adjusted") or [described["alpha"]] * 2
+    needed = seeds_needed(distance, sd, _of_next_look(study, errors[0 if is_above else 1]))
+    side = "above" if is_above else "below"
     if needed is None:
         return [
             f"no number of seeds up to {MAX_SEEDS} would part {percent(decided or 0.0)} from {percent(threshold, 0)}"
@@ -86,6 +88,11 @@ def _of_interval(study: Study, arm: ArmDesign, scale: str, described: Mapping[st
         f"add {more} ({needed} in all{price}): if the saving stays where it is, its interval then lies {side} "
         f"{percent(threshold, 0)}"
     ]
+
+
+def _of_next_look(study: Study, alpha: float) -> float:
+    """One-sided error left for a look at more records than this one's, which had `alpha`."""
+    return alpha / 2 if study.confirms else alpha
 
 
 def _price(study: Study, arm: ArmDesign, scale: str, seeds: int) -> str:
@@ -123,7 +130,7 @@ def _of_accuracy(study: Study, accuracy: Mapping[str, Any]) -> list[str]:
     if accuracy["outcome"] != "INCONCLUSIVE" or not accuracy["margin"] or accuracy["item_variance"] is None:
         return steps
     distance = abs(float(accuracy["difference"] or 0.0) + float(accuracy["margin"]))
-    alpha, n = study.design.hypothesis.alpha, int(accuracy["n_seeds"])
+    alpha, n = _of_next_look(study, accuracy["alpha"]), int(accuracy["n_seeds"])
     of_items = accuracy["item_variance"] + accuracy["noise_variance"]
     of_seeds = accuracy["seed_variance"] - accuracy["noise_variance"]
     factor = items_needed(distance, of_items, of_seeds, alpha)

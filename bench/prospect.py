@@ -19,7 +19,7 @@ from bench.evaluate import index
 from bench.plan import Plan
 from bench.stats.additive import pooled_df
 from bench.stats.power import MAX_SEEDS, POWER, items_for_margin, power, room, seeds_needed
-from bench.words import percent, several
+from bench.words import margin_words, percent, several
 
 DEFAULT_SD = 0.12
 """Of one seed's ln(cost of an arm / cost of its reference) at equal loss, root mean square over three trained arms: the
@@ -91,17 +91,27 @@ def render(plan: Plan, noise: dict[str, Noise]) -> str:
             "are written; `lmbench explain` says how many more would decide"
         )
     lines = [f"what this study can show, with {percent(POWER, 0)} power at one-sided alpha {alpha:g}:"]
+    claims = sum(arm.role == "claim" for arm in design.arms)
+    if claims > 1:
+        lines.append(
+            f"  each of {claims} claims, and its accuracy, at {_of_claims(design):g}: what Holm's procedure leaves it"
+        )
     nothing = _nothing(plan)
     if nothing:
         lines.append(f"  nothing on savings: {nothing}")
-        return "\n".join([*lines, *(f"  {line}" for line in _accuracy(plan, alpha))])
+        return "\n".join([*lines, *(f"  {line}" for line in _accuracy(plan))])
     for scale in design.scales:
         one = noise.get(scale, DEFAULT)
         where = f" at {scale}" if len(design.scales) > 1 else ""
         lines.append(f"  noise{where}: SD {percent(one.sd)} of a seed's cost ratio ({one.origin})")
         lines += [f"  {line}{where}" for line in _savings(design, one, alpha)]
-    lines += [f"  {line}" for line in _accuracy(plan, alpha)]
+    lines += [f"  {line}" for line in _accuracy(plan)]
     return "\n".join(lines)
+
+
+def _of_claims(design: Design) -> float:
+    """One-sided error of a claim whatever the others show: several share alpha, by Holm's first step."""
+    return design.hypothesis.alpha / max(1, sum(arm.role == "claim" for arm in design.arms))
 
 
 def _nothing(plan: Plan) -> str | None:
@@ -128,7 +138,7 @@ def _savings(design: Design, noise: Noise, alpha: float) -> Iterator[str]:
     claims = [arm for arm in design.arms if arm.role == "claim"]
     others = [arm for arm in design.arms if arm.role in ("component", "control") and not arm.parallel]
     for arm in claims:
-        yield _claim(design, arm, len(_class(claims, arm)), noise, alpha)
+        yield _claim(design, arm, len(_class(claims, arm)), noise, _of_claims(design))
     for size in sorted({len(_class(others, arm)) for arm in others}):
         members = [arm.name for arm in others if len(_class(others, arm)) == size]
         yield _components(design, members, size, noise, alpha)
@@ -203,9 +213,9 @@ def describe(plan: Plan, noise: dict[str, Noise]) -> dict[str, Any]:
     design, alpha = plan.design, plan.design.hypothesis.alpha
     specs = {repr(case.spec): case.spec for case in plan.cases if case.kind in ("evaluate", "finetune")}.values()
     drop = design.hypothesis.accuracy_drop
-    families = _families(specs)
+    families, of_claims = _families(specs), _of_claims(design)
     return {
-        "power": POWER, "alpha": alpha,
+        "power": POWER, "alpha": alpha, "alpha_of_claims": of_claims,
         "scales": {
             scale: _described(design, noise.get(scale, DEFAULT), alpha, shown=_nothing(plan) is None)
             for scale in design.scales
@@ -213,10 +223,10 @@ def describe(plan: Plan, noise: dict[str, Noise]) -> dict[str, Any]:
         "accuracy": {
             "margin": drop.less_than, "kind": drop.kind, "items_compared": families,
             "margin_shown": {
-                f"{share:g}": _margin(families.values(), share, alpha) for share in DISCORDANT if families
+                f"{share:g}": _margin(families.values(), share, of_claims) for share in DISCORDANT if families
             },
             "items_needed": {
-                f"{share:g}": items_for_margin(drop.less_than, share, alpha)
+                f"{share:g}": items_for_margin(drop.less_than, share, of_claims)
                 for share in DISCORDANT if drop.kind == "absolute"
             },
         },
@@ -233,7 +243,8 @@ def _described(design: Design, noise: Noise, alpha: float, *, shown: bool) -> di
         same = [arm for arm in design.arms if arm.role in roles and not arm.parallel]
         for arm in same:
             se, df = noise.sd / math.sqrt(n), pooled_df(len(_class(same, arm)), n)
-            least = room(se, df, alpha) if n > 1 and shown else None
+            error = _of_claims(design) if arm.role == "claim" else alpha
+            least = room(se, df, error) if n > 1 and shown else None
             arms[arm.name] = {
                 "role": arm.role,
                 "saves_from": None if least is None else -math.expm1(-least),
@@ -242,8 +253,8 @@ def _described(design: Design, noise: Noise, alpha: float, *, shown: bool) -> di
             if arm.role == "claim":
                 distance = math.log(1 - saving.at_least) - math.log(1 - saving.target)
                 arms[arm.name] |= {
-                    "power_at_target": power(distance, se, df, alpha) if n > 1 and shown else None,
-                    "seeds_needed": seeds_needed(distance, noise.sd, alpha, POWER, len(_class(same, arm)))
+                    "power_at_target": power(distance, se, df, error) if n > 1 and shown else None,
+                    "seeds_needed": seeds_needed(distance, noise.sd, error, POWER, len(_class(same, arm)))
                     if shown
                     else None,
                 }
@@ -253,8 +264,9 @@ def _described(design: Design, noise: Noise, alpha: float, *, shown: bool) -> di
 # --- accuracy ------------------------------------------------------------------------------------
 
 
-def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
+def _accuracy(plan: Plan) -> Iterator[str]:
     """The margin that the items allow, and the items that the claimed margin needs."""
+    alpha = _of_claims(plan.design)
     specs = {repr(case.spec): case.spec for case in plan.cases if case.kind in ("evaluate", "finetune")}.values()
     drop = plan.design.hypothesis.accuracy_drop
     if not specs or not any(arm.role == "claim" for arm in plan.design.arms):
@@ -265,7 +277,8 @@ def _accuracy(plan: Plan, alpha: float) -> Iterator[str]:
         return
     shares = ", ".join(percent(share, 0) for share in DISCORDANT)
     needed = ", ".join(f"{items_for_margin(drop.less_than, share, alpha):,}" for share in DISCORDANT)
-    text = f"accuracy, margin {100 * drop.less_than:g} points, if {shares} of the items are discordant: {needed} items"
+    margin = margin_words(drop.less_than, drop.kind)
+    text = f"accuracy, margin {margin}, if {shares} of the items are discordant: {needed} items"
     if not families:
         yield f"{text} are needed; how many its tasks have is not known here"
         return

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from bench.plan import Machine, make_plan
 from bench.prospect import DEFAULT, Noise, describe, render, stored_noise
@@ -26,6 +27,21 @@ def test_the_prospects_of_a_claim_components_and_tasks(tmp_path: Path) -> None:
     assert f"1 component (moe): savings from {100 * -math.expm1(-least):.0f}% or costs from" in text
     needed = ", ".join(f"{items_for_margin(0.01, share, 0.025):,}" for share in (0.1, 0.2, 0.3))
     assert f"{needed} items are needed; those compared here (qa 2,871)" in text
+
+
+def test_several_claims_share_alpha(tmp_path: Path) -> None:
+    """A claim is read off its bound after Holm, so what a plan promises of two must not be that of one."""
+    edits = ("name: moe\n    role: component", "name: moe\n    role: claim"), ("seed: [0, 1]", "seed: [0, 1, 2, 3, 4]")
+    plan = make_plan(loaded(tmp_path, *edits), MACHINE)
+    found = describe(plan, {"s": Noise(0.12, "measured")})
+    assert found["alpha_of_claims"] == pytest.approx(0.0125)
+    claim = found["scales"]["s"]["arms"]["all"]
+    critical, distance = stats.t.ppf(1 - 0.0125, 8), math.log(0.8 / 0.7) / (0.12 / math.sqrt(5))
+    assert claim["power_at_target"] == pytest.approx(stats.nct.sf(critical, 8, distance), abs=1e-6)
+    assert claim["seeds_needed"] == 10
+    assert found["accuracy"]["items_needed"]["0.2"] == items_for_margin(0.01, 0.2, 0.0125)
+    assert "each of 2 claims, and its accuracy, at 0.0125" in "".join(found["text"])
+    assert "margin 1 point, if" in "".join(found["text"])
 
 
 def test_one_seed_can_show_nothing(tmp_path: Path) -> None:

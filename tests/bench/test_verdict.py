@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from bench import api
 from bench.record import RecordError, Status, to_line
+from bench.stats.effect import quantile
+from bench.stats.power import power, seeds_needed
 from bench.study import StudyError
 from bench.verdict import judge, judge_study
 from tests.bench.synthetic import TASKS, Planted, Synthetic, make_run, study_of, synthesize
@@ -109,6 +112,26 @@ def test_several_claims_are_adjusted_and_both_bounds_are_kept():
     two = verdict["two"]["scales"]["s"]["endpoints"]["flops"]
     assert two["bounds_adjusted"][0] < two["bounds"][0]
     assert two["bounds_adjusted"][1] > two["bounds"][1]
+
+
+@pytest.mark.parametrize("purpose", ["explore", "confirm"])
+@pytest.mark.parametrize("claims", [1, 2])
+def test_the_seeds_that_are_advised_would_decide_at_the_error_they_are_judged_at(purpose, claims):
+    """Adjusted for several claims, and halved where more seeds are another look of a confirming study."""
+    arms = [Planted(f"claim-{n}", role="claim", saving=0.22) for n in range(claims)]
+    found = arm_of(synthesize(arms=arms, seeds=4, items=0, noise=0.05, purpose=purpose, energy=None), "claim-0")
+    described = found["scales"]["s"]["endpoints"]["flops"]
+    low, high = (math.log1p(-bound) for bound in described["bounds_adjusted"])
+    assert found["outcome"] == "INCONCLUSIVE"
+    assert high < math.log(0.8) < low
+    alpha = 0.025 / claims / (2 if purpose == "confirm" else 1)
+    value = described["saving_all_in"]
+    needed = seeds_needed(abs(math.log1p(-value) - math.log(0.8)), described["sd"], alpha)
+    assert needed is not None
+    assert f"({needed} in all" in found["next"], (needed, found["next"])
+    judged_at, df = 0.025 / claims, described["df"]
+    room, se = math.log(0.8) - math.log1p(-described["detectable_saving"]), (low - high) / 2 / quantile(judged_at, df)
+    assert power(room, se, df, judged_at) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_two_scales_must_agree():
