@@ -78,6 +78,7 @@ def describe(study: Study, arm: ArmDesign, saving: Saving, readings: Readings, a
         "saving_training": _share(effect.value, TRAINING_ALONE),
         "bounds_training": _bounds(effect, TRAINING_ALONE, alpha),
         "n_seeds": effect.n, "sd": finite(effect.sd), "df": finite(effect.df), "how": effect.how,
+        "noise": {"sd": finite(effect.noise), "arms": effect.arms},
         "censored": {
             "never_reached": sum(value.high == float("inf") for value in censored),
             "reached_at_once": sum(value.low == float("-inf") for value in censored),

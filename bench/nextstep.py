@@ -64,17 +64,18 @@ def _of_censoring(described: Mapping[str, Any]) -> list[str]:
 
 
 def _of_interval(study: Study, arm: ArmDesign, scale: str, described: Mapping[str, Any]) -> list[str]:
-    n, value, sd = described["n_seeds"], described["saving_training"], described["sd"]
+    n, value = described["n_seeds"], described["saving_training"]
     if n == 1:
         return [f"add seeds: one gives no interval, 3 screen and 5 make a headline{_price(study, arm, scale, 2)}"]
-    if value is None or sd is None or described["outcome"] not in ("INCONCLUSIVE", "UNCLEAR"):
+    if value is None or described["df"] in (None, 0) or described["outcome"] not in ("INCONCLUSIVE", "UNCLEAR"):
         return []
     threshold = study.design.hypothesis.saving.at_least if arm.role == "claim" else 0.0
     decided = described["saving_all_in"]
     distance = abs(math.log(1 - decided) - math.log(1 - threshold)) if decided is not None and decided < 1 else 0.0
     is_above = (decided or 0.0) >= threshold
     errors = described.get("alphas_adjusted") or [described["alpha"]] * 2
-    needed = seeds_needed(distance, sd, _of_next_look(study, errors[0 if is_above else 1]))
+    noise, alpha = described["noise"], _of_next_look(study, errors[0 if is_above else 1])
+    needed = seeds_needed(distance, noise["sd"], alpha, arms=noise["arms"])
     side = "above" if is_above else "below"
     if needed is None:
         return [

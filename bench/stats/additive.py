@@ -98,15 +98,16 @@ def _effect(values: Mapping[int, Value], centres: Mapping[int, float], pooled: _
     high = math.fsum(value.high for value in values.values()) / n
     own, own_df = _own(list(centres.values()))
     sd = math.sqrt(own / own_df) if own_df > 0 else None
-    se, df, how = None, 0, "no replicate"
+    se, df, how, noise, lenders = None, 0, "no replicate", sd, 1
     if arms > 1 and pooled.df > own_df and not is_noisier(own / 2, own_df, pooled.squares, pooled.df):
         share = LOOKED_AT.get(own_df, 1.0)
-        se, df = share * math.sqrt(2 * pooled.squares / pooled.df / n), pooled.df
+        noise, lenders = math.sqrt(2 * pooled.squares / pooled.df), arms
+        se, df = share * noise / math.sqrt(n), pooled.df
         how = f"additive model over {arms} arms"
     elif own_df > 0:
         se, df, how = math.sqrt(own / own_df / n), own_df, "paired t"
     return Effect(
-        low=low, high=high, se=se, df=df, n=n, sd=sd, how=how,
+        low=low, high=high, se=se, df=df, n=n, sd=sd, noise=noise, arms=lenders, how=how,
         least=min(value.low for value in values.values()),
         greatest=max(value.high for value in values.values()),
     )  # fmt: skip

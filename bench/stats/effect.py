@@ -30,6 +30,10 @@ class Effect:
     """Values that went in."""
     sd: float | None = None
     """Standard deviation of the values themselves."""
+    noise: float | None = None
+    """Standard deviation of one value that `se` goes by: of all arms together where they lend each other theirs."""
+    arms: int = 1
+    """How many arms `noise` was read from."""
     least: float = -math.inf
     """No value lies below."""
     greatest: float = math.inf
@@ -69,15 +73,15 @@ class Effect:
     def negated(self) -> Effect:
         """The effect of the values with their sign turned."""
         return Effect(
-            low=-self.high, high=-self.low, se=self.se, df=self.df, n=self.n, sd=self.sd, least=-self.greatest,
-            greatest=-self.least, how=self.how,
+            low=-self.high, high=-self.low, se=self.se, df=self.df, n=self.n, sd=self.sd, noise=self.noise,
+            arms=self.arms, least=-self.greatest, greatest=-self.least, how=self.how,
         )  # fmt: skip
 
     def shifted(self, by: float) -> Effect:
         """The effect of the values plus a constant."""
         return Effect(
-            low=self.low + by, high=self.high + by, se=self.se, df=self.df, n=self.n, sd=self.sd,
-            least=self.least + by, greatest=self.greatest + by, how=self.how,
+            low=self.low + by, high=self.high + by, se=self.se, df=self.df, n=self.n, sd=self.sd, noise=self.noise,
+            arms=self.arms, least=self.least + by, greatest=self.greatest + by, how=self.how,
         )  # fmt: skip
 
     def plus(self, other: Effect) -> Effect:
@@ -85,7 +89,7 @@ class Effect:
         se, df = combine([(self.se, self.df), (other.se, other.df)])
         return Effect(
             low=self.low + other.low, high=self.high + other.high, se=se, df=df, n=self.n, sd=self.sd,
-            how=self.how,
+            noise=self.noise, arms=self.arms, how=self.how,
         )  # fmt: skip
 
 

@@ -126,12 +126,30 @@ def test_the_seeds_that_are_advised_would_decide_at_the_error_they_are_judged_at
     assert high < math.log(0.8) < low
     alpha = 0.025 / claims / (2 if purpose == "confirm" else 1)
     value = described["saving_all_in"]
-    needed = seeds_needed(abs(math.log1p(-value) - math.log(0.8)), described["sd"], alpha)
+    noise = described["noise"]
+    needed = seeds_needed(abs(math.log1p(-value) - math.log(0.8)), noise["sd"], alpha, arms=noise["arms"])
     assert needed is not None
     assert f"({needed} in all" in found["next"], (needed, found["next"])
     judged_at, df = 0.025 / claims, described["df"]
     room, se = math.log(0.8) - math.log1p(-described["detectable_saving"]), (low - high) / 2 / quantile(judged_at, df)
     assert power(room, se, df, judged_at) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_advised_seeds_go_by_the_noise_that_the_interval_goes_by():
+    """An arm that looks quiet by luck has its class's interval; its own SD would promise to decide in no time."""
+    arms = [Planted(f"part-{n}", saving=0.02) for n in range(6)]
+    at_scale = judged(synthesize(arms=arms, layout="economical", seeds=3, items=0, noise=0.05, energy=None))["arms"]
+    undecided = [arm for arm in at_scale.values() if arm["outcome"] == "UNCLEAR"]
+    pooled = [arm for arm in undecided if "additive" in arm["scales"]["s"]["endpoints"]["flops"]["how"]]
+    assert len(pooled) == 2
+    for arm in pooled:
+        described = arm["scales"]["s"]["endpoints"]["flops"]
+        low, high = (math.log1p(-bound) for bound in described["bounds"])
+        se = (low - high) / 2 / quantile(0.025, described["df"])
+        assert described["noise"]["arms"] == 6
+        assert 0.88 * described["noise"]["sd"] / math.sqrt(3) == pytest.approx(se)  # .88: bench.stats.additive
+        needed = seeds_needed(abs(math.log1p(-described["saving_all_in"])), described["noise"]["sd"], 0.025, arms=6)
+        assert (f"({needed} in all" if needed else "no number of seeds") in arm["next"]
 
 
 def test_two_scales_must_agree():
