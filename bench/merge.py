@@ -202,16 +202,18 @@ def _words(value: Any, beside: Any = None) -> str:
 def _knob(technique: type[BaseModel], key: str, knob: Any, beside: Any = None) -> str:
     """The value of one of a technique's knobs."""
     field = technique.model_fields[key]
+    if knob is None:
+        return "none"  # told only where the default is something: a rule that is switched off
     if isinstance(knob, int) and (is_bytes(field.annotation) or any(map(is_bytes, field.metadata))):
         return written_bytes(knob)
     return _words(knob, beside)
 
 
 def _is_told(value: BaseModel, key: str) -> bool:
-    knob = getattr(value, key)
-    if key == "kind" or knob is None or key in getattr(value, "untold", ()):
+    knob, default = getattr(value, key), type(value).model_fields[key].get_default()
+    if key == "kind" or key in getattr(value, "untold", ()):
         return False
-    return key in getattr(value, "shown", ()) or knob != type(value).model_fields[key].get_default()
+    return knob != default or (knob is not None and key in getattr(value, "shown", ()))
 
 
 def _is_other(value: BaseModel, beside: Any, key: str) -> bool:

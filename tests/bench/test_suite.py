@@ -127,6 +127,9 @@ def test_sizes_in_bytes_and_parts_without_a_kind_are_told_as_a_suite_writes_them
     overlap = "      data: [{kind: ngram_overlap, table: 32MiB}]\n"
     words = loaded(tmp_path, ("      precision: {kind: fp32}\n", overlap)).describe_change("fp32")
     assert words == "data: none -> ngram_overlap (table 32MiB)"
+    switched = "      data: [{kind: ngram_overlap, max_repeated: null}]\n"  # a rule that is off is no default
+    words = loaded(tmp_path, ("      precision: {kind: fp32}\n", switched)).describe_change("fp32")
+    assert words == "data: none -> ngram_overlap (max_repeated none)"
     difficulty = "      data: [{kind: difficulty, by: loss, reference: {vocab: 300}}]\n"
     words = loaded(tmp_path, ("      precision: {kind: fp32}\n", difficulty)).describe_change("fp32")
     assert words == "data: none -> difficulty (by loss, reference (vocab 300))"
