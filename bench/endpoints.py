@@ -11,7 +11,7 @@ from bench import savings
 from bench.design import ArmDesign, Endpoint
 from bench.ledger import TRAINING_ALONE, AllIn
 from bench.savings import Readings, Saving
-from bench.stats.additive import Value
+from bench.stats.additive import NO_REPLICATE, Value
 from bench.stats.effect import Effect
 from bench.stats.holm import Adjusted, OneSided, holm
 from bench.stats.power import detectable
@@ -188,6 +188,8 @@ def no_interval(described: Mapping[str, Any], otherwise: str) -> str:
     if described["bounds"] == [None, None] and sum(described.get("censored", {}).values()) == described["n_seeds"]:
         needed = math.ceil(-math.log2(described["alpha"]))
         return f"no seed has a size, so there is no interval: {needed} seeds that all agree would be a sign test"
+    if described["bounds"] == [None, None] and described.get("how") == NO_REPLICATE:
+        return "only one seed has a size, so there is no interval"
     if described["bounds"] == [None, None]:
         return "there is no interval, because a part of it was measured only once"
     if None in described["bounds"]:

@@ -34,6 +34,9 @@ LOOKED_AT = {2: 0.88, 3: 0.88}
 its class is pooled, so its ratio of mean to standard error is no longer Student's: among equals, intervals without this
 would cover .97 to .98, with it they cover .96 (same simulation; from 5 seeds on the F test alone does it)."""
 
+NO_REPLICATE = "no replicate"
+"""How a standard error was found where there is none: fewer than two seeds have a size."""
+
 
 def noisier_p(own_df: int) -> float:
     """The p-value below which an arm with so many degrees of freedom of its own is not pooled."""
@@ -98,7 +101,7 @@ def _effect(values: Mapping[int, Value], centres: Mapping[int, float], pooled: _
     high = math.fsum(value.high for value in values.values()) / n
     own, own_df = _own(list(centres.values()))
     sd = math.sqrt(own / own_df) if own_df > 0 else None
-    se, df, how, noise, lenders = None, 0, "no replicate", sd, 1
+    se, df, how, noise, lenders = None, 0, NO_REPLICATE, sd, 1
     if arms > 1 and pooled.df > own_df and not is_noisier(own / 2, own_df, pooled.squares, pooled.df):
         share = LOOKED_AT.get(own_df, 1.0)
         noise, lenders = math.sqrt(2 * pooled.squares / pooled.df), arms

@@ -609,3 +609,10 @@ def test_ten_thousand_records_are_judged_in_ten_seconds(tmp_path):
 def test_a_margin_is_said_in_good_english(less_than, kind, words):
     found = arm_of(synthesize(saving=0.3, seeds=3, margin=less_than, margin_kind=kind))["scales"]["s"]["accuracy"]
     assert words in found["why"]
+
+
+def test_a_single_seed_with_a_size_gives_no_interval_and_is_said():
+    """The other one never reached the loss and does not say by how much: nothing was measured only once."""
+    arms = (Planted("all", role="claim", saving=0.3, diverged=(1,)),)
+    arm = arm_of(synthesize(arms=arms, seeds=2, items=0, energy=None))
+    assert "; only one seed has a size, so there is no interval" in arm["why"]

@@ -64,17 +64,13 @@ def _row(record: Record, *, is_last: bool) -> Row:
         words(case.kind),
         words(case.arm, code=True),
         words(case.scale or numbers.DASH, code=bool(case.scale)),
-        _or_dash(case.seed),
-        _or_dash(case.horizon),
+        words(numbers.DASH) if case.seed is None else Cell(text=str(case.seed), value=case.seed),
+        words(numbers.DASH) if case.horizon is None else Cell(text=f"{case.horizon:g}", value=case.horizon),
         words(status, tone=STATUS_TONES[record.status], small=record.reason or ""),
         _readings(record),
         words((record.sha256 or "")[:12] or numbers.DASH, code=True),
     )
     return Row(cells=cells, anchor=f"case-{case.id}" if is_last else f"case-{case.id}-{record.attempt}")
-
-
-def _or_dash(value: float | None) -> Cell:
-    return words(numbers.DASH) if value is None else Cell(text=f"{value:g}", value=value)
 
 
 def _readings(record: Record) -> Cell:

@@ -52,7 +52,7 @@ def section(study: RunFolder) -> Section:
         sortable=True,
         wide=True,
     )
-    changes = [(arm, str(study.planned(arm, study.design.scales[0]).get("change") or "")) for arm in study.arms[1:]]
+    changes = [(arm, _change(study, arm)) for arm in study.arms[1:]]
     told = Table(
         id="changes",
         caption="What each arm changes, and against which arm it is compared.",
@@ -81,6 +81,15 @@ def section(study: RunFolder) -> Section:
             blocks=(Paragraph(text="This study declares no arm beside its baseline."), table),
         )
     return Section(id="arms", title="The arms side by side", blocks=(table, told))
+
+
+def _change(study: RunFolder, arm: str) -> str:
+    """What an arm changes: each scale by itself where they differ, and then what they have in common."""
+    said = {scale: str(study.planned(arm, scale).get("change") or "").split("; ") for scale in study.design.scales}
+    common: list[str] = []
+    while all(said.values()) and len({parts[-1] for parts in said.values()}) == 1:
+        common.insert(0, next(iter([parts.pop() for parts in said.values()])))
+    return "; ".join([*(f"at {scale}: {'; '.join(parts)}" for scale, parts in said.items() if parts), *common])
 
 
 def _row(study: RunFolder, arm: str, scale: str, several: bool) -> Row:

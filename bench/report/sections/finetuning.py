@@ -123,4 +123,8 @@ def _passes(value: float | None) -> Cell:
 
 
 def _amount(value: float | None, unit: str) -> Cell:
-    return absent("not measured") if value is None else Cell(text=numbers.quantity(value, unit), value=value)
+    return (
+        absent("not every model has a reading that counts")
+        if value is None
+        else Cell(text=numbers.quantity(value, unit), value=value)
+    )

@@ -187,7 +187,7 @@ def _loss(value: float | None, why: str) -> Cell:
 
 def _amount(value: float | None, unit: str) -> Cell:
     return (
-        absent("not measured by every trial")
+        absent("not every trial has a reading that counts")
         if value is None
         else Cell(text=numbers.quantity(value, unit), value=value)
     )

@@ -16,7 +16,7 @@ from bench.report.markdown import render as markdown
 from bench.report.page import compose
 from bench.report.runfolder import load
 from bench.report.sections import savings
-from bench.report.tree import Cell, Forest, Page, Table
+from bench.report.tree import Cell, Folded, Forest, Page, Table
 from bench.verdict import judge
 from tests.bench.synthetic import Planted, make_run
 
@@ -200,3 +200,26 @@ def test_a_claim_refuted_beside_another_is_not_said_to_have_a_bound_at_the_claim
     assert found["scales"]["s"]["endpoints"]["flops"]["bounds_adjusted"][1] == pytest.approx(0.2)
     assert "upper bound" not in found["why"]
     assert found["why"].endswith("adjusted for several claims it is still below the claimed 20%")
+
+
+def test_an_arm_that_changes_otherwise_at_each_size_is_told_at_each(tmp_path: Path) -> None:
+    make_run(tmp_path, scales=("s", "m"), items=0)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["arms"]["moe"]["s"]["change"] = "ffn.hidden: default -> 56; 88% of the FLOPs"
+    plan["arms"]["moe"]["m"]["change"] = "model.width: 32 -> 24; ffn.hidden: default -> 152; 88% of the FLOPs"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    shown = {row.cells[0].text: row.cells[3].text for row in table(compose(load(tmp_path)), "changes").rows}
+    assert shown["moe"] == (
+        "at s: ffn.hidden: default -> 56; at m: model.width: 32 -> 24; ffn.hidden: default -> 152; 88% of the FLOPs"
+    )
+    assert shown["all"] == plan["arms"]["all"]["s"]["change"]
+
+
+def test_a_seed_of_a_tuning_trial_is_printed_as_a_whole_number(tmp_path: Path) -> None:
+    page, _ = judged(tmp_path, items=0, tuned=True)
+    blocks = (block for section in page.sections for block in section.blocks)
+    folded = next(block for block in blocks if isinstance(block, Folded) and block.id == "records-fold")
+    records = next(block for block in folded.blocks if isinstance(block, Table) and block.id == "records")
+    seeds = {row.cells[4].text for row in records.rows}
+    assert seeds <= {"–", "0", "1", "2", "1000000"}
+    assert "1000000" in seeds
