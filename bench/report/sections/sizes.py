@@ -53,7 +53,7 @@ def section(study: RunFolder) -> Section | None:
     blocks.append(Figure(id="sizes-savings", caption="Saving of training FLOPs at equal loss against the reference's "
                          "compute; filled: carried to the targets.",
                          panels=tuple(_band(study, name, one) for name, one in arms.items())))  # fmt: skip
-    blocks.append(_trend_table(arms))
+    blocks.append(_trend_table(arms, _targets(found)))
     blocks.append(Figure(id="sizes-law", caption="The baseline's final losses with the fitted law, and what it leaves.",
                          panels=(_law(study, found),)))  # fmt: skip
     blocks.append(_law_table(found))
@@ -96,12 +96,14 @@ def _carried(folder: Path, arms: dict[str, dict[str, Any]]) -> Section:
         "their savings to this one. Its arms are its own: where one here has the same name, its change may be another. "
         "Nothing was trained at this size: at most \u201cconsistent with\u201d, never supported."
     )
-    table = replace(_trend_table(arms), caption=f"Savings that `{folder.name}` carries to this size, with intervals.")
+    table = replace(
+        _trend_table(arms, []), caption=f"Savings that `{folder.name}` carries to this size, with intervals."
+    )
     return Section(id="sizes", title="What smaller sizes say of this one", blocks=(Paragraph(text=text), table))
 
 
 def _lead(study: RunFolder, found: dict[str, Any]) -> Paragraph:
-    targets = [mapping(one) for one in sequence(found.get("targets"))]
+    targets = _targets(found)
     aim = ""
     if targets:
         aim = (
@@ -112,6 +114,11 @@ def _lead(study: RunFolder, found: dict[str, Any]) -> Paragraph:
         text="Savings are fitted as ln(multiplier) = c\u2080 + c\u2081 log\u2081\u2080(C), each scale weighted by its "
         f"precision; bands are {level_words(study)} prediction intervals, which three or four scales leave wide.{aim}"
     )
+
+
+def _targets(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sizes that a suite asks to be carried to."""
+    return [mapping(one) for one in sequence(found.get("targets"))]
 
 
 def _size(target: dict[str, Any]) -> str:
@@ -145,8 +152,9 @@ def _whisker(point: dict[str, Any]) -> tuple[float, float, float, float]:
     return (float(point["flops"]), value, value if low is None else 100 * low, value if high is None else 100 * high)
 
 
-def _trend_table(arms: dict[str, dict[str, Any]]) -> Table:
+def _trend_table(arms: dict[str, dict[str, Any]], targets: list[dict[str, Any]]) -> Table:
     rows: list[Row] = []
+    nowhere = words("; ".join(map(_size, targets))) if targets else absent("no size to carry it to")
     for name, one in arms.items():
         slope, bounds = number(one.get("slope")), pair(one.get("slope_bounds"))
         for there in [mapping(there) for there in sequence(one.get("at_targets"))] or [one]:
@@ -157,7 +165,7 @@ def _trend_table(arms: dict[str, dict[str, Any]]) -> Table:
                     cells=(
                         words(name, code=True),
                         _decade(slope, bounds, why),
-                        words(_size(there)) if there is not one else absent("no size to carry it to"),
+                        words(_size(there)) if there is not one else nowhere,
                         share_cell(number(there.get("saving")), pair(there.get("bounds")), why),
                         absent(why) if outcome == "NOT MEASURED" else outcome_cell(outcome),
                         words(sentence(why)),

@@ -223,3 +223,13 @@ def test_a_seed_of_a_tuning_trial_is_printed_as_a_whole_number(tmp_path: Path) -
     seeds = {row.cells[4].text for row in records.rows}
     assert seeds <= {"–", "0", "1", "2", "1000000"}
     assert "1000000" in seeds
+
+
+def test_a_size_that_nothing_could_be_carried_to_is_named(tmp_path: Path) -> None:
+    _, verdict = judged(tmp_path, scales=("s", "m", "l"), seeds=1, items=0)
+    asked = {"params": 1e9, "tokens": 2e10, "flops": 1.2e20}
+    verdict["sizes"] |= {"targets": [asked]}
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    for row in table(compose(load(tmp_path)), "sizes-savings-table").rows:
+        assert row.cells[2].reason is None
+        assert "parameters and" in row.cells[2].text
