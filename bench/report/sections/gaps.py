@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 from bench.report.numbers import DASH, count, listing
 from bench.report.runfolder import RunFolder, mapping, sequence
 from bench.report.tree import Block, Cell, Column, Paragraph, Row, Section, Table, words
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+"""In a reason: readings that are missing alike but for a number are told once."""
 
 
 def section(study: RunFolder) -> Section:
@@ -45,20 +49,27 @@ def _not_compiled(study: RunFolder) -> list[Block]:
 
 def _readings(study: RunFolder) -> Table:
     groups: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    reasons: dict[tuple[str, str], set[str]] = defaultdict(set)
     for record in study.records:
         for name, one in record.metrics.items():
             if one.value is None:
-                groups[name, one.reason or "no reason was given"].append((record.case.arm, record.case.id))
+                reason = one.reason or "no reason was given"
+                kind = name, _NUMBER.sub("#", reason)
+                groups[kind].append((record.case.arm, record.case.id))
+                reasons[kind].add(reason)
     rows = [
         Row(
             cells=(
                 words(name, code=True),
-                words(reason),
+                words(
+                    min(reasons[name, kind]),
+                    small="and alike with other numbers" if len(reasons[name, kind]) > 1 else "",
+                ),
                 words(listing(sorted({arm for arm, _ in where}, key=study.style))),
                 Cell(text=str(len(where)), value=len(where), sources=tuple(case for _, case in where)),
             )
         )
-        for (name, reason), where in sorted(groups.items())
+        for (name, kind), where in sorted(groups.items())
     ]
     return Table(
         id="missing-readings",

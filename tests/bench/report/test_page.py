@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import to_line
+from bench.record import Reading, append, read, to_line
 from bench.report import build, figures, terminal
 from bench.report.files import tables
 from bench.report.html import render
@@ -426,3 +426,20 @@ def test_an_arm_whose_compiler_failed_is_named_with_the_reason(tmp_path: Path) -
     assert first.text.startswith("Not compiled: moe (BackendCompilerFailed: no ptxas).")
     elsewhere = with_detail(tmp_path / "cpu", {"compiled": {"is": False, "reason": None}})
     assert not any("Not compiled" in getattr(block, "text", "") for block in gaps.section(load(elsewhere)).blocks)
+
+
+def test_readings_missing_alike_but_for_a_number_are_told_once(tmp_path: Path) -> None:
+    run = write(tmp_path)
+    path = run / "records.jsonl"
+    records = read(path)
+    path.unlink()
+    for number, record in enumerate(records):
+        short = Reading(value=None, unit="J", reason=f"window of 0.{number + 1} s is shorter than 1 s")
+        append(path, record.model_copy(update={"metrics": {**record.metrics, "energy_j": short}}))
+    (missing, *_) = gaps.section(load(run)).blocks
+    (row,) = [row for row in missing.rows if row.cells[0].text == "energy_j"]
+    assert (row.cells[1].text, row.cells[1].small) == (
+        "window of 0.1 s is shorter than 1 s",
+        "and alike with other numbers",
+    )
+    assert row.cells[3].value == len(records)
