@@ -63,7 +63,7 @@ def init(path: Path, *, data: str, size: str, budget: str) -> None:
 
     Args:
         path: the new file; it must not exist.
-        data: a source (`pypi:NAME==VERSION`, `hf:NAME`, ...) or the path of a file.
+        data: a source (`pypi:NAME==VERSION`, `hf:NAME`, ...) or the path of a file or folder.
         size: parameters of the baseline, for example `10M`.
         budget: what the whole study may cost: `30min`, `5M tokens` or `1e15 FLOP`.
 
@@ -104,19 +104,24 @@ def _suite_name(path: Path) -> str:
     return name or "suite"
 
 
+def _as_text(name: str) -> str:
+    """The name in quotes where YAML would read a number, a truth value or nothing: `2026`, `true`, `null`."""
+    return name if source.parse_text(f"name: {name}", "name").data() == {"name": name} else f'"{name}"'
+
+
 # --- the three answers ---------------------------------------------------------------------------
 
 
 def _source(text: str) -> str:
     """The source as it is written in the suite, quoted. A path becomes `file:PATH`."""
-    if Path(text).is_file() or text.startswith((".", "/", "~")):
+    if Path(text).exists() or text.startswith((".", "/", "~")):
         text = f"file:{text}"
     entry = {"source": text} | ({"limit": "200MB"} if text.startswith("hf:") else {})
     found = validate(CorpusSource, entry)[1]
     if found:
         raise _refused("--data", found[0].message, found[0].hint)
-    if text.startswith("file:") and not Path(text.removeprefix("file:")).expanduser().is_file():
-        raise _refused("--data", f"no such file: {text.removeprefix('file:')!r}")
+    if text.startswith("file:") and not Path(text.removeprefix("file:")).expanduser().exists():
+        raise _refused("--data", f"no such file or folder: {text.removeprefix('file:')!r}")
     quoted = "'" + text.replace("'", "''") + "'"
     return f"{{source: {quoted}, limit: 200MB}}" if "limit" in entry else quoted
 
@@ -220,7 +225,7 @@ def _render(name: str, corpus: str, recipe: Recipe, tokens: int, budget: str) ->
 # Written by `lmbench init`. `lmbench check FILE` finds mistakes, `lmbench plan FILE` shows what a run will cost.
 # For completion in an editor: `lmbench schema > suite.schema.json` beside this file, and uncomment the next line.
 # # yaml-language-server: $schema=./suite.schema.json
-suite: {name}
+suite: {_as_text(name)}
 about: Do clean data and sparse experts reach the dense model's loss with less compute?
 purpose: explore # confirm: fix everything below before the first run, and claim the result
 layout: economical # full: claim arms at every horizon too, about twice the cost

@@ -56,6 +56,16 @@ def test_the_name_of_the_file_becomes_a_valid_name(tmp_path: Path) -> None:
     assert made(tmp_path, name="My First Suite!.yaml").suite == "my-first-suite"
     assert made(tmp_path, name="ünïcode.yml").suite == "n-code"
     assert made(tmp_path, name="!.yaml").suite == "suite"
+    for name in ("2026", "true", "null", "1e5", "0.5"):  # which YAML reads as something else than a text
+        assert made(tmp_path, name=f"{name}.yaml").suite == name
+
+
+def test_a_folder_of_texts_is_a_source(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("a text")
+    for number, data in enumerate((f"file:{texts}", str(texts))):
+        assert made(tmp_path, data=data, name=f"{number}.yaml").data.corpus[0].source == f"file:{texts}"
 
 
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
