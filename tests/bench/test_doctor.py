@@ -53,6 +53,26 @@ def test_every_technique_is_listed(found: dict[str, Any]) -> None:
     assert {f"{seam}.{config.model_fields['kind'].default}" for seam, config in recipe.techniques()} <= names
 
 
+def test_a_package_that_brings_the_same_modules_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's small distribution is what the extra installs."""
+
+    def version(name: str) -> str:
+        if name != "mlflow-skinny":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "3.1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    works = {check["name"]: check["works"] for check in doctor._parts()}
+    assert works["mlflow"]
+    assert not works["ray"]
+    assert {"submitit", "tensorboard", "wandb"} <= set(works)
+
+
+def test_columns_are_as_wide_as_their_names(found: dict[str, Any]) -> None:
+    lines = [line for line in render(found).splitlines() if line.endswith("  built in")]
+    assert len({line.index("  built in") + len("  built in") for line in lines}) == 1
+
+
 class FakeEntry:
     """An entry point that loads what it is given, or raises it."""
 
