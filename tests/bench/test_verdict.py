@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from bench import api
+from bench.endpoints import sign_disagreement
 from bench.record import RecordError, Status, to_line
 from bench.stats.effect import quantile
 from bench.stats.power import power, seeds_needed
@@ -231,6 +232,22 @@ def test_a_sign_disagreement_is_flagged():
     at_scale = arm_of(synthesize(saving=0.3, timing_ratio=2.0, items=0))["scales"]["s"]
     assert at_scale["sign_disagreement"].startswith("saves training FLOPs")
     assert "costs more training time" in at_scale["sign_disagreement"]
+
+
+def test_a_sign_that_is_not_shown_is_not_claimed():
+    """Means on two sides of zero are chance where an interval holds zero: the warning says which is not shown."""
+
+    def said(flops, time):
+        ends = {"flops": flops, "time": time}
+        return sign_disagreement(
+            {name: {"saving_all_in": sum(two) / 2, "bounds": list(two)} for name, two in ends.items()}
+        )
+
+    assert said((0.1, 0.3), (-0.4, -0.2)) == "saves training FLOPs but costs more training time"
+    assert said((-0.1, 0.3), (-0.4, -0.2)) == "costs more training time; that it saves training FLOPs is not shown"
+    assert said((0.1, 0.3), (-0.4, 0.2)) == "saves training FLOPs; whether it costs more training time is not shown"
+    assert said((-0.1, 0.3), (-0.4, 0.2)) is None
+    assert said((0.1, 0.3), (0.1, 0.2)) is None
 
 
 @pytest.mark.parametrize(
