@@ -77,6 +77,11 @@ class ArmDesign(Frozen):
     parallel: bool = False
     """Same parameters and batches as its reference: almost no noise of its own, and none lent to other arms."""
 
+    @property
+    def decided_by(self) -> Endpoint:
+        """The endpoint of the outcome: `primary`, but of a timing arm, which is not trained, its seconds."""
+        return "time" if self.role == "timing" else self.primary
+
 
 TOKENS_PER_PARAM = 20
 """Training tokens a parameter where a target names none (Hoffmann et al., arXiv 2203.15556, table 3)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.stats.power import POWER, seeds_needed
-from bench.study import Study, load
+from bench.study import Study, StudyError, load
 from bench.verdict import judge_study
 from bench.words import NEAR_ALL, percent, saved, several
 
@@ -17,19 +17,28 @@ SMALL_DEPARTURE = 0.05
 MARKS: dict[Any, str] = {True: "met", False: "not met", None: "not measured"}
 
 
+class UnknownArm(StudyError):
+    """The study has no arm or way of decoding of that name: the message lists those that it has."""
+
+
 def explain(run: Path, arm: str) -> str:
     """The reasons behind an arm's outcome, as text.
 
     Raises:
-        RecordError, StudyError: the run cannot be judged, or has no such arm.
+        RecordError, StudyError: the run cannot be judged.
+        UnknownArm: it has no such arm.
     """
     return explain_study(load(Path(run)), arm)
 
 
 def explain_study(study: Study, arm: str) -> str:
     """The reasons behind an arm's outcome in a study in memory."""
-    if study.design.inference is not None and arm in [one.name for one in study.design.inference.arms]:
+    decodings = [one.name for one in study.design.inference.arms] if study.design.inference is not None else []
+    if arm in decodings:
         return _decoding(judge_study(study)["inference"], arm)
+    known = [study.design.baseline, *(one.name for one in study.design.arms), *decodings]
+    if arm not in known:
+        raise UnknownArm(f"the study has no arm {arm!r}; hint: one of {', '.join(known)}")
     if study.arm(arm) is None:
         return f"{arm} is the baseline: the other arms are compared with it, it has no outcome of its own."
     verdict = judge_study(study)

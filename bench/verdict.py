@@ -55,7 +55,7 @@ def judge_study(study: Study) -> dict[str, Any]:
     for arm in study.design.arms:
         scales = {scale: judged[arm.name] for scale, judged in by_scale.items()}
         arms[arm.name] = {
-            "role": arm.role, "primary": arm.primary, "against": study.reference(arm), "scales": scales,
+            "role": arm.role, "primary": arm.decided_by, "against": study.reference(arm), "scales": scales,
             **_combine(arm, scales),
         }  # fmt: skip
     hypothesis = study.design.hypothesis.model_dump(mode="json")

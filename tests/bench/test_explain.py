@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.explain import explain, explain_study
+from bench.explain import UnknownArm, explain, explain_study
 from bench.record import Record
 from bench.study import StudyError
 from bench.words import saved
+from tests.bench.decoded import generated
 from tests.bench.dissected import taken_apart
 from tests.bench.synthetic import Planted, make_run, study_of, synthesize
 
@@ -28,6 +29,18 @@ def test_the_baseline_has_no_outcome():
 def test_an_unknown_arm_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(StudyError, match="one of dense, fp32"):
         explain(make_run(tmp_path, items=0), "nosuch")
+
+
+def test_a_way_of_decoding_is_among_the_known_ones():
+    with pytest.raises(UnknownArm, match="no arm 'nosuch'; hint: one of dense, fast"):
+        explain_study(generated(), "nosuch")
+
+
+def test_a_timing_arm_is_explained_by_its_seconds():
+    text = explain_study(study_of(synthesize(items=0)), "fp32")
+    assert text.startswith("fp32 (timing, primary time, against dense): COSTS")
+    assert "decided by: a token takes" in text
+    assert "other endpoints" not in text
 
 
 def test_a_decided_arm_needs_nothing():
