@@ -247,7 +247,7 @@ def judge_accuracy(context: Context, alpha: float) -> dict[str, Any]:
     if outcome == "SUPPORTED" and diverged:
         outcome, why = (
             "INCONCLUSIVE",
-            f"{several(len(diverged), 'seed')} diverged at the claim point and has no accuracy",
+            f"{several(len(diverged), 'seed')} diverged at the claim point: no accuracy there",
         )
     margin = study.design.hypothesis.accuracy_drop
     of_margin = margin_words(margin.less_than, margin.kind)

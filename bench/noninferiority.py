@@ -21,6 +21,7 @@ from bench.record import Record
 from bench.stats.crossed import Crossed, Stratum, crossed_mean, items_only
 from bench.stats.effect import Effect, mean_of
 from bench.study import Study, StudyError
+from bench.words import signed
 
 FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "natural-language inference"}
 MIN_ABOVE_CHANCE = 0.05
@@ -188,15 +189,17 @@ def _insensitive(reference: Table, half: Table | None, rows: Sequence[int], fact
         return "there is no half-compute control to tell whether it sees a difference"
     gained = items_only([Stratum(reference.scores[rows][:, assay] - half.scores[:, assay], 1.0, clusters)])
     if gained.lower(alpha) <= 0:
-        return f"it cannot tell the reference from its half-compute control ({100 * gained.low:+.1f} points)"
+        return f"it cannot tell the reference from its half-compute control ({signed(100 * gained.low, 1)} points)"
     return ""
 
 
 def _at_chance(above: Effect, alpha: float) -> str:
     if above.low < MIN_ABOVE_CHANCE:
-        return f"the reference scores {100 * above.low:+.1f} points from chance, at least +5 is needed"
+        side = "below" if above.low < 0 else "above"
+        least = f"{100 * MIN_ABOVE_CHANCE:g}"
+        return f"the reference scores {100 * abs(above.low):.1f} points {side} chance, at least {least} above is needed"
     if above.lower(alpha) <= 0:
-        return f"the reference is not surely above chance ({100 * above.low:+.1f} points)"
+        return f"the reference is not surely above chance ({signed(100 * above.low, 1)} points)"
     return ""
 
 
@@ -302,5 +305,5 @@ class _BySeed:
             return "there is no half-compute control to tell whether it sees a difference"
         gained = mean_of([self.theirs[seed].accuracy[task] - self.half[seed].accuracy[task] for seed in both])
         if gained.lower(self.alpha) <= 0:
-            return f"it cannot tell the reference from its half-compute control ({100 * gained.low:+.1f} points)"
+            return f"it cannot tell the reference from its half-compute control ({signed(100 * gained.low, 1)} points)"
         return ""

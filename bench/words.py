@@ -23,6 +23,12 @@ def signless(value: float, decimals: int) -> str:
     return (MINUS if value < 0 and float(text) else "") + text
 
 
+def signed(value: float, decimals: int) -> str:
+    """A number with its sign: `+3.3`, and a true minus."""
+    text = signless(value, decimals)
+    return text if text.startswith(MINUS) else f"+{text}"
+
+
 def interval(bounds: Sequence[float | None], scale: float = 100.0, decimals: int = 1) -> str:
     """`[22.0, 31.3]`; an open end is written as infinity."""
     low, high = bounds

@@ -71,8 +71,8 @@ def _passes(study: RunFolder, prepared: list[Record]) -> list[Paragraph]:
         return []
     arm, times = max(most.items(), key=lambda item: item[1])
     text = (
-        f"Each training takes what it needs of its text and begins again at the end: the longest, of {arm}, read it "
-        f"{numbers.significant(times, 2)} times."
+        "Each training takes what it needs of its text and begins again at the end: the longest, of "
+        f"\u201c{arm}\u201d, read it {numbers.significant(times, 2)} times."
     )
     if times <= WORTHWHILE_PASSES:
         return [Paragraph(text=text)]

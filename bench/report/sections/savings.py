@@ -106,7 +106,7 @@ def _disagreements(study: RunFolder, arms: list[str]) -> list[Paragraph]:
         for scale in study.design.scales
         for arm in arms
     ]
-    return [Paragraph(text=f"{label} {text}.", kind="warning") for label, text in found if text]
+    return [Paragraph(text=f"\u201c{label}\u201d {text}.", kind="warning") for label, text in found if text]
 
 
 def _table(study: RunFolder, arms: list[str]) -> Table:

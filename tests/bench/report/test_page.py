@@ -355,7 +355,7 @@ def test_a_verdict_is_shown_for_the_records_it_was_drawn_from(tmp_path: Path, ke
 
 
 def test_a_sign_that_differs_between_currencies_is_flagged(whole: str) -> None:
-    assert "all saves training FLOPs but costs more training time." in whole
+    assert "\u201call\u201d saves training FLOPs but costs more training time." in whole
 
 
 def test_the_forms_agree(built: Path, whole: str) -> None:
