@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import shutil
@@ -12,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import dataarguments
-from bench.mistakes import (
-    FAILED,
-    INTERRUPTED,
-    INVALID,
-    OK,
-    code_of,
-    with_values,
-    words,
-)
+from bench.fold import fold
+from bench.mistakes import EXIT_CODES, FAILED, INTERRUPTED, INVALID, OK, code_of, with_values, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _width() -> int:
     """Letters a line of the terminal; 100 where there is none."""
     return shutil.get_terminal_size((100, 24)).columns
+
+
+def _fitted(text: str) -> str:
+    """Folded to the width of a terminal; as it is for a file or a pipe, where programs read lines."""
+    return fold(text, _width()) if sys.stdout.isatty() else text
 
 
 def _say(text: str) -> None:
@@ -109,8 +108,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(json.loads(planned.to_json()) | {"prospect": prospect.describe(planned, noise)}, indent=1))
         return OK
-    print(render(planned))
-    print("\n" + prospect.render(planned, noise))
+    print(_fitted(render(planned) + "\n\n" + prospect.render(planned, noise)))
     return OK
 
 
@@ -126,7 +124,7 @@ def _judge(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from bench.explain import explain
 
-    print(explain(arguments.run, arguments.arm))
+    print(_fitted(explain(arguments.run, arguments.arm)))
     return OK
 
 
@@ -176,14 +174,14 @@ def _gate(arguments: argparse.Namespace) -> int:
     from bench import api
 
     if arguments.noise and not arguments.update:
-        print("lmbench gate: --noise is stored with a baseline\nhint: add --update", file=sys.stderr)
-        return 2
+        _say("--noise is stored with a baseline\n  hint: add --update")
+        return INVALID
     result = api.gate(arguments.run, arguments.baseline, update=arguments.update, noise=arguments.noise)
     if arguments.junit:
         arguments.junit.write_text(result.to_junit(), encoding="utf-8")
     if arguments.markdown:
         arguments.markdown.write_text(result.to_markdown(), encoding="utf-8")
-    _show(result.to_json() if arguments.json else result.to_text())
+    _show(result.to_json() if arguments.json else _fitted(result.to_text()))
     return result.exit_code
 
 
@@ -211,11 +209,22 @@ def _data(arguments: argparse.Namespace) -> int:
 # --- arguments -----------------------------------------------------------------------------------
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"lmbench {importlib.metadata.version('lmbench-suite')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lmbench",
         description="Does a technique save compute for your model, data and machine? Measured, with a verdict.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = _command(commands, "run", _run, "plan, run, judge and report a suite; continues what is there")

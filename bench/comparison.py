@@ -35,6 +35,10 @@ Key = tuple[str, str, str | None, float | None, str, str]
 """kind, arm, scale, horizon, metric, unit"""
 
 
+class TooFewRuns(RecordError):
+    """Fewer than two runs to compare."""
+
+
 def rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """A row a kind of case, arm, scale, horizon and metric.
 
@@ -42,10 +46,11 @@ def rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     where they share none, each has the mean over its own and is not `paired`. `modelled`: some reading is an estimate.
 
     Raises:
-        RecordError: a run's records cannot be trusted, or fewer than two runs were named.
+        RecordError: a run's records cannot be trusted.
+        TooFewRuns: fewer than two runs were named.
     """
     if len(runs) < 2:
-        raise RecordError("compare needs at least two run folders")
+        raise TooFewRuns("compare needs at least two run folders; hint: those that `lmbench run` printed")
     found = [_readings(_records(run)) for run in runs]
     keys = sorted({key for by_seed in found for key in by_seed}, key=str)
     return [_row(key, [by_seed.get(key, {}) for by_seed in found]) for key in keys]
@@ -71,6 +76,8 @@ def _row(key: Key, found: Sequence[Mapping[int | None, tuple[float, str | None]]
 
 def _records(run: Path) -> list[Record]:
     path = run / "records.jsonl"
+    if not run.is_dir():
+        raise RecordError(f"{run}: no such run folder; hint: give the run folders that `lmbench run` printed")
     if not path.exists() and not packed(path).exists():
         raise RecordError(f"{run}: holds no records.jsonl; hint: give the run folders that `lmbench run` printed")
     return read(path)
@@ -100,13 +107,13 @@ def render(found: Sequence[dict[str, Any]], runs: Sequence[Path]) -> str:
     table = [("case", "scale", "horizon", "metric", *names, *(f"{name} vs 1st" for name in names[1:]))]
     for row in found:
         values: list[float | None] = row["values"]
-        unit = f"{row['unit']}, modelled" if row["modelled"] else row["unit"]
+        notes = [note for note in (row["unit"] if row["unit"] != "1" else "", "modelled" * row["modelled"]) if note]
         table.append(
             (
                 f"{row['kind']} {row['arm']}",
                 row["scale"] or "",
                 "" if row["horizon"] is None else f"{row['horizon']:g}",
-                f"{row['metric']} [{unit}]",
+                row["metric"] + (f" [{', '.join(notes)}]" if notes else ""),
                 *("" if value is None else f"{value:.5g}" for value in values),
                 *(_change(values[0], value) if row["paired"] else "other seeds" for value in values[1:]),
             )

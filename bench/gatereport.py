@@ -17,6 +17,7 @@ EXIT_CODES: dict[Outcome, int] = {"pass": 0, "regressed": 1, "could not measure"
 MARKS: dict[Finding, str] = {
     "passed": "ok", "improved": "better", "regressed": "WORSE", "could not measure": "UNKNOWN", "skipped": "skipped"
 }  # fmt: skip
+HINT = "\n    hint: "
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold."""
 
@@ -87,7 +88,7 @@ class GateResult:
         """For a terminal."""
         lines = [f"gate of {self.suite}: {self._headline()}"]
         lines += [f"  {note}" for note in self.notes]
-        lines += [f"  {problem}" for problem in self.problems]
+        lines += [f"  {problem.replace('; hint: ', HINT)}" for problem in self.problems]
         width = max((len(MARKS[check.finding]) for check in self.checks), default=0)
         lines += [
             f"  {MARKS[check.finding]:<{width}}  {_name(check)}: {check.why}" for check in _worst_first(self.checks)

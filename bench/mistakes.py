@@ -7,6 +7,16 @@ from collections.abc import Sequence
 
 OK, REGRESSED, INVALID, NOTHING, FAILED, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 """Exit codes: a user's mistake is 2, nothing to judge or not measurable is 3."""
+EXIT_CODES = f"""exit codes:
+  {OK:<9} done; of `gate`: pass
+  {REGRESSED:<9} of `gate`: regressed
+  {INVALID:<9} a mistake in the suite or on the command line
+  {NOTHING:<9} nothing to judge or report; of `gate`: could not measure
+  {FAILED:<9} of `run`: a case has no result
+  {IN_USE:<9} of `run`: another process works in the run folder
+  {INTERRUPTED:<9} interrupted; the same command continues
+"""
+"""The same for the help."""
 
 
 def with_values(argv: Sequence[str]) -> list[str]:
@@ -24,10 +34,10 @@ def with_values(argv: Sequence[str]) -> list[str]:
 
 
 def words(error: Exception) -> str:
-    """What it says; of a system call the file and what is wrong with it, without the call's number."""
+    """What it says, each hint on a line of its own; of a system call the file and what is wrong, without its number."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
-    return str(error)
+    return re.sub(r"(?:; |\n *)hint: ", "\n  hint: ", str(error))
 
 
 def code_of(error: Exception) -> int | None:
@@ -41,6 +51,8 @@ def code_of(error: Exception) -> int | None:
         "OtherRun": INVALID,
         "RecordError": NOTHING,
         "StudyError": NOTHING,
+        "UnknownArm": INVALID,
+        "TooFewRuns": INVALID,
         "GateError": INVALID,
         "SourceError": INVALID,
         "DataError": INVALID,

@@ -84,7 +84,7 @@ def _folder(suite: Suite, out: Path | None, run: Path | None) -> Path:
     try:
         name = json.loads((run / "plan.json").read_text())["design"]["suite"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ProfileError(f"--run {run}: no run folder there ({error})") from error
+        raise ProfileError(f"--run {run}: no run folder there; hint: give one that `lmbench run` printed") from error
     if name != suite.suite:
         raise ProfileError(f"--run {run}: holds a run of suite `{name}`, not of `{suite.suite}`")
     return run / FOLDER

@@ -30,7 +30,7 @@ def generated() -> str:
     os.environ["COLUMNS"] = "110"
     os.environ["NO_COLOR"] = "1"
     parts = ["# Commands\n\nGenerated from the program's own help (`make docs`).\n"]
-    for parser in subparsers(_parser()):
+    for parser in [_parser(), *subparsers(_parser())]:
         help_text = re.sub(r"[ \t]+\n", "\n", parser.format_help().strip())
         parts.append(f"## {parser.prog}\n\n```\n{help_text}\n```\n")
     return "\n".join(parts)

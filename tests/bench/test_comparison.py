@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench import api
-from bench.comparison import render
+from bench.comparison import TooFewRuns, render
 from bench.record import RecordError, append, read
 from tests.bench.synthetic import Planted, make_run
 
@@ -68,6 +68,8 @@ def test_estimates_failures_suites_and_machines_are_said(tmp_path: Path) -> None
     )
     text = render(api.compare(one, two), [one, two])
     assert "energy_j [J, modelled]" in text
+    assert "params_total " in text
+    assert "[1]" not in text  # a number without a unit, not a footnote
     assert f"{one}  {two}" in " ".join(text.splitlines()[:1]).replace("   ", "  ")  # both are called run
     assert "warning: different suites (synthetic, x)" in text
     assert "1 case failed or diverged (train moe seed 2)" in text
@@ -76,5 +78,7 @@ def test_estimates_failures_suites_and_machines_are_said(tmp_path: Path) -> None
 def test_what_is_no_run_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"holds no records\.jsonl; hint: give the run folders"):
         api.compare(run(tmp_path / "one"), tmp_path)
-    with pytest.raises(RecordError, match="at least two"):
+    with pytest.raises(RecordError, match=r"nowhere: no such run folder; hint: give the run folders"):
+        api.compare(tmp_path / "one", tmp_path / "nowhere")
+    with pytest.raises(TooFewRuns, match="at least two"):
         api.compare(tmp_path / "one")
