@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import dataarguments
 from bench.fold import fold
-from bench.mistakes import EXIT_CODES, FAILED, INTERRUPTED, INVALID, OK, code_of, with_values, words
+from bench.mistakes import EXIT_CODES, FAILED, INTERRUPTED, INVALID, OK, code_of, hinted, with_values, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return INVALID
     _say(f"{arguments.suite}: valid")
     for line in lacking(suite) if suite else ():
-        _say(line)
+        _say(hinted(line))
     return OK
 
 

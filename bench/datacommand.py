@@ -210,7 +210,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         shown += 1
     if not shown:
         print(f"no document of {' and '.join(wanted.values()) or arguments.folder}", file=sys.stderr)
-        print(f"hint: lmbench data describe {arguments.folder} shows domains and reasons", file=sys.stderr)
+        print(f"  hint: lmbench data describe {arguments.folder} shows domains and reasons", file=sys.stderr)
     return 0
 
 

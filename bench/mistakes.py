@@ -37,7 +37,12 @@ def words(error: Exception) -> str:
     """What it says, each hint on a line of its own; of a system call the file and what is wrong, without its number."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
-    return re.sub(r"(?:; |\n *)hint: ", "\n  hint: ", str(error))
+    return hinted(str(error))
+
+
+def hinted(text: str) -> str:
+    """Each hint on a line of its own, a little within."""
+    return re.sub(r"(?:; |\n *)hint: ", "\n  hint: ", text)
 
 
 def code_of(error: Exception) -> int | None:

@@ -75,7 +75,7 @@ def test_what_a_step_dropped_is_shown(suite: Path, capsys: pytest.CaptureFixture
     assert main(["data", "inspect", str(out / "dedup"), "--reason", "near_duplicate", "--domain", "notes"]) == 0
     assert capsys.readouterr().out.count("reason=near_duplicate") == 5
     assert main(["data", "inspect", str(out / "dedup"), "--reason", "too_loud", "--domain", "notes"]) == 0
-    assert capsys.readouterr().err.startswith("no document of notes and too_loud\nhint: lmbench data describe")
+    assert capsys.readouterr().err.startswith("no document of notes and too_loud\n  hint: lmbench data describe")
 
 
 def test_a_size_that_is_none_is_refused(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_the_folder_of_all_builds_says_where_each_lies(suite: Path, capsys: pyte
     assert main(["data", "describe", str(out)]) == 2
     assert f"hint: what was built lies in {out}/corpus, {out}/dedup, {out}/raw" in capsys.readouterr().err
     assert main(["data", "describe", str(suite)]) == 2
-    assert f"{suite}: a file, not the folder of a corpus\nhint: " in capsys.readouterr().err
+    assert f"{suite}: a file, not the folder of a corpus\n  hint: " in capsys.readouterr().err
     assert main(["data", "inspect", str(out / "none")]) == 2
     assert "hint: no such folder" in capsys.readouterr().err
 
