@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
-LEAST = 30
-"""Letters that must be left beside an indent for it to be kept."""
+LEAST = 24
+"""Letters that must be left under a last column for a line to be broken there."""
+NUMBER = 12
+"""Letters of a last column up to which a row is left as it is: it ends in a number, and the terminal breaks it."""
 
 
 def fold(text: str, width: int) -> str:
@@ -16,12 +18,10 @@ def fold(text: str, width: int) -> str:
 def _folded(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
-    indent = _indent(line, width)
-    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
-
-
-def _indent(line: str, width: int) -> int:
-    """Where what follows is to begin: under the last column of a table's row, else a little within the line's own."""
     own = len(line) - len(line.lstrip())
-    column = line.rfind("  ", own) + 2
-    return column if own < column <= width - LEAST else min(own + 2, max(0, width - LEAST))
+    gap = line.rfind("  ", own)
+    column = gap + 2
+    if gap >= 0 and len(line) - column <= NUMBER:
+        return [line]
+    indent = column if gap >= 0 and column <= width - LEAST else own + 2
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

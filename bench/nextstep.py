@@ -16,7 +16,9 @@ def next_steps(study: Study, arm: ArmDesign, scale: str, judged: Mapping[str, An
     """What to do next about an arm at a scale, cheapest first; empty where everything is decided."""
     if judged["outcome"] in ("SUPPORTED", "REFUTED", "SAVES", "COSTS"):
         return []
-    described = judged["endpoints"][arm.primary]
+    described = judged["endpoints"][arm.decided_by]
+    if arm.role == "timing":
+        return [*_of_missing(arm, described), *_of_blocks(described)]
     if study.design.layout == "sample":
         return ["train the arms: run it with a larger budget, on a larger machine or at a smaller scale"]
     steps = [
@@ -36,12 +38,23 @@ def _of_missing(arm: ArmDesign, described: Mapping[str, Any]) -> list[str]:
     why = str(described["why"])
     if "not finished" in why:
         return ["run the same command again: it finishes the cases that have no record"]
-    if arm.primary == "energy":
+    if arm.decided_by == "energy":
         return [f"measure energy with a counter: {why} (`lmbench doctor` says what would work here)"]
-    if any("failed" in reason for reason in described["dropped_seeds"].values()):
+    if any("failed" in reason for reason in described.get("dropped_seeds", {}).values()):
         return ["run the failed cases again, after what their logs say is mended"]
     _, elsewhere, reason = why.partition("not applicable here: ")
     return [f"run it on another machine: here, {reason}" if elsewhere else f"measure what is missing: {why}"]
+
+
+def _of_blocks(described: Mapping[str, Any]) -> list[str]:
+    """Interleaved blocks are a timing arm's replicates, as seeds are a trained arm's."""
+    saving, sd, n = described["saving_all_in"], described.get("sd"), described["n_blocks"]
+    if described["outcome"] != "UNCLEAR" or not saving or sd is None:
+        return []
+    needed = seeds_needed(abs(math.log(1 - saving)), sd, described["alpha"])
+    if needed is None:
+        return [f"no number of blocks up to {MAX_SEEDS} would part {percent(saving)} from 0%"]
+    return [f"add blocks: `timing: {{blocks: {max(needed, n + 1)}}}` would part {percent(saving)} from 0% if it stays"]
 
 
 def _of_divergence(study: Study, arm: ArmDesign, scale: str) -> list[str]:

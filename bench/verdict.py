@@ -180,10 +180,11 @@ def _timing_arm(study: Study, arm: ArmDesign, scale: str, alpha: float) -> dict[
     waiting = unfinished(study, study.planned("timing", arm.name, scale))
     if waiting:
         step |= {"outcome": "NOT MEASURED", "why": waiting}
-    return {
+    judged: dict[str, Any] = {
         "outcome": step["outcome"], "why": step["why"], "endpoints": {"time": step},
-        "per_token": _per_token(study, arm, scale, alpha), "next": [],
+        "per_token": _per_token(study, arm, scale, alpha),
     }  # fmt: skip
+    return judged | {"next": next_steps(study, arm, scale, judged)}
 
 
 def _ablation(study: Study, alpha: float) -> dict[str, Any] | None:

@@ -56,4 +56,6 @@ def test_long_lines_are_folded_under_their_last_column() -> None:
 def test_sentences_are_folded_a_little_within_their_indent() -> None:
     lines = fold("  [met] saving: " + "word " * 20, 40).split("\n")
     assert all(line.startswith("    word") for line in lines[1:])
+    assert fold("word " * 20, 40).split("\n")[1].startswith("  word")
     assert fold("x" * 90 + "\n", 40) == "x" * 90 + "\n"
+    assert fold("train moe/s  " + "0 " * 40 + "  506 KiB", 40).count("\n") == 0

@@ -41,6 +41,16 @@ def test_a_timing_arm_is_explained_by_its_seconds():
     assert text.startswith("fp32 (timing, primary time, against dense): COSTS")
     assert "decided by: a token takes" in text
     assert "other endpoints" not in text
+    assert "nothing is needed" in text
+
+
+def test_a_timing_arm_that_is_unclear_needs_blocks():
+    arms = (Planted("fp32", role="timing", step_ratio=0.97),)
+    synthetic = synthesize(arms=arms, items=0, draw=1, timing_noise=0.1)
+    text = explain_study(study_of(synthetic), "fp32")
+    assert ": UNCLEAR" in text
+    assert re.search(r"1\. (add blocks: `timing: \{blocks: \d+\}`|no number of blocks up to \d+) would part", text)
+    assert "nothing is needed" not in text
 
 
 def test_a_decided_arm_needs_nothing():
