@@ -67,6 +67,11 @@ def test_example_suites_are_valid(name: str, text: str, tmp_path: Path) -> None:
     assert not [format_problem(problem) for problem in check(path)]
 
 
+def test_the_readme_names_every_suite() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert not [path.stem for path in sorted((ROOT / "suites").glob("*.yaml")) if f"`{path.stem}`" not in text]
+
+
 def test_suites_of_the_project_are_valid() -> None:
     from bench.suite import check, format_problem
 
