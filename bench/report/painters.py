@@ -207,24 +207,29 @@ def _line(xs: tuple[float, float], ys: tuple[float, float], **style: Any) -> Any
     return Line2D(xs, ys, zorder=1, **style)
 
 
-def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(places: Sequence[float], gap: float | Sequence[float], low: float, high: float) -> list[float]:
     """Positions at least `gap` apart between `low` and `high`, in the same order and near where they were.
 
     Pools neighbours that would overlap and centres each pool (isotonic regression, pool adjacent violators).
+
+    Args:
+        gap: the same between all neighbours, or one for each pair of them, from the lowest place on.
     """
+    gaps = [gap] * (len(places) - 1) if isinstance(gap, int | float) else gap
+    offsets = [0.0, *itertools.accumulate(gaps)]
     order = sorted(range(len(places)), key=lambda index: places[index])
     pools: list[tuple[float, int]] = []
     for rank, index in enumerate(order):
-        centre, size = places[index] - rank * gap, 1
+        centre, size = places[index] - offsets[rank], 1
         while pools and pools[-1][0] > centre:
             other, count = pools.pop()
             centre, size = (other * count + centre * size) / (count + size), count + size
         pools.append((centre, size))
     free = [centre for centre, size in pools for _ in range(size)]
-    last = high - (len(places) - 1) * gap
+    last = high - offsets[-1]
     result = [0.0] * len(places)
     for rank, index in enumerate(order):
-        result[index] = min(max(free[rank], low), max(last, low)) + rank * gap
+        result[index] = min(max(free[rank], low), max(last, low)) + offsets[rank]
     return result
 
 
@@ -286,12 +291,14 @@ def _mark_labels(axes: Axes, panel: Forest) -> None:
     from matplotlib.transforms import blended_transform_factory
 
     marks = sorted(panel.marks, key=lambda mark: mark.value)
+    if not marks:
+        return
     above = blended_transform_factory(axes.transData, axes.transAxes)
     pixels = [float(axes.transData.transform((mark.value, 0))[0]) for mark in marks]
     widths = [5.6 * len(mark.label) for mark in marks]
-    gap = max([0.0] + [(one + two) / 2 + 6 for one, two in itertools.pairwise(widths)])
-    edge = max(widths, default=0.0) / 2
-    for mark, place in zip(marks, spread(pixels, gap, edge + 2, WIDTH_PX - edge - 2), strict=True):
+    gaps = [(one + two) / 2 + 6 for one, two in itertools.pairwise(widths)]
+    low, high = widths[0] / 2 + 2, WIDTH_PX - widths[-1] / 2 - 2
+    for mark, place in zip(marks, spread(pixels, gaps, low, high), strict=True):
         x = float(axes.transData.inverted().transform((place, 0))[0])
         axes.text(x, 1.0, mark.label, transform=above, fontsize=9, color=MUTED, ha="center", va="bottom")
 

@@ -89,6 +89,12 @@ def test_spread_keeps_the_order_and_the_gap_and_stays_near() -> None:
     assert painters.spread([], 10, 0, 100) == []
 
 
+def test_a_narrow_label_is_not_pushed_as_far_as_a_wide_one() -> None:
+    """`0`, `claim 20`, `target 30`: the wide pair is parted, and the zero stays over its line."""
+    assert painters.spread([0.0, 50.0, 60.0], [25, 50], 0, 200) == [0.0, 30.0, 80.0]
+    assert painters.spread([0.0, 50.0, 60.0], 50, 0, 200) == [0.0, 50.0, 100.0]
+
+
 def test_long_names_keep_both_ends() -> None:
     assert painters.shorten("clean", 13) == "clean"
     short = painters.shorten("clean-and-moe-and-bf16-v2", 13)
