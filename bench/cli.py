@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if path.suffix in (".html", ".pdf"):
             _say(f"report: {path}")
     for line in result.failed:
-        _say(f"without a result: {line}")
+        _say(f"without a result: {hinted(line)}")
     _show(str(result.folder))
     return FAILED if result.failed else OK
 

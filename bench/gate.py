@@ -26,6 +26,8 @@ from bench.words import interval, percent
 
 FLOP_METRICS = ("train_flops", "train_model_flops", "train_flops_per_token", "infer_flops_per_token")
 """Refused where the independent counts disagree."""
+WELCH = "Welch"
+"""How an effect says that it compares what a case repeats inside itself, not seeds."""
 
 
 def gate(run: Path, baseline: Path, *, update: bool = False, noise: Path | None = None) -> GateResult:
@@ -241,7 +243,8 @@ def _noisy(
     if worse > floor and (lower > 0 or noise is not None):
         return Check(rule, name, "regressed", f"{told}; {limit}", one, two)
     if worse > floor:
-        reason = f"{told}; above the floor of {percent(floor)} but within the noise: more seeds are needed"
+        repeats = "seeds" if effect.how != WELCH else "prompts" if metric.name.startswith("decode_") else "blocks"
+        reason = f"{told}; above the floor of {percent(floor)} but within the noise: more {repeats} are needed"
         return Check(rule, name, "could not measure", reason, one, two)
     if worse < -floor and (upper < 0 or noise is not None):
         return Check(rule, name, "improved", told, one, two)
@@ -263,4 +266,4 @@ def _welch(metric: Metric, before: Sequence[float], after: Sequence[float]) -> E
     one, two = mean_of(before), mean_of(after)
     worse = metric.worsening(one.low, two.low)
     se, df = combine([(one.se, one.df), (two.se, two.df)])
-    return Effect(low=worse, high=worse, se=None if se is None else se / abs(one.low), df=df, n=len(after), how="Welch")
+    return Effect(low=worse, high=worse, se=None if se is None else se / abs(one.low), df=df, n=len(after), how=WELCH)

@@ -190,6 +190,13 @@ def test_step_times_are_compared_block_by_block(ratio, outcome):
     assert result.outcome == outcome
 
 
+def test_what_a_timing_lacks_is_blocks_and_not_seeds():
+    loud = {"timing_noise": 0.3, "draw": 3}
+    (check,) = gated(study(TIMED, timing_ratio=1.0, **loud), study(TIMED, timing_ratio=1.2, **loud)).checks
+    assert check.finding == "could not measure"
+    assert check.why.endswith("within the noise: more blocks are needed")
+
+
 def test_a_higher_is_better_metric_regresses_downwards():
     rules = (GateRule(metric="accuracy/quartz", arm="all", floor=0.01),)
     before = synthesize(gate=rules, items=100)
