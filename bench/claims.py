@@ -17,7 +17,7 @@ from bench.savings import Readings, Saving
 from bench.stats.effect import Effect
 from bench.stats.power import detectable
 from bench.study import Study
-from bench.words import Outcome, finite, interval, margin_words, percent, points, several, signless
+from bench.words import NO_ACCURACY, Outcome, finite, interval, margin_words, percent, points, several, signless
 
 SCORED: tuple[CaseKind, ...] = ("evaluate", "finetune")
 """Kinds of case that accuracy comes from."""
@@ -238,7 +238,7 @@ def judge_accuracy(context: Context, alpha: float) -> dict[str, Any]:
         n = several(len(waiting), "evaluation")
         return described | {"outcome": "NOT MEASURED", "why": f"the study is not finished: {n} without a record"}
     if found.difference is None or found.tested is None:
-        return described | {"outcome": "NOT MEASURED", "why": f"accuracy was not measured: {found.reason}"}
+        return described | {"outcome": "NOT MEASURED", "why": f"{NO_ACCURACY}{found.reason}"}
     control = noninferiority.compare(
         study, (reference, claimpoint.truncated_horizon(study)), (reference, 1.0), scale, alpha
     )

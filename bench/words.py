@@ -8,6 +8,8 @@ from typing import Literal
 
 Outcome = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "SAVES", "COSTS", "UNCLEAR", "INFERIOR"]
 MINUS = "\u2212"
+NO_ACCURACY = "accuracy was not measured: "
+"""How a reason begins within a verdict's sentence; where `not measured` stands beside it, the rest says enough."""
 NEAR_ALL, TENFOLD = 0.9995, -9.0
 """Savings that say nothing: at most what is written as 100.0%, and at least a cost of ten times as much."""
 

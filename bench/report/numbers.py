@@ -34,7 +34,7 @@ def fixed(value: float, decimals: int, *, sign: bool = False) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """`value` to this many significant digits, in plain decimals: 0.0123, 4.56, 12,300."""
+    """`value` to this many significant digits, in plain decimals with grouped digits: 0.0123, 4.56, 12 300."""
     if value == 0:
         return "0"
     size = abs(value)

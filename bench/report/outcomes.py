@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.report.runfolder import RunFolder, mapping, number, sequence
+from bench.words import NO_ACCURACY
 
 UNJUDGED = "the study has not been judged"
 ENDPOINTS = (("flops", "Compute", "FLOPs"), ("time", "Time", "seconds"), ("energy", "Energy", "joules"))
@@ -47,7 +48,7 @@ def _found(raw: dict[str, Any], key: str, study: RunFolder, what: str) -> Found:
         value=value,
         bounds=pair(raw.get("bounds")),
         outcome=str(outcome) if outcome else None,
-        why=str(raw.get("why") or fallback),
+        why=str(raw.get("why") or fallback).removeprefix(NO_ACCURACY),
         raw=raw,
     )
 
@@ -98,7 +99,11 @@ def conditions(study: RunFolder, arm: str, scale: str) -> list[Condition]:
     for one in map(mapping, sequence(at_scale(study, arm, scale).get("conditions"))):
         name, met = str(one.get("name")), one.get("met")
         label = CONDITIONS.get(name, name.replace("_", " "))
-        found.append(Condition(label, met if isinstance(met, bool) else None, str(one.get("why") or "")))
+        found.append(
+            Condition(
+                label, met if isinstance(met, bool) else None, str(one.get("why") or "").removeprefix(NO_ACCURACY)
+            )
+        )
     return found
 
 

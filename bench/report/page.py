@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from bench.design import ArmDesign
 from bench.report import numbers
 from bench.report.cells import points_cell, share_cell, tone_of
 from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, conditions, endpoint, sentence
@@ -138,12 +139,10 @@ def _hypothesis(study: RunFolder) -> str:
 
 
 def _claims(study: RunFolder) -> tuple[Claim, ...]:
-    """The claims' outcomes; without any claim those of the components, without these those of ways of decoding."""
-    wanted = [arm for arm in study.design.arms if arm.role == "claim"] or [
-        arm for arm in study.design.arms if arm.role == "component"
-    ]
+    """Outcomes of the claims; without any of the components, else of ways of decoding, else of whatever there is."""
+    wanted = _trained(study)
     found: list[Claim] = [] if wanted else list(_decodings(study))
-    for arm in wanted:
+    for arm in wanted if wanted or found else study.design.arms:
         judged = study.judged(arm.name)
         outcome = arm_outcome(study, arm.name) or "NOT MEASURED"
         step = judged.get("next") or judged.get("next_step")
@@ -160,6 +159,13 @@ def _claims(study: RunFolder) -> tuple[Claim, ...]:
             )
         )
     return tuple(found)
+
+
+def _trained(study: RunFolder) -> list[ArmDesign]:
+    """The claims; without any the components."""
+    return [arm for arm in study.design.arms if arm.role == "claim"] or [
+        arm for arm in study.design.arms if arm.role == "component"
+    ]
 
 
 def _by_size(judged: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -214,14 +220,14 @@ def _statement(study: RunFolder, arm: str) -> str:
     outcome = (arm_outcome(study, arm) or "").upper()
     if outcome == "SUPPORTED":
         return f"The measurements support the claim: at least {at_least} is saved, and accuracy is kept."
+    if outcome == "UNCLEAR" and str(study.judged(arm).get("why")).startswith("the scales differ"):
+        return "Whether it saves or costs cannot be told at every size."
     return STATEMENTS.get(outcome, NOT_TAKEN)
 
 
 def _headlines(study: RunFolder) -> tuple[Headline, ...]:
     """The first claim's numbers (else the first component's), large."""
-    trained = [arm for arm in study.design.arms if arm.role == "claim"] or [
-        arm for arm in study.design.arms if arm.role == "component"
-    ]
+    trained = _trained(study)
     if not trained or not study.design.scales:
         return ()
     arm, scale = trained[0].name, study.design.scales[-1]

@@ -33,8 +33,10 @@ def _kept(prepared: list[Record]) -> Table:
     for record in prepared:
         detail, case = record.detail, record.case.id
         dropped = mapping(detail.get("dropped"))
-        counted = [f"{count} {reason}" for reason, count in sorted(dropped.items()) if reason != OF_VALIDATION]
-        aside = f"beside them {dropped[OF_VALIDATION]} {OF_VALIDATION}" if dropped.get(OF_VALIDATION) else ""
+        counted = [
+            f"{_grouped(count)} {reason}" for reason, count in sorted(dropped.items()) if reason != OF_VALIDATION
+        ]
+        aside = f"beside them {_grouped(dropped[OF_VALIDATION])} {OF_VALIDATION}" if dropped.get(OF_VALIDATION) else ""
         name = "all arms" if detail.get("stage") == "corpus" else record.case.arm
         counts = [_count(detail, key, case) for key in ("documents_in", "documents_out", "bytes_out", "tokens")]
         why = words(numbers.listing(counted) or "none", small=aside)
@@ -114,4 +116,10 @@ def _count(facts: dict[str, Any], key: str, case: str) -> Cell:
     value = number(facts.get(key))
     if value is None:
         return absent("nothing is tokenised at this stage" if key == "tokens" else "the record does not hold it")
-    return Cell(text=f"{value:,.0f}", value=value, sources=(case,))
+    return Cell(text=numbers.fixed(value, 0), value=value, sources=(case,))
+
+
+def _grouped(count: object) -> str:
+    """A number of documents as the columns beside it have it."""
+    found = number(count)
+    return str(count) if found is None else numbers.fixed(found, 0)

@@ -64,7 +64,7 @@ def _facts(arm: str, found: dict[str, Any]) -> Facts:
             ("Arm", words(arm, code=True)),
             ("Scale", words(str(found.get("scale")), code=True)),
             ("Step, not profiled", missing if step_s is None else Cell(text=f"{MS * step_s:.1f} ms", value=step_s)),
-            ("Tokens a second", missing if tokens is None else Cell(text=f"{tokens:,.0f}", value=tokens)),
+            ("Tokens a second", missing if tokens is None else Cell(text=numbers.fixed(tokens, 0), value=tokens)),
             ("Share of the measured peak", absent(NOT_MEASURED) if mfu is None else
                                            Cell(text=numbers.percent(mfu, decimals=0), value=mfu)),
             ("Tensors at the peak, beyond what was held before", absent("no allocation was seen") if held is None else
@@ -91,7 +91,7 @@ def _roofline(arm: str, found: dict[str, Any]) -> Roofline:
         and (seconds := number(one.get("seconds")))
     )
     missing = NOT_MEASURED if not peak or not bandwidth else None if points else "no product was dispatched by itself"
-    shown = f"{points[0][0]} reaches {points[0][2] / GIGA:,.0f} GFLOP/s" if points else "nothing to show"
+    shown = f"{points[0][0]} reaches {numbers.fixed(points[0][2] / GIGA, 0)} GFLOP/s" if points else "nothing to show"
     return Roofline(
         id=f"profile-{arm}-roofline", title="Roofline", peak_flops_per_s=peak or 1.0, bytes_per_s=bandwidth or 1.0,
         operators=points, alt=f"Roofline of {arm}: {shown}.", missing=missing,
@@ -103,7 +103,7 @@ def _memory(arm: str, found: dict[str, Any]) -> Timeline:
     points = tuple(
         (x, y / MIB) for x, y in (pair for pair in pairs if len(pair) == 2) if x is not None and y is not None
     )
-    highest = f"at most {max(y for _, y in points):,.0f} MiB" if points else "nothing to show"
+    highest = f"at most {numbers.fixed(max(y for _, y in points), 0)} MiB" if points else "nothing to show"
     return Timeline(
         id=f"profile-{arm}-memory", title="Memory", x_label="Time (ms)", y_label="Tensors (MiB)", points=points,
         alt=f"Memory of {arm}'s tensors: {highest}.", missing=None if points else "no allocation was seen",

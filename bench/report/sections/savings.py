@@ -158,7 +158,7 @@ def _training_alone(found: Found, cases: tuple[str, ...]) -> Cell:
 def _per_token(study: RunFolder, arm: str, scale: str, name: str) -> Cell:
     found = mapping(at_scale(study, arm, scale).get("per_token"))
     value = number(found.get(name))
-    return share_cell(value, pair(found.get(f"{name}_bounds")), "it was not measured a token")
+    return share_cell(value, pair(found.get(f"{name}_bounds")), "what a token takes was not measured")
 
 
 def _primary(study: RunFolder, arm: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.report import numbers
 from bench.report.runfolder import RunFolder, load
 from bench.report.sections import corpus
 from bench.report.tree import Paragraph, Table
@@ -25,7 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def _with(study: RunFolder, **detail: Any) -> RunFolder:
     (first,) = study.of("prepare")
-    facts = {"documents_in": 1200, "documents_out": 1000, "bytes_out": 5_000_000, "dropped": {"near_duplicate": 200}}
+    facts = {"documents_in": 1200, "documents_out": 1000, "bytes_out": 5_000_000, "dropped": {"near_duplicate": 2000}}
     return replace(study, records=(first.model_copy(update={"detail": facts | detail}),))
 
 
@@ -34,8 +35,8 @@ def test_what_was_kept_and_dropped(study: RunFolder) -> None:
     assert section is not None
     (table,) = section.blocks
     assert isinstance(table, Table)
-    assert [cell.text for cell in table.rows[0].cells] == [
-        "shards", "dense", "1,200", "1,000", "5,000,000", "1,300,000", "200 near_duplicate",
+    assert [numbers.plain(cell.text) for cell in table.rows[0].cells] == [
+        "shards", "dense", "1 200", "1 000", "5 000 000", "1 300 000", "2 000 near_duplicate",
     ]  # fmt: skip
 
 

@@ -443,3 +443,19 @@ def test_readings_missing_alike_but_for_a_number_are_told_once(tmp_path: Path) -
         "and alike with other numbers",
     )
     assert row.cells[3].value == len(records)
+
+
+def test_a_study_of_timing_arms_alone_has_an_answer(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", arms=[Planted("fp32", role="timing", step_ratio=1.8)], items=0)
+    (folder / "verdict.json").write_text(json.dumps(judge(folder)))
+    text = terminal(folder)
+    assert "COSTS: fp32. It costs more than it saves. A token takes" in text
+
+
+def test_what_is_not_measured_is_not_said_twice(tmp_path: Path) -> None:
+    """`not measured` stands beside the reason, so the reason does not begin with it."""
+    folder = make_run(tmp_path / "run", items=0)
+    (folder / "verdict.json").write_text(json.dumps(judge(folder)))
+    shown = render(compose(load(folder)))
+    assert "accuracy was not measured" in terminal(folder)  # within the claim's sentence it is said
+    assert "not measured: accuracy was not measured" not in shown
