@@ -88,7 +88,8 @@ def quoted(value: Any, limit: int = 60) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    end = text[-1] if isinstance(value, str) else ""
+    return text if len(text) <= limit else f"{text[: limit - 3 - len(end)]}...{end}"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
@@ -101,7 +102,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
 
 def suggest(word: str, allowed: Iterable[str]) -> str | None:
     """`did you mean `x`?`, or everything that is allowed; None where nothing is."""
-    candidates = list(allowed)
+    candidates = list(dict.fromkeys(allowed))
     if not candidates:
         return None
     close = nearest(word, candidates)

@@ -11,7 +11,7 @@ import pytest
 from bench import ownmodel, source
 from bench.draft import Draft, recipe_findings
 from bench.merge import merge, nested
-from bench.problems import SuiteError, format_problem
+from bench.problems import SuiteError, format_problem, suggest
 from bench.suite import check, load_suite
 from tests.bench.small_suite import MOE, SCALE_M, SCALE_S, SUITES, edited, loaded, written
 
@@ -71,7 +71,7 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
     "missing key": ((", tokens: 100k}", "}"), "25:7", "missing key `tokens`", "Training tokens at horizon 1.0"),
     "missing stanza": (("suite: small\n", ""), "1:1", "missing key `suite`", "Name of the suite"),
     "bad name": (("name: fp32\n", "name: My Arm\n"), "14:11", "'My Arm' is not a name", "for example `my-arm`"),
-    "long name": (("name: fp32\n", f"name: {'m' * 65}\n"), "14:11", "is not a name", "for example"),
+    "long name": (("name: fp32\n", f"name: {'m' * 65}\n"), "14:11", "mm...' is not a name", "for example"),
     "bad role": (("role: claim", "role: clam"), "19:11", "'clam' is not allowed here", "did you mean `claim`?"),
     "text for a number": (("experts: 8", "experts: many"), "13:40", "'many' is not a count", None),
     "fraction for a count": (("experts: 8", "experts: 8.5"), "13:40", "8.5 is not a whole number", None),
@@ -509,3 +509,7 @@ def test_no_rule_is_said_to_be_broken_by_a_wrong_value(path: Path, bad: object) 
             arms[index] = {**arm, "change": merge(arm["change"], nested({place: bad}))}
             found = list(recipe_findings(Draft.of({**data, "arms": arms})))
             assert all("(arm `" not in each.message for each in found), (place, found)
+
+
+def test_what_is_allowed_is_listed_once() -> None:
+    assert suggest("nothing like them", ["dense", "both", "both"]) == "allowed: dense, both"
