@@ -226,7 +226,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_running(commands)
+    _add_reading(commands)
+    _add_beside(commands)
+    _add_gate(commands)
+    doctor = _command(commands, "doctor", _doctor, "what works on this machine, and how to get the rest")
+    _add_json(doctor)
+    _add_data(commands)
+    _command(commands, "schema", _schema, "JSON Schema of a suite")
+    return parser
 
+
+def _add_running(commands: Any) -> None:
     run = _command(commands, "run", _run, "plan, run, judge and report a suite; continues what is there")
     run.add_argument("suite", type=Path, metavar="SUITE")
     run.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: results/<suite>/<hash>)")
@@ -247,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_budget(plan)
     _add_json(plan)
 
+
+def _add_reading(commands: Any) -> None:
     judge = _command(commands, "judge", _judge, "the verdict again, from records")
     judge.add_argument("run", type=Path, metavar="RUN")
     _add_json(judge)
@@ -264,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", required=True, choices=("mlflow", "tensorboard", "wandb"))
     export.add_argument("--at", metavar="PLACE", help="a tracking URI or a folder (default: inside the run folder)")
 
+
+def _add_beside(commands: Any) -> None:
     profile = _command(commands, "profile", _profile, "a few profiled steps: operators, roofline, trace")
     profile.add_argument("suite", type=Path, metavar="SUITE")
     profile.add_argument("--arm", required=True, metavar="A")
@@ -286,6 +301,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     _add_json(compare)
 
+
+def _add_gate(commands: Any) -> None:
     gate = _command(commands, "gate", _gate, "pass, regressed or could not measure, against a stored baseline")
     gate.add_argument("run", type=Path, metavar="RUN")
     gate.add_argument("--baseline", type=Path, required=True, metavar="FILE")
@@ -296,12 +313,6 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
     gate.add_argument("--markdown", type=Path, metavar="FILE", help="also write Markdown for a pull request")
     _add_json(gate)
-
-    doctor = _command(commands, "doctor", _doctor, "what works on this machine, and how to get the rest")
-    _add_json(doctor)
-    _add_data(commands)
-    _command(commands, "schema", _schema, "JSON Schema of a suite")
-    return parser
 
 
 def _add_data(commands: Any) -> None:

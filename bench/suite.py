@@ -43,8 +43,6 @@ from lmopt.recipe import Recipe
 
 __all__ = ["Arm", "Scale", "Suite", "SuiteError", "check", "format_problem", "load_suite"]
 
-SCHEMA_COMMENT = "# yaml-language-server: $schema=./suite.schema.json\n"
-
 
 class Suite(Frozen):
     """A declared experiment: a dense baseline, variants of it, and the hypothesis about them."""

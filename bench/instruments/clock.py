@@ -6,10 +6,8 @@ back, so a duration read without waiting for the device is the time of handing w
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 NS_PER_S = 1_000_000_000
@@ -87,42 +85,3 @@ class Stall(Iterator[Item]):
             self._waited_ns += self._clock() - before
         self.batches += 1
         return batch
-
-
-@dataclass(frozen=True, slots=True)
-class Laps:
-    """The seconds of a loop's steps, warm-up and compilation apart."""
-
-    warmup_s: float
-    """All of the warm-up steps."""
-    compile_s: float
-    """What the warm-up steps took beyond as many steady steps: compilation, first allocations, cold caches."""
-    measured_s: float
-    """All steps after the warm-up."""
-    step_s: float
-    """Mean of the steps after the warm-up."""
-    steps: int
-    """Steps after the warm-up."""
-
-
-def laps(step_s: Sequence[float], warmup: int) -> Laps:
-    """Split the durations of consecutive steps into warm-up and measured ones.
-
-    Args:
-        step_s: seconds of each step, in order.
-        warmup: how many of the first steps are warm-up.
-
-    Raises:
-        ValueError: no step is left after the warm-up.
-    """
-    if not 0 <= warmup < len(step_s):
-        raise ValueError(f"{len(step_s)} steps leave none to measure after {warmup} of warm-up; hint: run more steps")
-    first, rest = step_s[:warmup], step_s[warmup:]
-    typical = statistics.median(rest)
-    return Laps(
-        warmup_s=sum(first),
-        compile_s=sum(max(0.0, seconds - typical) for seconds in first),
-        measured_s=sum(rest),
-        step_s=statistics.fmean(rest),
-        steps=len(rest),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -214,9 +213,3 @@ class Window:
         if gross.grade is None:
             return missing("W", gross.reason or "no energy sensor works here", gross.scope)
         return reading(self._idle_w, "W", gross.grade, gross.scope)
-
-
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names of the GPUs that this process may see, in CUDA's order; empty where there is none."""
-    nvml = Nvml(environment=environment)
-    return nvml.names() if probe(nvml).available else []

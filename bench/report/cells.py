@@ -14,13 +14,6 @@ OUTCOME_TONES: dict[str, Tone] = {
     "REFUTED": "bad", "COSTS": "bad", "INFERIOR": "bad", "FAILED": "bad", "WORSE": "bad",
     "INCONCLUSIVE": "open", "UNCLEAR": "open",
 }  # fmt: skip
-GRADE_WORDS = {
-    "counted": "counted exactly",
-    "counter": "hardware energy counter",
-    "integrated": "sampled power, integrated",
-    "modelled": "modelled, not measured",
-    "timed": "stopwatch",
-}
 
 
 def tone_of(outcome: str) -> Tone:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.instruments.clock import Stall, Stopwatch, laps, synchronise
+from bench.instruments.clock import Stall, Stopwatch, synchronise
 from tests.bench.instruments.fakes import FakeClock
 
 
@@ -48,21 +48,3 @@ def test_stall_counts_the_wait_for_batches_alone() -> None:
     assert stall.seconds == pytest.approx(1.625)
     stall.reset()
     assert (stall.seconds, stall.batches) == (0.0, 0)
-
-
-def test_laps_set_compilation_apart() -> None:
-    found = laps([9.0, 1.5, 1.0, 1.0, 1.25, 0.75], warmup=2)
-    assert found.compile_s == pytest.approx(8.5)
-    assert found.warmup_s == pytest.approx(10.5)
-    assert found.measured_s == pytest.approx(4.0)
-    assert found.step_s == pytest.approx(1.0)
-    assert found.steps == 4
-
-
-def test_a_fast_warm_up_step_costs_nothing() -> None:
-    assert laps([0.5, 1.0, 1.0], warmup=1).compile_s == 0.0
-
-
-def test_nothing_left_to_measure() -> None:
-    with pytest.raises(ValueError, match="2 steps leave none"):
-        laps([1.0, 1.0], warmup=2)

@@ -19,7 +19,6 @@ from bench.instruments.table import (
     idle_power_w,
     open_sensors,
     probe,
-    visible_gpus,
 )
 from bench.instruments.ticker import Ticker
 from tests.bench.instruments.fakes import FakeClock, FakeEnergy, FakeGpu, FakeNvml, joules
@@ -144,10 +143,6 @@ def test_the_real_window_measures_this_process() -> None:
     assert found["peak_memory_bytes"].scope == "host"
     assert found["energy_j"].value is None  # far shorter than any sensor can resolve
     assert "hint" in (found["energy_j"].reason or "")
-
-
-def test_no_gpu_is_visible_when_none_may_be() -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
 
 
 def test_a_ticker_calls_until_it_is_stopped() -> None:
