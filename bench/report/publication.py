@@ -46,7 +46,8 @@ def publish(run: Path, name: str, root: Path) -> list[Path]:
         PublishError: a name that is none, a run without a report, or more bytes than published studies may take.
     """
     if not re.fullmatch(NAME_PATTERN, name):
-        raise PublishError(f"{name!r} is no name for a published study; allowed: small letters, digits, `.`, `_` and `-`")
+        allowed = "small letters, digits, `.`, `_` and `-`"
+        raise PublishError(f"{name!r} is no name for a published study; allowed: {allowed}")
     wanted = [file for file in (*KEPT, *SHOWN) if not _held(run / file).exists() and file not in OPTIONAL]
     if wanted:
         raise PublishError(

@@ -459,3 +459,10 @@ def test_what_is_not_measured_is_not_said_twice(tmp_path: Path) -> None:
     shown = render(compose(load(folder)))
     assert "accuracy was not measured" in terminal(folder)  # within the claim's sentence it is said
     assert "not measured: accuracy was not measured" not in shown
+
+
+def test_names_in_tables_break_on_a_telephone(whole: str) -> None:
+    """A name that may not break made its table wider than the screen, and the table's own caption was cut."""
+    (rule,) = re.findall(r"@media screen and \(max-width: 34rem\) \{(.*)\}\n", whole)
+    assert "table code" in rule
+    assert "white-space: normal" in rule
