@@ -130,11 +130,13 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from bench import api
-    from bench.report import publish
+    from bench.report import left_out, publish
 
     written = api.report(arguments.run)
     if arguments.publish:
         written = publish(arguments.run, arguments.publish, Path.cwd())
+        if missing := left_out(arguments.run, written):
+            print(missing, file=sys.stderr)
     for path in written:
         print(path)
     return OK

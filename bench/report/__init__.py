@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.report.publication import publish
+from bench.report.publication import left_out, publish
 
 if TYPE_CHECKING:
     from bench.report.tree import Page
 
-__all__ = ["build", "publish", "terminal"]
+__all__ = ["build", "left_out", "publish", "terminal"]
 
 
 def build(run: Path) -> list[Path]:

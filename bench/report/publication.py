@@ -29,9 +29,13 @@ KEPT = (
 """What judging and reporting read; checkpoints, shards and logs stay behind."""
 OPTIONAL = ("looks.jsonl", "registered.json", "report.pdf")
 """Files that not every study has."""
-SHOWN = ("report.html", "report.pdf")
+SHOWN = ("report.html", "report.md", "report.pdf")
 """What a reader opens. Figures and tables stand in them; `lmbench report` writes them as files from the records."""
-PACKED_ABOVE_BYTES = 350_000
+FIRST_TO_STAY = "report.pdf"
+"""What is left out where there is no room for it: `lmbench report` draws it again."""
+FIGURE = re.compile(r"^!\[(.*)\]\(figures/[^)]*\)$", re.MULTILINE)
+"""A figure in `report.md`; the files stay behind, so what they show stands in words."""
+PACKED_ABOVE_BYTES = 100_000
 """Larger `records.jsonl` are published as `records.jsonl.xz`, a sixth to a tenth of their size; `xz -dc` shows them."""
 MAX_ITEMS_BYTES = 2_000_000
 """A per-item file above this stays behind: its hash is in the record."""
@@ -55,13 +59,24 @@ def publish(run: Path, name: str, root: Path) -> list[Path]:
         )
     targets = {"results/reference": root / "results" / "reference" / name, "reports": root / "reports" / name}
     copies = [*_study(run, targets["results/reference"]), *_report(run, targets["reports"])]
-    _refuse_if_large(copies, root, tuple(targets.values()))
+    others = _others_bytes(root, tuple(targets.values()))
+    if _bytes(copies) + others > MAX_TOTAL_BYTES:
+        copies = [(source, copy) for source, copy in copies if copy.name != FIRST_TO_STAY]
+    _refuse_if_large(copies, others)
     drafts = {target: _draft(target, copies) for target in targets.values()}
     for target, draft in drafts.items():
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
     return [copy for _, copy in copies]
+
+
+def left_out(run: Path, copies: list[Path]) -> str | None:
+    """A sentence on the run's file that found no room, as `publish` returned its copies; None where all came along."""
+    if not (run / FIRST_TO_STAY).exists() or any(copy.name == FIRST_TO_STAY for copy in copies):
+        return None
+    most = f"{MAX_TOTAL_BYTES / 1e6:.0f} MB"
+    return f"{FIRST_TO_STAY} was left out: with it published studies would take more than {most}"
 
 
 def _draft(target: Path, copies: list[tuple[Path, Path]]) -> Path:
@@ -79,6 +94,8 @@ def _draft(target: Path, copies: list[tuple[Path, Path]]) -> Path:
 def _content(source: Path, copy: Path) -> bytes:
     """What the copy will hold: the same bytes, packed where its name says so; a plan without white space."""
     content = source.read_bytes()
+    if copy.name == "report.md":
+        return FIGURE.sub(r"*Figure: \1*", content.decode()).encode()
     if copy.name == "plan.json":
         return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     return lzma.compress(content, preset=9 | lzma.PRESET_EXTREME) if copy.name == packed(source).name else content
@@ -108,18 +125,26 @@ def _report(run: Path, target: Path) -> Iterator[tuple[Path, Path]]:
             yield run / file, target / file
 
 
-def _refuse_if_large(copies: list[tuple[Path, Path]], root: Path, targets: tuple[Path, ...]) -> None:
-    new = sum(len(_content(source, copy)) for source, copy in copies)
-    old = sum(
+def _bytes(copies: list[tuple[Path, Path]]) -> int:
+    return sum(len(_content(source, copy)) for source, copy in copies)
+
+
+def _others_bytes(root: Path, targets: tuple[Path, ...]) -> int:
+    """What the other published studies and reports take."""
+    return sum(
         file.stat().st_size
         for folder in (root / "results" / "reference", root / "reports")
         for file in folder.rglob("*")
         if file.is_file() and not any(file.is_relative_to(target) for target in targets)
     )
-    if new + old > MAX_TOTAL_BYTES:
+
+
+def _refuse_if_large(copies: list[tuple[Path, Path]], others: int) -> None:
+    total = _bytes(copies) + others
+    if total > MAX_TOTAL_BYTES:
         largest = max(copies, key=lambda pair: pair[0].stat().st_size)[0]
         raise PublishError(
-            f"publishing would take {(new + old) / 1e6:.1f} MB, and published studies may take "
-            f"{MAX_TOTAL_BYTES / 1e6:.0f} MB in all ({old / 1e6:.1f} MB are there already); the largest new file is "
+            f"publishing would take {total / 1e6:.1f} MB, and published studies may take "
+            f"{MAX_TOTAL_BYTES / 1e6:.0f} MB in all ({others / 1e6:.1f} MB are there already); the largest new file is "
             f"{largest}; hint: remove an older study from reports/ and results/reference/"
         )

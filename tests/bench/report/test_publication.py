@@ -35,8 +35,8 @@ def test_a_study_and_its_report_are_copied_without_anything_large(run: Path, tmp
     study, shown = "results/reference/first", "reports/first"
     assert {f"{study}/records.jsonl", f"{study}/plan.json", f"{study}/suite.yaml", f"{study}/verdict.json",
             f"{study}/environment.json", f"{study}/cases/0123456789abcdef/items.parquet",
-            f"{shown}/report.html"} <= names  # fmt: skip
-    assert not any(name.endswith((".md", ".csv")) for name in names), "they can be written again from the records"
+            f"{shown}/report.html", f"{shown}/report.md"} <= names  # fmt: skip
+    assert not any(name.endswith((".svg", ".csv")) for name in names), "they can be written again from the records"
     assert not any("log" in name.rsplit("/", 1)[-1] or name.endswith(".safetensors") for name in names)
     assert all(copy.read_bytes() for copy in copies)
 
@@ -45,7 +45,7 @@ def test_a_published_study_can_be_published_again_from_where_it_lies(run: Path, 
     root = tmp_path / "root"
     publish(run, "first", root)
     there = root / "results" / "reference" / "first"
-    for name in ("report.html", "report.pdf"):
+    for name in ("report.html", "report.md", "report.pdf"):
         (there / name).write_text("drawn again")
     before = (there / "records.jsonl").read_bytes()
     publish(there, "first", root)
@@ -61,7 +61,7 @@ def test_large_records_are_packed_and_read_as_before(
     root = tmp_path / "root"
     there = root / "results" / "reference" / "first"
     for source in (run, there):  # packed, then published again from where it lies
-        for name in ("report.html", "report.pdf"):
+        for name in ("report.html", "report.md", "report.pdf"):
             (source / name).write_text("drawn")
         publish(source, "first", root)
         assert not (there / "records.jsonl").exists()
@@ -91,6 +91,27 @@ def test_too_much_is_refused_before_anything_is_written(
     with pytest.raises(PublishError, match=r"in all.*hint:"):
         publish(run, "first", tmp_path / "root")
     assert not (tmp_path / "root").exists()
+
+
+def test_the_pdf_stays_behind_where_it_alone_is_too_much(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = sum(copy.stat().st_size for copy in publish(run, "first", tmp_path / "root"))
+    (run / "report.pdf").write_bytes(b"x" * 1000)
+    with_it = publish(run, "first", tmp_path / "root")
+    assert any(copy.name == "report.pdf" for copy in with_it)
+    assert publication.left_out(run, with_it) is None
+    monkeypatch.setattr(publication, "MAX_TOTAL_BYTES", without + 999)
+    copies = publish(run, "first", tmp_path / "root")
+    assert not any(copy.name == "report.pdf" for copy in copies)
+    assert "report.pdf was left out" in str(publication.left_out(run, copies))
+
+
+def test_a_figure_of_the_markdown_is_told_in_words(run: Path, tmp_path: Path) -> None:
+    (run / "report.md").write_text("# A\n\n![Loss: dense \\[3.1\\] (nats).](figures/loss.svg)\n\nText.\n")
+    publish(run, "first", tmp_path)
+    shown = (tmp_path / "reports" / "first" / "report.md").read_text()
+    assert shown == "# A\n\n*Figure: Loss: dense \\[3.1\\] (nats).*\n\nText.\n"
 
 
 def test_other_published_studies_count_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
