@@ -25,7 +25,7 @@ from ruamel.yaml.events import (
 
 from bench import scalar
 from bench.nodes import Mark, Node
-from bench.problems import Problem, quoted, suggest
+from bench.problems import Problem, nearest, quoted, suggest
 
 MAX_BYTES = 128 * 1024
 """A suite is a page or two of text."""
@@ -74,6 +74,9 @@ class Source:
 
 # --- reading -------------------------------------------------------------------------------------
 
+MAX_NEARBY = 40
+"""Files of a folder that are listed where a suite is not there."""
+
 
 def read(path: Path) -> Source:
     """Read a suite's file. Never raises for what the file holds: every mistake is in `problems`."""
@@ -96,10 +99,15 @@ def _unreadable(file: str, message: str, hint: str | None = None) -> Source:
 
 def _hint_nearby(path: Path) -> str | None:
     try:
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+        suites = {
+            entry.stem: entry.name for entry in sorted(path.parent.iterdir()) if entry.suffix in (".yaml", ".yml")
+        }
     except OSError:
-        siblings = []
-    return suggest(path.name, siblings) if siblings else "`lmbench init` writes a new suite"
+        suites = {}
+    if not suites:
+        return "`lmbench init` writes a new suite"
+    close = nearest(path.stem, suites)  # not by the ending, which all have
+    return f"did you mean `{suites[close]}`?" if close else f"there are: {', '.join([*suites.values()][:MAX_NEARBY])}"
 
 
 def parse_bytes(content: bytes, file: str) -> Source:
@@ -168,6 +176,8 @@ class _Builder:
         self.file = file
         self.lines = lines
         self.problems: list[Problem] = []
+        # First and last line of the last quoted text that has several: where a quote may be missing.
+        self._quoted: tuple[int, int] | None = None
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}
         self._root: Node | None = None
@@ -216,7 +226,10 @@ class _Builder:
             if start is not None and start.line != mark.line:
                 message += f" that starts at line {start.line + 1}"
         line = self.lines[mark.line] if mark.line < len(self.lines) else ""
-        self.report(mark, f"not YAML: {message}", _syntax_hint(message, line))
+        hint = _syntax_hint(message, line)
+        if self._quoted is not None and self._quoted[1] == mark.line:
+            hint = f"the quote before it opened at line {self._quoted[0] + 1}: close it there"
+        self.report(mark, f"not YAML: {message}", hint)
 
     def _take(self, event: Any) -> None:
         if isinstance(event, DocumentStartEvent):
@@ -230,6 +243,8 @@ class _Builder:
             self._end()
         elif isinstance(event, ScalarEvent):
             mark = _mark(event)
+            if event.style in ("'", '"') and event.end_mark.line > mark.line:
+                self._quoted = mark.line, event.end_mark.line
             self._refuse_tag(event, mark)
             self._finish(Node(self._scalar(event, mark), mark), event.anchor)
         elif isinstance(event, AliasEvent):

@@ -169,6 +169,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert read(tmp_path / ("x" * 300)).problems[0].message.startswith("cannot be read")
 
 
+def test_a_file_that_is_not_there_is_no_other_of_the_same_ending(tmp_path: Path) -> None:
+    (tmp_path / "46nochange.yaml").write_text("suite: a\n")
+    (problem,) = read(tmp_path / "nothere.yaml").problems
+    assert problem.hint == "there are: 46nochange.yaml"
+
+
+def test_a_quote_that_was_not_closed_is_looked_for_where_it_opened() -> None:
+    (problem,) = parse_text('suite: x\nabout: "Do it\nbaseline:\n  name: "a"\n', "s.yaml").problems
+    assert (problem.line, problem.hint) == (4, "the quote before it opened at line 2: close it there")
+
+
 def test_the_excerpt_looks_like_a_compilers() -> None:
     found = parse_text("a:\n  topk: 2\n", "s.yaml").problem(
         ("a", "topk"), "unknown key `topk`", "did you mean `top_k`?", at_key=True
