@@ -265,7 +265,7 @@ arms: # each is a difference from the baseline, and nothing else
 over: # everything above is run for each of these
   scale:
     - {{name: {scale}, layers: {model.layers}, width: {model.width}, heads: {model.heads}, tokens: {tokens}}}
-  seed: [0, 1, 2] # 3 to look, 5 for a headline, 8 or more for an effect under 10 %
+  seed: [0, 1, 2] # 3 to look, 5 for a headline, 8 or more for an effect under 10%
   horizon: [0.5, 0.7, 0.8, 1.0, 1.4] # training lengths of the baseline, as shares of `tokens`
 
 evaluate:

@@ -9,7 +9,7 @@ Each is continued from its first tokens: plain, with drafts looked up in the tex
 a store of the other texts of its kind, too (for code all modules of the library, tests excluded), in turn, A B C C B A;
 with one thread the clock is processor time.
 
-Printed, by kind of text: the ratio of seconds a token (plain over speculative) with a 95 % t interval over texts, the
+Printed, by kind of text: the ratio of seconds a token (plain over speculative) with a 95% t interval over texts, the
 share of drafts that was kept, tokens a call, and how large the store is.
 """
 

@@ -7,7 +7,7 @@ nothing else; the metered one is the very loop of `bench.measure`, with this mac
 clock, the log, the display's file and the wrapper that times the wait for data. Blocks alternate (bare, metered,
 metered, bare, ...), so that a drift of the machine falls on both alike; each pair gives one ratio.
 
-Three medians over the pairs are printed with their 95 % intervals: metered over bare in wall time, which is what
+Three medians over the pairs are printed with their 95% intervals: metered over bare in wall time, which is what
 matters and which neighbours disturb; the same in the process's CPU time, threads of the sensors included; and, as a
 share of the work, the time that a metered block spends outside the steps' own work beyond what a bare one does. The
 last is sharp on a busy machine too, but blind to threads that slow the work itself. Exit code 1 when even the lower
@@ -64,7 +64,7 @@ class Middle:
 
 
 def middle(values: list[float]) -> Middle:
-    """Median and its two-sided interval of at least 95 %.
+    """Median and its two-sided interval of at least 95%.
 
     The interval lies between two order statistics (Conover, Practical Nonparametric Statistics, 3.2): a neighbour that
     takes the machine for some seconds makes outliers, which would own a mean.

@@ -79,7 +79,7 @@ class FlopCounts:
     params_total: int
     params_active: int
     disagreement: str | None
-    """Which counts differ by more than 0.5 %, with their values; None when all agree."""
+    """Which counts differ by more than 0.5%, with their values; None when all agree."""
 
     @property
     def agree(self) -> bool:

@@ -90,7 +90,7 @@ def idle_power_w(device: str = "cpu") -> float | None:
 
 LOOK_EVERY_S = 1.0
 """`Window.energy_so_far` reads the sensors again after this long; in between it repeats itself. A reading takes a third
-of a millisecond when the caches are cold: once a second, 0.03 %."""
+of a millisecond when the caches are cold: once a second, 0.03%."""
 
 
 class Window:

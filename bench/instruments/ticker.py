@@ -1,7 +1,7 @@
 """A thread that calls a function at a fixed period, beside the work that is being measured.
 
 The only cost to the measured loop is the moment the function holds the interpreter lock: at the periods used here
-(0.1 to 5 s, some 50 microseconds a call) below 0.1 %.
+(0.1 to 5 s, some 50 microseconds a call) below 0.1%.
 """
 
 from __future__ import annotations

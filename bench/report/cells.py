@@ -28,7 +28,7 @@ def mean_cell(mean: Mean, *, digits: int = 3, show_sd: bool = True) -> Cell:
     text = numbers.quantity(mean.value, mean.unit, digits)
     notes: list[str] = []
     if show_sd and mean.sd:
-        notes.append(f"SD{numbers.THIN}{numbers.significant(100 * mean.sd / abs(mean.value), 2)}{numbers.THIN}%"
+        notes.append(f"SD{numbers.THIN}{numbers.significant(100 * mean.sd / abs(mean.value), 2)}%"
                      if mean.value else f"SD{numbers.THIN}{numbers.significant(mean.sd, 2)}")  # fmt: skip
     if "modelled" in mean.grades:
         notes.append("modelled")
@@ -59,7 +59,7 @@ def share_cell(
 
 
 def one_sided(low: float | None, high: float | None) -> str:
-    """What is known where only a bound is: `≥ 1.4 %`. Empty where nothing is."""
+    """What is known where only a bound is: `≥ 1.4%`. Empty where nothing is."""
     if low is not None and low > TENFOLD:
         return f"\u2265{numbers.THIN}{numbers.percent(low)}"
     return "" if high is None or high >= NEAR_ALL else f"\u2264{numbers.THIN}{numbers.percent(high)}"

@@ -84,9 +84,9 @@ def duration(value: float) -> str:
 
 
 def percent(share: float, *, sign: bool = False, decimals: int | None = None) -> str:
-    """A share as a percentage: 0.234 -> 23.4 %."""
+    """A share as a percentage: 0.234 -> 23.4%."""
     value = 100 * share
-    return fixed(value, decimals_for_percent(value) if decimals is None else decimals, sign=sign) + THIN + "%"
+    return fixed(value, decimals_for_percent(value) if decimals is None else decimals, sign=sign) + "%"
 
 
 def decimals_for_percent(value: float) -> int:

@@ -11,7 +11,7 @@ IGNORED = -100
 """Targets of this value are left out of the mean (torch's convention)."""
 CHUNK_BYTES = 64 * 2**20
 """Logits held at once, counted as float32 (they are half of that in bfloat16). Each chunk adds to the gradient of the
-whole head, a pass over it in float32; four times less took a step of 30M parameters on two AMX cores 2 % longer."""
+whole head, a pass over it in float32; four times less took a step of 30M parameters on two AMX cores 2% longer."""
 BLOCK_BYTES = 2 * 2**20
 """Float32 logits turned into gradients at once: measured best of 0.25 to 16 MiB on two cores with 1 MiB of L2 each."""
 

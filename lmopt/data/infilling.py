@@ -1,6 +1,6 @@
 """Text infilling: spans of a text are cut out and filled anew by a causal model that sees both sides.
 
-Spans are T5's (Raffel et al., arXiv 1910.10683: 15 % of the words, 3 a span on average). What stands before a gap is
+Spans are T5's (Raffel et al., arXiv 1910.10683: 15% of the words, 3 a span on average). What stands before a gap is
 continued several times; the continuation behind which the text goes on likeliest is taken. A gap keeps the number of
 tokens that it had. Every gap is filled with the original text around it, so gaps do not depend on each other.
 

@@ -24,7 +24,7 @@ from lmopt.data.storage import DataError
 from lmopt.recipe import NgramOverlap
 
 PROBES = 4
-"""Bits an n-gram. At a false-positive rate of 1 % four need 10.5 bits an n-gram, the best number, seven, 9.6."""
+"""Bits an n-gram. At a false-positive rate of 1% four need 10.5 bits an n-gram, the best number, seven, 9.6."""
 MOST_FALSE = 0.01
 """Largest rate of false positives (DataComp-LM, appendix L)."""
 

@@ -40,7 +40,7 @@ bfloat16 first takes long for any number. At 5 rows of 768 the kernel took 268, 
 
 ROW_COST: dict[Format, float] = {"fp32": 0.03, "bf16": 0.03, "int8": 0.35, "int8_dynamic": 0.06}
 """Time of one more row as a share of a whole pass over one: what checking a draft takes. By `benchmarks/decode.py
---products` between one row and five, and not below the 3 % that attention and the rest take in bfloat16."""
+--products` between one row and five, and not below the 3% that attention and the rest take in bfloat16."""
 VECTOR_ROW_COST = 0.057
 """The same in bfloat16 on a processor without AMX, where rows of a product take longer: of 77M parameters with
 AVX512-BF16 (docs/techniques/speculative.md)."""

@@ -35,11 +35,11 @@ class GopherQuality(Technique):
     max_symbols: Amount | None = 0.1
     """Most hash signs, and most ellipses, a word (A.1.1: 0.1)."""
     max_bullets: Share | None = 0.9
-    """Largest share of lines that start with a bullet (A.1.1: 90 %)."""
+    """Largest share of lines that start with a bullet (A.1.1: 90%)."""
     max_ellipses: Share | None = 0.3
-    """Largest share of lines that end with an ellipsis (A.1.1: 30 %)."""
+    """Largest share of lines that end with an ellipsis (A.1.1: 30%)."""
     min_alphabetic: Share | None = 0.8
-    """Least share of words with a letter (A.1.1: 80 %)."""
+    """Least share of words with a letter (A.1.1: 80%)."""
     min_stop_words: Count | None = 2
     """Least number of different stop words (A.1.1: two)."""
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")

@@ -54,7 +54,7 @@ def _nearest(signed: bool, device: torch.device) -> Tensor:
     """Bits of a float16 number, `STRETCH` times a share -> code of the nearest number in the book.
 
     A look-up is six times as fast as a search. float16 has 11 bits where the book has 6 at most, so another code than
-    the nearest is taken only within 0.05 % of the middle between two.
+    the nearest is taken only within 0.05% of the middle between two.
     """
     bits = torch.arange(-(1 << 15), 1 << 15, device=device).to(torch.int16)
     values = bits.view(torch.float16).float().nan_to_num(0.0).div_(STRETCH).clamp_(-1.0, 1.0)

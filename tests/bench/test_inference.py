@@ -115,7 +115,7 @@ def test_scales_that_differ_are_not_one_answer() -> None:
 
 
 def test_intervals_cover_the_truth() -> None:
-    """Three seeds err to the wide side (Graybill & Wang): never below 93 %, and no false SAVES beyond alpha + 2 SE."""
+    """Three seeds err to the wide side (Graybill & Wang): never below 93%, and no false SAVES beyond alpha + 2 SE."""
     draws, saved, covered = 200, 0, 0
     for draw in range(draws):
         bounds = judged(saving=0.0, draw=draw, lossless=True)["endpoints"]["time"]["bounds"]

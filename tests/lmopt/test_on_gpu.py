@@ -31,7 +31,7 @@ DEVICE = "cuda"
 FLOAT32 = 1e-4
 """Relative norm of a gradient's difference: sums in another order, nothing else."""
 BFLOAT16 = 0.1
-"""Against float32. Eight bits are 0.4 % a number; two layers of small width add some up."""
+"""Against float32. Eight bits are 0.4% a number; two layers of small width add some up."""
 EXPERTS = 0.4
 """The same where tokens may go to other experts."""
 

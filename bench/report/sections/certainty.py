@@ -122,7 +122,7 @@ def _spread(study: RunFolder) -> Table:
             Column(
                 key="saving_sd", label="SD of saving", hint="Of the logarithm of the paired cost ratio, over seeds."
             ),
-            Column(key="detectable_saving", label="Could have found", hint="With 80 % power."),
+            Column(key="detectable_saving", label="Could have found", hint="With 80% power."),
         ),
         rows=tuple(rows),
     )

@@ -259,7 +259,7 @@ def _curves(study: RunFolder) -> list[Block]:
         full = max(x for one in series for x, _ in one.means)
         told = "; ".join(
             f"{one.name} {min(x for x, _ in one.means):.1f} to {full:.1f} layers, "
-            f"{min(y for _, y in one.means):.1f} to {max(y for _, y in one.means):.1f} % right"
+            f"{min(y for _, y in one.means):.1f} to {max(y for _, y in one.means):.1f}% right"
             for one in series
         )
         panel = Tradeoff(

@@ -51,7 +51,7 @@ def _claims(study: RunFolder) -> bool:
 
 
 def level_words(study: RunFolder) -> str:
-    """`95 %`: the two-sided level of printed intervals."""
+    """`95%`: the two-sided level of printed intervals."""
     return numbers.percent(1 - 2 * study.design.hypothesis.alpha, decimals=0)
 
 
@@ -171,7 +171,7 @@ def _adjusted(value: object, why: str) -> Cell:
     if bounds is None:
         return absent(why)
     low, high = bounds
-    text = numbers.interval(low, high, interval_decimals(low, high)) + numbers.THIN + "%"
+    text = numbers.interval(low, high, interval_decimals(low, high)) + "%"
     return Cell(text=text, low=low, high=high)
 
 

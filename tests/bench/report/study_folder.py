@@ -179,7 +179,7 @@ def _verdict(what: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
                  "bounds": None if one else [saving - 0.08, saving + 0.07],
                  "bounds_adjusted": None if one else [saving - 0.08, saving + 0.07], "level": 0.95,
                  "n_seeds": len(what.seeds), "outcome": "INCONCLUSIVE" if role == "claim" else "COSTS",
-                 "why": "The interval holds 20 %."}  # fmt: skip
+                 "why": "The interval holds 20%."}  # fmt: skip
         time = dict(flops, saving_training=-0.3, saving_all_in=-0.32, bounds=None if one else [-0.5, -0.1])
         none = {"saving_training": None, "saving_all_in": None, "bounds": None, "bounds_adjusted": None,
                 "outcome": "NOT MEASURED", "why": what.reason}  # fmt: skip
@@ -187,7 +187,7 @@ def _verdict(what: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
                     "why": "The margin lies inside the interval.",
                     "families": {"qa": {"difference": -0.006, "bounds": [-0.03, 0.02]},
                                  "lm": {"difference": None, "why": "no task counted"}}}  # fmt: skip
-        conditions = [{"name": "saving", "met": False, "why": "the interval holds 20 %"},
+        conditions = [{"name": "saving", "met": False, "why": "the interval holds 20%"},
                       {"name": "counts", "met": True, "why": "all counts agree"},
                       {"name": "accuracy", "met": None, "why": "no task counted"}]  # fmt: skip
         said = {
@@ -212,7 +212,7 @@ def _verdict(what: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
                      "claim_point": {"horizon": 0.8, "cost_ratio": 0.79}}  # fmt: skip
         scales = dict.fromkeys(what.scales, said)
         outcome = "INCONCLUSIVE" if role == "claim" else "COSTS"
-        yield name, {"role": role, "scales": scales, "outcome": outcome, "why": "Three seeds leave 10 % to 25 % open.",
+        yield name, {"role": role, "scales": scales, "outcome": outcome, "why": "Three seeds leave 10% to 25% open.",
                      "next": "Five more seeds would narrow the interval to 5 points."}  # fmt: skip
 
 

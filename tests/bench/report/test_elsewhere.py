@@ -84,6 +84,6 @@ def test_a_terminal_shows_what_steps_at_true_size_cost() -> None:
     shown = terminal(PUBLISHED)
     assert "Time a token" in shown
     assert "Memory" in shown
-    assert re.search(r"planned 1\d\.\d GiB, [+-]\d+\.\d %", shown), "not cut"
+    assert re.search(r"planned 1\d\.\d GiB, [+-]\d+\.\d+%", shown), "not cut"
     assert "Saved at equal loss" not in shown, "nothing was trained"
     assert all(len(line) <= 100 for line in shown.splitlines())

@@ -25,8 +25,8 @@ def curves(names: tuple[str, ...] = ("dense", "moe")) -> Curves:
 
 def forest(name: str = "all") -> Forest:
     rows = (
-        Estimate(name=name, text="18 %", style=1, value=18.0, low=10.0, high=25.0),
-        Estimate(name="open", text="5 %", style=2, value=5.0, low=None, high=None),
+        Estimate(name=name, text="18%", style=1, value=18.0, low=10.0, high=25.0),
+        Estimate(name="open", text="5%", style=2, value=5.0, low=None, high=None),
         Estimate(name="none", text="", style=3, value=None, low=None, high=None, reason="no sensor"),
     )
     marks = (Mark(value=0.0, label="0", kind="zero"), Mark(value=20.0, label="claim 20", kind="limit"))

@@ -63,7 +63,7 @@ def test_all_three_products_are_near_float32():
     torch.manual_seed(0)
     data = torch.randn(512, 64), torch.randn(48, 64), torch.randn(512, 48)
     for ours, exact in zip(gradients(*data, ALL), plain(*data), strict=True):
-        assert 1e-4 < error(ours, exact) < 0.02  # 8 bits: about 1 %
+        assert 1e-4 < error(ours, exact) < 0.02  # 8 bits: about 1%
 
 
 @pytest.mark.parametrize("product", ["forward", "grad_input", "grad_weight"])
