@@ -159,7 +159,7 @@ def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[
         low, high = (factor, high) if fits else (low, factor)
     if low == 0.0:
         return None
-    return _scaled(suite, low), f"training tokens cut to {100 * low:.1f} % of what the suite asks for"
+    return _scaled(suite, low), f"training tokens cut to {100 * low:.1f}% of what the suite asks for"
 
 
 def _scaled(suite: Suite, factor: float) -> Suite:

@@ -122,15 +122,19 @@ def render(found: Sequence[dict[str, Any]], runs: Sequence[Path]) -> str:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names; their paths where two have the same."""
-    names = [run.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+    """The folders' names, with as many of those above them as tell any two apart."""
+    parts = [run.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts))):
+        names = ["/".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run) for run in runs]
 
 
 def _change(first: float | None, value: float | None) -> str:
     if first is None or value is None or first == 0:
         return ""
-    return f"{100 * (value / first - 1):+.2f} %"
+    return f"{100 * (value / first - 1):+.2f}%"
 
 
 def _warnings(runs: Sequence[Path], names: Sequence[str]) -> Iterator[str]:

@@ -94,7 +94,7 @@ def describe_record(record: Record) -> str:
     if memory:
         parts.append(human_bytes(memory))
     parts += [
-        f"{name.removeprefix('accuracy/')} {100 * found.value:.1f} %"
+        f"{name.removeprefix('accuracy/')} {100 * found.value:.1f}%"
         for name, found in record.metrics.items()
         if name.startswith("accuracy/") and found.value is not None
     ]
@@ -153,7 +153,7 @@ class LiveDisplay:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[words]}", markup=False),
             console=self._console,
             transient=True,

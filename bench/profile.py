@@ -193,13 +193,13 @@ def _operator_table(found: dict[str, Any]) -> str:
             (
                 one["name"][:44],
                 f"{1000 * one['seconds']:.2f}",
-                f"{100 * one['seconds'] / total_s:.1f} %",
+                f"{100 * one['seconds'] / total_s:.1f}%",
                 f"{one['calls']:.0f}",
                 f"{one['flops'] / 1e9:.2f}" if one["flops"] else "",
                 f"{one['bytes'] / 1e6:.0f}" if one["bytes"] else "",
                 f"{one['flops'] / one['seconds'] / 1e9:,.0f}" if one["flops"] else "",
                 one["bound"] or "",
-                "" if roof is None else f"{100 * roof:.0f} %",
+                "" if roof is None else f"{100 * roof:.0f}%",
             )
         )
     return columns(rows)
@@ -217,7 +217,7 @@ def _limits(found: dict[str, Any]) -> str:
             f"{peak / 1e9:,.0f} GFLOP/s ({found['arithmetic']} matrix product)" if peak else "not measured",
         ),
         ("measured bandwidth", f"{found['bytes_per_s'] / 1e9:,.1f} GB/s"),
-        ("MFU", f"{100 * mfu:.1f} %" if mfu else "not measured"),
+        ("MFU", f"{100 * mfu:.1f}%" if mfu else "not measured"),
         ("weights", human_bytes(found["weight_bytes"])),
         ("tensors at the peak", human_bytes(held) if held else "not measured"),
     ]
