@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,14 +35,18 @@ def _warnings(tuned: dict[str, dict[str, Any]]) -> Iterator[str]:
     for scale, found in tuned.items():
         if found.get("equal") is not True:
             yield f"At scale {scale} the arms were not tuned alike: {found.get('why')}."
-        for arm, one in mapping(found.get("arms")).items():
+        arms, ends = mapping(found.get("arms")), defaultdict[tuple[str, str, str], list[str]](list)
+        for arm, one in arms.items():
             for knob, edge in mapping(mapping(one).get("edges")).items():
                 value = number(mapping(mapping(one).get("chosen")).get(knob))
-                shown = "" if value is None else f" ({value:g})"
-                yield (
-                    f"The best {KNOBS.get(knob, knob)} of {arm} at scale {scale} is the {edge} that was tried{shown}: "
-                    "the grid may be too narrow."
-                )
+                ends[knob, str(edge), "" if value is None else f" ({value:g})"].append(arm)
+        for (knob, edge, value), names in ends.items():
+            every = len(arms) > 1 and len(names) == len(arms)
+            whom = f"all {len(arms)} arms" if every else numbers.listing(names)
+            yield (
+                f"The best {KNOBS.get(knob, knob)} of {whom} at scale {scale} is the {edge} that was tried{value}: "
+                "the grid may be too narrow."
+            )
 
 
 # --- figure --------------------------------------------------------------------------------------

@@ -403,6 +403,22 @@ def test_the_grid_of_every_arm_is_shown_with_its_cost_and_its_warnings(tmp_path:
     assert "How hard each arm was tuned" in render(page)
 
 
+def test_arms_that_chose_the_same_end_of_their_grid_are_told_at_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", items=0, tuned=True)
+    verdict = judge(run)
+
+    def told(*arms: str) -> list[str]:
+        for arm in arms:
+            verdict["tuning"]["s"]["arms"][arm]["edges"] = {"lr": "lowest"}
+        (run / "verdict.json").write_text(json.dumps(verdict))
+        (section,) = (one for one in compose(load(run)).sections if one.id == "tuning")
+        return [block.text for block in section.blocks if isinstance(block, Paragraph)][1:]
+
+    end = "at scale s is the lowest that was tried (0.002): the grid may be too narrow."
+    assert told("dense", "moe") == [f"The best learning rate of dense and moe {end}"]
+    assert told("clean", "all") == [f"The best learning rate of all 4 arms {end}"]
+
+
 def test_a_study_without_trials_has_no_section_on_them(tmp_path: Path) -> None:
     page = compose(load(write(tmp_path)))
     assert not [one for one in page.sections if one.id == "tuning"]
