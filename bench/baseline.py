@@ -30,6 +30,12 @@ Stored = Annotated[float, Field(ge=-MOST, le=MOST)]
 """A value that can be summed and squared."""
 
 
+Sample = Annotated[float, Field(gt=0, le=MOST)]
+"""A reading of a block: seconds, or a ratio of seconds, and so never zero."""
+CellName = Annotated[str, Field(pattern=r"^[a-z]+ [^ ]")]
+"""`train all/s x1`: a kind, then an arm."""
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -37,18 +43,18 @@ class _Stored(BaseModel):
 class Cell(_Stored):
     """One metric of one case, over its seeds."""
 
-    values: dict[str, Stored]
+    values: Annotated[dict[str, Stored], Field(min_length=1)]
     """seed -> value."""
-    samples: tuple[Stored, ...] = ()
+    samples: tuple[Sample, ...] = ()
     """Repeated readings inside one case (interleaved blocks), where the case has no seeds to repeat over."""
 
 
 class Floor(_Stored):
     """What an A/A run says of a metric: runs that differ in nothing but their initial weights scatter by this much."""
 
-    sd: float
+    sd: Annotated[float, Field(ge=0, le=MOST)]
     """Standard deviation of ln(metric) of one run."""
-    df: int
+    df: Annotated[int, Field(ge=1)]
     run: str
     """The A/A run."""
 
@@ -61,7 +67,7 @@ class Baseline(_Stored):
     run: str
     machine_class: str
     commit: str | None = None
-    metrics: dict[str, dict[str, Cell]]
+    metrics: dict[str, dict[CellName, Cell]]
     """metric -> case (`train all/s x1`) -> its values."""
     noise: dict[str, Floor] = Field(default_factory=dict[str, Floor])
     """metric -> its scatter in an A/A run, from which noisy rules take their floor; empty: the rules state it."""

@@ -233,6 +233,9 @@ def _noisy(
     floor, source = rule.floor, ""
     if noise is not None:
         floor, source = Noise(noise.sd, noise.df).floor(effect.n, alpha), f" of chance, after {noise.run}"
+    if math.isinf(floor):
+        why = f"the noise that the baseline took from {noise.run if noise else 'its run'} hides any change"
+        return Check(rule, name, "could not measure", f"{why}; hint: store it again with --update", one, two)
     bounds = [None, None] if effect.se is None else [lower, upper]
     direction = "worse" if worse >= 0 else "better"
     told = f"{one:.6g} -> {two:.6g}{_unit(metric)}, {percent(abs(worse), 2)} {direction}"

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from bench import trials
 from bench.case import TUNING, Case
@@ -26,6 +26,7 @@ from bench.plainjson import parse
 from bench.plan import Plan
 from bench.record import CaseKey, Record, append, read
 from bench.registration import NotRegistered, register
+from bench.study import PUT_BACK
 
 __all__ = ["Display", "FolderInUse", "Limits", "OtherRun", "RunContext", "adopt", "locked", "run_cases"]
 
@@ -76,16 +77,19 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
     known = folder / "plan.json"
     if known.exists():
         try:
-            held = parse(known.read_text()).get("run")
+            held = parse(known.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise OtherRun(f"{known}: not readable ({error}); hint: move the folder away") from error
+            raise OtherRun(f"{known}: not readable ({error}); {PUT_BACK}") from error
+        if not isinstance(held, dict):
+            raise OtherRun(f"{known}: holds a JSON {type(held).__name__}, expected an object; {PUT_BACK}")
+        held = cast("dict[str, Any]", held).get("run")
         if held != plan.run:
             raise OtherRun(
                 f"{folder} holds run {held}, this is run {plan.run}: the suite, the budget, the version or the machine "
                 "is another than in its suite.yaml and plan.json; hint: choose another --out"
             )
     elif (folder / "records.jsonl").exists():
-        raise OtherRun(f"{folder} holds records without a plan; hint: choose another --out")
+        raise OtherRun(f"{folder} holds records without a plan; {PUT_BACK}")
     write_atomically(folder / "suite.yaml", suite_yaml)
     write_atomically(known, plan.to_json())
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1))

@@ -24,6 +24,8 @@ from bench.plausible import implausible
 from bench.record import RUN_AGAIN, CaseKind, Record, read
 
 PLAN_SCHEMA = 1
+PUT_BACK = "hint: put back the plan.json that the run wrote, or run the suite into another --out"
+"""What mends a plan that was changed: records tell nothing without it, and another may be of another machine."""
 
 
 class StudyError(ValueError):
@@ -283,9 +285,9 @@ def _plan(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise StudyError(f"{path}: not there; hint: give the run folder that `lmbench run` printed") from None
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: cannot be read ({error}); hint: run the suite again") from error
+        raise StudyError(f"{path}: cannot be read ({error}); {PUT_BACK}") from error
     if not isinstance(found, dict):
-        raise StudyError(f"{path}: holds a JSON {type(found).__name__}, expected an object")
+        raise StudyError(f"{path}: holds a JSON {type(found).__name__}, expected an object; {PUT_BACK}")
     return cast("Mapping[str, Any]", found)
 
 

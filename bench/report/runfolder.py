@@ -16,7 +16,7 @@ from typing import Any, cast
 from bench.design import ArmDesign, Design
 from bench.plainjson import parse
 from bench.record import CaseKind, Record, packed, read
-from bench.study import Study, StudyError, assemble
+from bench.study import PUT_BACK, Study, StudyError, assemble
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def load(run: Path) -> RunFolder:
     """
     if not run.is_dir():
         raise StudyError(f"{run}: no such run folder; hint: give the folder that `lmbench run` printed")
-    plan = _json(run / "plan.json")
+    plan = _json(run / "plan.json", PUT_BACK)
     if plan is None:
         raise StudyError(f"{run}: holds no plan.json, so nothing can be reported; hint: is it a run folder?")
     if not any(file.exists() for file in (run / "records.jsonl", packed(run / "records.jsonl"))):
@@ -193,26 +193,24 @@ def _is_of(look: dict[str, Any], study: Study) -> bool:
     return set(map(str, sequence(look.get("records")))) == {record.sha256 for record in study.records.values()}
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path, hint: str = "hint: delete it and judge or run again") -> dict[str, Any] | None:
     if not path.exists():
         return None
-    text = _text(path)
+    text = _text(path, hint)
     try:
         value = parse(text)
     except ValueError as error:
-        raise StudyError(f"{path}: not JSON ({error}); hint: delete it and judge or run again") from error
+        raise StudyError(f"{path}: not JSON ({error}); {hint}") from error
     if not isinstance(value, dict):
-        raise StudyError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+        raise StudyError(f"{path}: holds a JSON {type(value).__name__}, expected an object; {hint}")
     return cast("dict[str, Any]", value)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, hint: str = "hint: put back the file that the run wrote, or delete it") -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise StudyError(
-            f"{path}: not UTF-8 at byte {error.start}; hint: put back the file that the run wrote, or delete it"
-        ) from error
+        raise StudyError(f"{path}: not UTF-8 at byte {error.start}; {hint}") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

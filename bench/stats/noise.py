@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.stats.effect import quantile
+
+LARGEST_EXPONENT = math.log(sys.float_info.max)
+"""Beyond it exp() has no float: such noise hides any change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Noise:
 
         exp(t_(1-alpha, df) sqrt(2/n) sd) - 1: the two means differ by a variance of 2 sd^2 / n (Student 1908).
         """
-        return math.expm1(quantile(alpha, self.df) * math.sqrt(2 / n) * self.sd)
+        exponent = quantile(alpha, self.df) * math.sqrt(2 / n) * self.sd
+        return math.expm1(exponent) if exponent < LARGEST_EXPONENT else math.inf
 
 
 def pooled(groups: Mapping[object, Sequence[float]]) -> Noise | None:

@@ -435,6 +435,39 @@ def test_a_baseline_without_a_version_or_with_numbers_past_summing_is_refused(ed
     assert "write it again with --update" in result.to_text()
 
 
+def _timed(cell: str, **content: object) -> str:
+    cells = {cell: {"values": {"-": 1.0}, "samples": [1.0, 1.1]} | content}
+    return json.dumps({"schema": 1, "suite": "x", "run": "", "machine_class": "m", "metrics": {"step_time_ratio": cells}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [_timed("moe"), _timed("timing moe/s", values={}), _timed("timing moe/s", samples=[0, 0])],
+    ids=["no arm", "no value", "no time"],
+)
+def test_a_baseline_that_no_run_could_have_written_is_refused(content, tmp_path):
+    file = tmp_path / "baseline.json"
+    file.write_text(content)
+    with pytest.raises(baseline.BaselineError, match="step_time_ratio.*write it again with --update"):
+        baseline.read(file)
+    file.write_text(_timed("timing moe/s"))
+    baseline.read(file)
+
+
+@pytest.mark.parametrize("df", [0, -1])
+def test_noise_that_no_runs_could_have_told_is_refused(df):
+    with pytest.raises(ValueError, match="df"):
+        baseline.Floor(sd=0.1, df=df, run="aa")
+
+
+def test_noise_beyond_all_numbers_is_not_a_pass():
+    noisy = {"val_loss": baseline.Floor(sd=1e3, df=1, run="aa/1")}
+    stored = baseline.of(study_of(study(NOISY)), noisy)
+    result = compare(study_of(study(NOISY)), stored)
+    assert result.outcome == "could not measure"
+    assert "hides any change" in result.to_text()
+
+
 def test_a_reader_that_stops_listening_changes_no_exit_code(tmp_path, monkeypatch):
     """`lmbench gate ... | head -1`: what is printed into a closed pipe must not turn a regression into a 0."""
     reader, writer = os.pipe()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import runner
+from bench import runner, study
 from bench.case import Case
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.executors import Exit
 from bench.record import RecordError, read, reading
+from bench.report import runfolder
 from bench.runner import FolderInUse, Limits, OtherRun, RunContext, adopt, locked, run_cases
 from lmopt.recipe import Recipe
 from tests.bench.fakes import Behaviour, FakeDisplay, FakeExecutor, case, chain, plan, succeed
@@ -322,6 +323,20 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
         adopt(tmp_path, plan(run="bbbbbbbbbb"), "suite: fake\n", {})
     adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
     assert json.loads((tmp_path / "plan.json").read_text())["run"] == "aaaaaaaaaa"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"7", b"{", b"\xff"])
+def test_a_damaged_plan_is_refused_with_what_mends_it_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
+    (tmp_path / "records.jsonl").touch()
+    damaged = tmp_path / "plan.json"
+    damaged.write_bytes(content)
+    with pytest.raises(OtherRun, match="put back the plan.json"):
+        adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
+    assert damaged.read_bytes() == content
+    for read in (study.load, runfolder.load):  # whatever a command says, it is no advice that `run` refuses
+        with pytest.raises(study.StudyError, match="put back the plan.json"):
+            read(tmp_path)
 
 
 def test_a_case_that_does_not_apply_here_is_said_so_and_neither_run_nor_tried_again(tmp_path: Path) -> None:
