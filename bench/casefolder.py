@@ -7,6 +7,8 @@ the same.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import time
@@ -52,13 +54,28 @@ class Outcome(Frozen):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never half."""
+    """Replace a file in one step: a reader sees the old text or the new, never half.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; names the file, and leaves no scratch beside it.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def forget_scratch(path: Path) -> None:
+    """Remove what writers of a file that were killed left beside it; for who alone writes that file."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*"):
+        stale.unlink(missing_ok=True)
 
 
 class Progress:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.case import Case
-from bench.casefolder import Job, Outcome, read_progress, write_atomically
+from bench.casefolder import Job, Outcome, forget_scratch, read_progress, write_atomically
 from bench.executors import Executor, Exit, Running
 from bench.plan import Plan
 from bench.process import signal_name
@@ -114,6 +114,8 @@ def launch(folder: Path, case: Case, context: RunContext) -> Flight | Outcome:
         return left
     for stale in ("outcome.json", "progress.json"):
         (place / stale).unlink(missing_ok=True)
+    for written in ("case.json", "outcome.json"):
+        forget_scratch(place / written)
     write_atomically(place / "case.json", job.model_dump_json())
     now_s = time.monotonic()
     return Flight(case, place, context.executor.start(place), now_s, now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 
@@ -17,6 +18,11 @@ EXIT_CODES = f"""exit codes:
   {INTERRUPTED:<9} interrupted; the same command continues
 """
 """The same for the help."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk, a quota or a file's limit that is used up."""
+ROOM = "\n  hint: make room, then the same command continues"
 
 
 def with_values(argv: Sequence[str]) -> list[str]:
@@ -35,8 +41,10 @@ def with_values(argv: Sequence[str]) -> list[str]:
 
 def words(error: Exception) -> str:
     """What it says, each hint on a line of its own; of a system call the file and what is wrong, without its number."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    if isinstance(error, OSError) and error.strerror:
+        what = f"{error.strerror[:1].lower()}{error.strerror[1:]}"
+        hint = ROOM if error.errno in FULL else ""
+        return (f"{error.filename}: {what}" if error.filename else what) + hint
     return hinted(str(error))
 
 

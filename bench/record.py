@@ -180,12 +180,19 @@ def _refuse_constant(name: str) -> float:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one record and flush it to the disk; what a killed writer left of a half-written one is cut off first."""
-    with path.open("ab+") as file:
-        _close_last_line(file)
-        file.write(to_line(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add one record and flush it to the disk; what a killed writer left of a half-written one is cut off first.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; names the file.
+    """
+    try:
+        with path.open("ab+") as file:
+            _close_last_line(file)
+            file.write(to_line(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _close_last_line(file: BinaryIO) -> None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from bench import trials
 from bench.case import TUNING, Case
-from bench.casefolder import Outcome, write_atomically
+from bench.casefolder import Outcome, forget_scratch, write_atomically
 from bench.flight import Display, Flight, Limits, RunContext, launch, look, stop
 from bench.plainjson import parse
 from bench.plan import Plan
@@ -90,6 +90,8 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
             )
     elif (folder / "records.jsonl").exists():
         raise OtherRun(f"{folder} holds records without a plan; {PUT_BACK}")
+    for written in (folder / "suite.yaml", known, folder / "environment.json"):
+        forget_scratch(written)
     write_atomically(folder / "suite.yaml", suite_yaml)
     write_atomically(known, plan.to_json())
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1))

@@ -437,7 +437,9 @@ def test_a_baseline_without_a_version_or_with_numbers_past_summing_is_refused(ed
 
 def _timed(cell: str, **content: object) -> str:
     cells = {cell: {"values": {"-": 1.0}, "samples": [1.0, 1.1]} | content}
-    return json.dumps({"schema": 1, "suite": "x", "run": "", "machine_class": "m", "metrics": {"step_time_ratio": cells}})
+    return json.dumps(
+        {"schema": 1, "suite": "x", "run": "", "machine_class": "m", "metrics": {"step_time_ratio": cells}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -448,7 +450,7 @@ def _timed(cell: str, **content: object) -> str:
 def test_a_baseline_that_no_run_could_have_written_is_refused(content, tmp_path):
     file = tmp_path / "baseline.json"
     file.write_text(content)
-    with pytest.raises(baseline.BaselineError, match="step_time_ratio.*write it again with --update"):
+    with pytest.raises(baseline.BaselineError, match=r"step_time_ratio.*write it again with --update"):
         baseline.read(file)
     file.write_text(_timed("timing moe/s"))
     baseline.read(file)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from bench import runner, study
+from bench import mistakes, runner, study
 from bench.case import Case
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.executors import Exit
-from bench.record import RecordError, read, reading
+from bench.record import CaseKey, Record, RecordError, append, read, reading
 from bench.report import runfolder
 from bench.runner import FolderInUse, Limits, OtherRun, RunContext, adopt, locked, run_cases
 from lmopt.recipe import Recipe
@@ -331,12 +333,12 @@ def test_a_damaged_plan_is_refused_with_what_mends_it_and_stays_as_it_is(tmp_pat
     (tmp_path / "records.jsonl").touch()
     damaged = tmp_path / "plan.json"
     damaged.write_bytes(content)
-    with pytest.raises(OtherRun, match="put back the plan.json"):
+    with pytest.raises(OtherRun, match=r"put back the plan\.json"):
         adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
     assert damaged.read_bytes() == content
-    for read in (study.load, runfolder.load):  # whatever a command says, it is no advice that `run` refuses
-        with pytest.raises(study.StudyError, match="put back the plan.json"):
-            read(tmp_path)
+    for load in (study.load, runfolder.load):  # whatever a command says, it is no advice that `run` refuses
+        with pytest.raises(study.StudyError, match=r"put back the plan\.json"):
+            load(tmp_path)
 
 
 def test_a_case_that_does_not_apply_here_is_said_so_and_neither_run_nor_tried_again(tmp_path: Path) -> None:
@@ -357,3 +359,35 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     message = r"the run folder .*file/run cannot be made \(Not a directory\); hint: .*--out"
     with pytest.raises(OSError, match=message), locked(tmp_path / "file" / "run"):
         pass
+
+
+def _refuse_size(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_named_and_left_without_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "a.json", "old")
+    monkeypatch.setattr(os, "fsync", _refuse_size)
+    with pytest.raises(OSError, match="No space left") as full:
+        write_atomically(tmp_path / "a.json", "new")
+    assert mistakes.words(full.value) == f"{tmp_path / 'a.json'}: no space left on device{mistakes.ROOM}"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
+    with pytest.raises(OSError, match="No space left") as full:
+        append(tmp_path / "records.jsonl", Record(status="failed", case=CaseKey(id="1" * 16, kind="train", arm="a")))
+    assert str(tmp_path / "records.jsonl") in mistakes.words(full.value)
+    assert mistakes.words(OSError(errno.ENOSPC, "No space left on device")).startswith("no space left")
+
+
+def test_what_killed_writers_left_beside_their_files_is_removed(tmp_path: Path) -> None:
+    one = case(1)
+    place = tmp_path / "cases" / one.id
+    place.mkdir(parents=True)
+    left = [tmp_path / ".plan.json.123", place / ".case.json.7", place / ".outcome.json.8"]
+    for path in left:
+        path.write_text("{")
+    mine = tmp_path / ".plan.json.bak"
+    mine.touch()
+    adopt(tmp_path, plan(one), "suite: fake\n", {})
+    run_cases(tmp_path, plan(one), context())
+    assert not any(path.exists() for path in left)
+    assert mine.exists()
