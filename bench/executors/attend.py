@@ -1,12 +1,15 @@
 """Stays beside a case on a machine that the runner cannot reach, and talks to it through the case folder.
 
 The folder lies on a file system that both machines see. `attend.json` says where the case runs and how much memory it
-holds; a file `stop` holding the number of a signal is passed on. Used by the executors for Ray and Slurm.
+holds; a file `stop` holding the number of a signal is passed on. `ticket` names the one start of a case that may write
+there: a job that outlived its runner, or waited in a queue meanwhile, ends when the next run starts its case again.
+Used by the executors for Ray and Slurm.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,17 +25,19 @@ POLL_EVERY_S = 0.2
 SHOW_EVERY_S = 1.0
 ATTENDANCE = "attend.json"
 STOP = "stop"
+TICKET = "ticket"
 
 Ended = tuple[int | None, int | None]
 """Exit code, or None and the signal that ended it."""
 
 
-def attend(worker: str, folder: str) -> Ended:
-    """Run the case of a folder in a child of its own, to its end.
+def attend(worker: str, folder: str, ticket: str) -> Ended:
+    """Run the case of a folder in a child of its own, to its end, or until another start has taken its place.
 
     Args:
         worker: the module whose `work(folder)` does a case.
         folder: the case folder, as this machine sees it.
+        ticket: what `prepare` gave for this start.
 
     Raises:
         FileNotFoundError: this machine does not see the folder.
@@ -43,6 +48,8 @@ def attend(worker: str, folder: str) -> Ended:
             f"{place}/case.json is not there on {socket.gethostname()}; "
             "hint: run folders must lie on a file system that all machines share (--out)"
         )
+    if not _holds(place, ticket):
+        return None, signal.SIGKILL
     with (place / "log.txt").open("ab") as log:
         child = subprocess.Popen(
             children.command("bench.executors.child", worker, folder),
@@ -51,6 +58,10 @@ def attend(worker: str, folder: str) -> Ended:
     shown_s = float("-inf")
     sent: int | None = None
     while (code := child.poll()) is None:
+        if not _holds(place, ticket):
+            child.kill()
+            child.wait()
+            return None, signal.SIGKILL
         if time.monotonic() - shown_s > SHOW_EVERY_S:
             shown_s = time.monotonic()
             _show(place, child.pid)
@@ -67,6 +78,16 @@ def _show(place: Path, pid: int) -> None:
     write_atomically(place / ATTENDANCE, json.dumps(seen))
 
 
+def _holds(place: Path, ticket: str) -> bool:
+    """Whether this start is still the one that may write there."""
+    try:
+        return (place / TICKET).read_text() == ticket
+    except FileNotFoundError:  # the run folder was removed
+        return False
+    except OSError:  # a file system that does not answer says nothing
+        return True
+
+
 def _asked(place: Path) -> int | None:
     """The signal that the runner wants sent; None where it wants none."""
     try:
@@ -78,10 +99,13 @@ def _asked(place: Path) -> int | None:
 # --- the runner's side ---------------------------------------------------------------------------
 
 
-def prepare(place: Path) -> None:
-    """Forget what an earlier attempt left."""
+def prepare(place: Path) -> str:
+    """Forget what an earlier attempt left, and end it where it still runs; returns the ticket of the new one."""
+    ticket = secrets.token_hex(8)
+    write_atomically(place / TICKET, ticket)
     for name in (ATTENDANCE, STOP):
         (place / name).unlink(missing_ok=True)
+    return ticket
 
 
 def ask(place: Path, number: signal.Signals) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ EXTRAS = {"local": None, "ray": "ray", "slurm": "submitit"}
 SLURM_WORDS = {"partition": "slurm_partition", "account": "slurm_account", "qos": "slurm_qos",
                "constraint": "slurm_constraint", "gpus": "gpus_per_node", "cpus": "cpus_per_task",
                "slots": "slots", "cluster": "cluster"}  # fmt: skip
-"""Words that pass on as they are -> submitit's names; `time` and `memory` are turned into its units."""
+"""Words that pass on as they are -> submitit's names; those of `TURNED` are turned into its units."""
+TURNED = ("time", "memory")
 LEAST = {"gpus": 0, "cpus": 1, "slots": 1}
 """Words that are whole numbers, from which on; all others are text, though they be digits (an account, say)."""
 
@@ -60,10 +61,13 @@ def _options(name: str, text: str) -> dict[str, str]:
     return found
 
 
-def _known(name: str, options: Mapping[str, str], words: Mapping[str, str]) -> dict[str, Any]:
+def _known(
+    name: str, options: Mapping[str, str], words: Mapping[str, str], others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Options under their library's names; `others` are allowed too, and read elsewhere."""
     for key in options:
         if key not in words:
-            raise ExecutorError(f"{name}: no option {key!r}; allowed: {', '.join(words) or 'none'}")
+            raise ExecutorError(f"{name}: no option {key!r}; allowed: {', '.join((*words, *others)) or 'none'}")
     return {words[key]: _value(name, key, value) for key, value in options.items()}
 
 
@@ -77,8 +81,8 @@ def _value(name: str, key: str, text: str) -> int | str:
 
 
 def _slurm(options: Mapping[str, str]) -> dict[str, Any]:
-    plain = {key: value for key, value in options.items() if key not in ("time", "memory")}
-    found = _known("slurm", plain, SLURM_WORDS)
+    plain = {key: value for key, value in options.items() if key not in TURNED}
+    found = _known("slurm", plain, SLURM_WORDS, TURNED)
     try:
         if "time" in options:
             found["timeout_min"] = max(1, round(parse_duration_s(options["time"]) / 60))

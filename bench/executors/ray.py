@@ -87,12 +87,12 @@ class RayExecutor:
         if not free:
             raise ExecutorError("ray: no node is left to run a case on; hint: `ray status`, then run again")
         place = free[0]
-        attend.prepare(folder)
+        ticket = attend.prepare(folder)
         reference = self._attend.options(
             num_cpus=place.cpus,
             num_gpus=place.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=place.node, soft=False),
-        ).remote(self._worker, str(folder.resolve()))
+        ).remote(self._worker, str(folder.resolve()), ticket)
         running = self._busy[place] = RayRunning(reference, folder)
         return running
 

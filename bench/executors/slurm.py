@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -28,6 +28,7 @@ PYTHON = f"{shlex.quote(sys.executable)} -P"
 """In a job's script, since `sbatch --export=NONE` leaves out the environment that says the same (`lmopt.children`)."""
 
 Cluster = Literal["slurm", "local", "debug"]
+CLUSTERS = get_args(Cluster)
 
 
 class SlurmExecutor:
@@ -56,6 +57,8 @@ class SlurmExecutor:
         Raises:
             ExecutorError: there is no Slurm here, or it does not know a parameter.
         """
+        if cluster not in CLUSTERS:
+            raise ExecutorError(f"slurm: cluster is {cluster!r}, allowed: {', '.join(CLUSTERS)}")
         self.slots = slots if cluster == "slurm" else 1
         self._cluster: Cluster = cluster
         self._worker = worker
@@ -76,10 +79,10 @@ class SlurmExecutor:
         Raises:
             ExecutorError: sbatch refused it.
         """
-        attend.prepare(folder)
+        ticket = attend.prepare(folder)
         try:
             with children.guarded():
-                job = self._executor.submit(attend.attend, self._worker, str(folder.resolve()))
+                job = self._executor.submit(attend.attend, self._worker, str(folder.resolve()), ticket)
         except (RuntimeError, OSError, FailedJobError) as error:
             raise ExecutorError(f"slurm: the job was refused: {error}") from error
         running = SlurmRunning(job, folder)

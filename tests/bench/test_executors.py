@@ -33,6 +33,10 @@ def job(folder: Path, do: str) -> Path:
     return folder
 
 
+def attended(folder: Path) -> attend.Ended:
+    return attend.attend(WORKER, str(folder), attend.prepare(folder))
+
+
 def until(condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -51,15 +55,15 @@ def ended(running: Running) -> Exit:
 
 
 def test_the_attendant_returns_how_the_case_ended_and_keeps_its_log(tmp_path: Path) -> None:
-    assert attend.attend(WORKER, str(job(tmp_path / "a", "print"))) == (0, None)
+    assert attended(job(tmp_path / "a", "print")) == (0, None)
     assert "hello from the case" in (tmp_path / "a" / "log.txt").read_text()
-    assert attend.attend(WORKER, str(job(tmp_path / "b", "die"))) == (None, signal.SIGKILL)
+    assert attended(job(tmp_path / "b", "die")) == (None, signal.SIGKILL)
 
 
 def test_the_attendant_passes_a_signal_on_and_says_where_the_case_runs(tmp_path: Path) -> None:
     folder = job(tmp_path / "a", "sleep")
     found: list[attend.Ended] = []
-    thread = threading.Thread(target=lambda: found.append(attend.attend(WORKER, str(folder))))
+    thread = threading.Thread(target=lambda: found.append(attended(folder)))
     thread.start()
     until((folder / "ready").exists, "the case does not start")
     until(lambda: attend.attendance(folder), "nobody says where it runs")
@@ -71,9 +75,26 @@ def test_the_attendant_passes_a_signal_on_and_says_where_the_case_runs(tmp_path:
     assert found == [(75, None)]
 
 
+def test_a_job_that_outlived_its_runner_ends_when_its_case_is_started_again(tmp_path: Path) -> None:
+    """A killed runner leaves its jobs running or queued: two of them must never write into one case folder."""
+    folder = job(tmp_path / "a", "sleep")
+    queued = attend.prepare(folder)
+    found: list[attend.Ended] = []
+    thread = threading.Thread(target=lambda: found.append(attended(folder)))
+    thread.start()
+    until((folder / "ready").exists, "the case does not start")
+    attend.prepare(folder)
+    thread.join(60)
+    assert found == [(None, signal.SIGKILL)]
+    assert not Path(f"/proc/{(folder / 'pid').read_text()}").exists()
+    (folder / "ready").unlink()
+    assert attend.attend(WORKER, str(folder), queued) == (None, signal.SIGKILL)
+    assert not (folder / "ready").exists()
+
+
 def test_a_folder_that_the_machine_does_not_see_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="file system that all machines share"):
-        attend.attend(WORKER, str(tmp_path / "nowhere"))
+        attend.attend(WORKER, str(tmp_path / "nowhere"), "")
 
 
 # --- what a person writes ------------------------------------------------------------------------
@@ -82,7 +103,8 @@ def test_a_folder_that_the_machine_does_not_see_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("where", "words"),
     [("cloud", "allowed: local, ray, slurm"), ("local:x=1", "no option 'x'"), ("slurm:gpu", "KEY=VALUE"),
-     ("slurm:time=soon,cluster=local", "not a duration"), ("slurm:color=red", "no option 'color'"),
+     ("slurm:time=soon,cluster=local", "not a duration"), ("slurm:color=red", "no option 'color'.* time, memory"),
+     ("slurm:cluster=bogus", "cluster is 'bogus', allowed: slurm, local, debug"),
      ("slurm:gpus=many,cluster=local", "gpus is 'many', allowed: a whole number from 0"),
      ("slurm:slots=0,cluster=local", "slots is '0', allowed: a whole number from 1"),
      ("slurm:cpus=²,cluster=local", "cpus is '²', allowed"), ("slurm:cpus=-1,cluster=local", "cpus is '-1', allowed")],

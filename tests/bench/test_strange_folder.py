@@ -98,7 +98,8 @@ def test_an_attended_case_imports_nothing_from_there(
     from bench.executors import attend
 
     monkeypatch.chdir(strange)
-    assert attend.attend(WORKER, str(job(tmp_path / "a", "print"))) == (0, None)
+    folder = job(tmp_path / "a", "print")
+    assert attend.attend(WORKER, str(folder), attend.prepare(folder)) == (0, None)
     assert not (strange / "marker").exists()
 
 
