@@ -58,5 +58,8 @@ def export(run: Path, to: str, place: str | None = None) -> str:
         raise ExportError(
             f"{to} is not installed ({error}); hint: pip install 'lmbench-suite[{tracker.extra}]'"
         ) from error
+    inside = str(run.resolve())
+    if place is None and "://" in tracker.place and "?" in inside:
+        raise ExportError(f"{to} at {inside}: an address ends at a question mark; hint: --at a place without one")
     send = importlib.import_module(tracker.module).send
-    return send(study, place or tracker.place.format(run=run.resolve()))
+    return send(study, place or tracker.place.format(run=inside))

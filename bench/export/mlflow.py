@@ -5,6 +5,7 @@ A record is recognised by its key, so that a second export adds only what is new
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from bench.export.entries import Entry, Study
 
 KEY = "lmbench.key"
 PARENT = "mlflow.parentRunId"
+FEW_RETRIES = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+"""How often a server that does not answer is asked again, unless the user says so: MLflow's own seven take minutes."""
 BATCH = 1000
 """Metrics MLflow takes in one call."""
 PARAMETER_LENGTH = 500
@@ -22,11 +25,12 @@ PARAMETER_LENGTH = 500
 
 def send(study: Study, place: str) -> str:
     """Write to the tracking server or store at the URI `place`."""
+    os.environ.setdefault(*FEW_RETRIES)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    client: Any = MlflowClient(tracking_uri=place)
     try:
+        client: Any = MlflowClient(tracking_uri=place)
         found = client.get_experiment_by_name(study.suite)
         experiment: str = (
             found.experiment_id if found else client.create_experiment(study.suite, artifact_location=_artifacts(place))

@@ -124,6 +124,24 @@ def test_mlflow_reads_back_from_a_real_store_what_was_written_and_nothing_is_wri
     assert (tmp_path / "mlartifacts").is_dir()
 
 
+@pytest.mark.parametrize("place", ["bogus://x", "/proc/none", "http://127.0.0.1:1"])
+def test_an_mlflow_that_is_not_there_is_a_users_mistake_and_takes_no_minutes(
+    run: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # kept: what the user has set wins
+    with pytest.raises(ExportError, match=f"mlflow at {place}.*hint: --at sqlite"):
+        export(run, "mlflow", place)
+
+
+def test_nothing_is_written_beside_a_run_folder_whose_name_ends_an_address(run: Path) -> None:
+    pytest.importorskip("mlflow")
+    odd = run.rename(run.with_name("odd?run"))
+    with pytest.raises(ExportError, match="question mark; hint: --at"):
+        export(odd, "mlflow")
+    assert not [path.name for path in odd.parent.iterdir() if path != odd and path.name.startswith("odd")]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_weights_and_biases_writes_offline_runs_and_nothing_twice(run: Path, tmp_path: Path) -> None:
