@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from bench import dataarguments
 from bench.fold import fold
+from bench.lasting import deafen, lasting
 from bench.mistakes import EXIT_CODES, FAILED, INTERRUPTED, INVALID, OK, code_of, hinted, with_values, words
 
 
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = ": what was finished is kept; the same command continues" if arguments.command is _run else ""
         _say(f"interrupted{kept}")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read the data has enough
+        deafen(sys.stdout)
         return OK
     except Exception as error:
         code = code_of(error)
@@ -48,7 +48,7 @@ def _fitted(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(text, file=lasting(), flush=True)
 
 
 def _show(text: str) -> None:
@@ -56,7 +56,7 @@ def _show(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        deafen(sys.stdout)
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.publish:
         written = publish(arguments.run, arguments.publish, Path.cwd())
         if missing := left_out(arguments.run, written):
-            print(missing, file=sys.stderr)
+            _say(missing)
     for path in written:
         print(path)
     return OK

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from bench.case import Case
+from bench.lasting import lasting
 from bench.plan import Plan
 from bench.record import Record
 from lmopt.quantities import human_bytes, human_count, human_seconds
@@ -20,7 +20,7 @@ DEFAULT_CASE_S = 10.0
 
 def open_display(stream: TextIO | None = None) -> PlainDisplay | LiveDisplay:
     """The live display on a terminal, plain lines elsewhere."""
-    shown = sys.stderr if stream is None else stream
+    shown = lasting(stream)
     return LiveDisplay(shown) if shown.isatty() else PlainDisplay(shown)
 
 

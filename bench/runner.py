@@ -88,6 +88,7 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
                 f"{folder} holds run {held}, this is run {plan.run}: the suite, the budget, the version or the machine "
                 "is another than in its suite.yaml and plan.json; hint: choose another --out"
             )
+        _refuse_dropped(folder, plan)
     elif (folder / "records.jsonl").exists():
         raise OtherRun(f"{folder} holds records without a plan; {PUT_BACK}")
     for written in (folder / "suite.yaml", known, folder / "environment.json"):
@@ -95,6 +96,21 @@ def adopt(folder: Path, plan: Plan, suite_yaml: str, environment: Mapping[str, o
     write_atomically(folder / "suite.yaml", suite_yaml)
     write_atomically(known, plan.to_json())
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1))
+
+
+def _refuse_dropped(folder: Path, plan: Plan) -> None:
+    """Where the folder holds records of cases that are no longer planned: seeds may be added, never dropped."""
+    path = folder / "records.jsonl"
+    planned = {case.id for case in plan.cases}
+    left = [record.case for record in (read(path) if path.exists() else []) if record.case.id not in planned]
+    if not left:
+        return
+    seeds = sorted({case.seed for case in left if case.seed is not None} - set(plan.design.seeds))
+    which = f"seed {', '.join(map(str, seeds))}" if seeds else f"case {left[0].id} ({left[0].kind} {left[0].arm})"
+    raise OtherRun(
+        f"{folder} holds records of {which}, which this suite leaves out; hint: seeds may be added, never dropped: "
+        "put it back, or choose another --out"
+    )
 
 
 def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:

@@ -54,7 +54,7 @@ class LocalExecutor:
         """
         try:
             return self._ask(folder)
-        except (BrokenPipeError, ServerGone):
+        except ServerGone:
             self.close()
             return self._ask(folder)
 
@@ -64,8 +64,11 @@ class LocalExecutor:
             self.close()
             server = self._start_server()
         assert server.stdin is not None
-        server.stdin.write(json.dumps({"start": str(folder.resolve())}) + "\n")
-        server.stdin.flush()
+        try:
+            server.stdin.write(json.dumps({"start": str(folder.resolve())}) + "\n")
+            server.stdin.flush()
+        except BrokenPipeError:  # of stdout it would mean that a reader has enough, which is no error
+            raise ServerGone("the process that runs cases died while it was asked for one") from None
         return LocalRunning(self._next_pid(server), self._ended, server)
 
     def _start_server(self) -> subprocess.Popen[str]:

@@ -327,6 +327,21 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text())["run"] == "aaaaaaaaaa"
 
 
+def test_a_suite_that_drops_what_has_records_is_refused_and_the_plan_stays(tmp_path: Path) -> None:
+    """Else its records would be of cases that no plan knows, and nothing in the folder could be judged."""
+    seeds = [case(number, kind="train", purpose="variant", seed=number) for number in (0, 1)]
+    adopt(tmp_path, plan(*seeds), "suite: fake\n", {})
+    adopt(tmp_path, plan(seeds[0]), "suite: fake\n", {})  # nothing was run yet
+    adopt(tmp_path, plan(*seeds), "suite: fake\n", {})
+    key = CaseKey(id=seeds[1].id, kind="train", arm="dense", seed=1)
+    append(tmp_path / "records.jsonl", Record(status="ok", case=key))
+    before = (tmp_path / "plan.json").read_bytes()
+    with pytest.raises(OtherRun, match="records of seed 1, which this suite leaves out"):
+        adopt(tmp_path, plan(seeds[0]), "suite: fake\n", {})
+    assert (tmp_path / "plan.json").read_bytes() == before
+    adopt(tmp_path, plan(*seeds, case(2)), "suite: fake\n", {})
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"7", b"{", b"\xff"])
 def test_a_damaged_plan_is_refused_with_what_mends_it_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
     adopt(tmp_path, plan(run="aaaaaaaaaa"), "suite: fake\n", {})
