@@ -40,13 +40,14 @@ def is_archive(path: Path) -> bool:
 
 def zip_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
     """(name, content) of the files of a zip or wheel."""
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as stream:
+        try:
+            archive = zipfile.ZipFile(stream)
             for name in archive.namelist():
                 if name.startswith(prefix) and name.endswith(suffix) and not name.endswith("/"):
                     yield name, archive.read(name)
-    except (*DAMAGED, NotImplementedError) as error:
-        raise SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again") from error
+        except (*DAMAGED, OSError, ValueError, RuntimeError) as error:  # a place before the file, no text, a password
+            raise _damaged(path, error) from error
 
 
 def tar_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tuple[str, bytes]]:
@@ -61,7 +62,10 @@ def deb_members(path: Path, prefix: str = "", suffix: str = "") -> Iterator[tupl
     if name.endswith(".zst"):
         import pyarrow
 
-        data = pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd").read()
+        try:
+            data = pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd").read()
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
     elif not name:
         raise SourceError(f"{path}: no data archive in this Debian package\nhint: delete it and fetch again")
     yield from _tar_members(io.BytesIO(data), path, prefix, suffix)
@@ -77,7 +81,11 @@ def _tar_members(stream: BinaryIO, path: Path, prefix: str, suffix: str) -> Iter
                     if content is not None:
                         yield name, content.read()
     except DAMAGED as error:
-        raise SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: object) -> SourceError:
+    return SourceError(f"{path}: damaged archive ({error})\nhint: delete it and fetch again")
 
 
 def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -85,7 +93,10 @@ def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
         if stream.read(len(AR_MAGIC)) != AR_MAGIC:
             raise SourceError(f"{path}: not a Debian package")
         while len(header := stream.read(AR_HEADER_BYTES)) == AR_HEADER_BYTES:
-            size = int(header[48:58])
+            length = header[48:58].strip()
+            if not length.isdigit():
+                raise _damaged(path, f"{length.decode('ascii', 'replace')!r} is no length of a member")
+            size = int(length)
             yield header[:16].decode("ascii", "replace").strip().rstrip("/"), stream.read(size)
             stream.seek(size % 2, io.SEEK_CUR)
 
