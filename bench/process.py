@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,10 +11,16 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that made it ends (prctl(2)); a no-op off Linux."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when the thread that made it ends (prctl(2)); a no-op off Linux.
+
+    Args:
+        parent: id of the parent, where it is known: one that ended before the kernel was asked is noticed, too.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def resident_bytes(pid: int) -> int | None:

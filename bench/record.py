@@ -6,6 +6,7 @@ half-written line is noticed. A reading that could not be taken is `null` with a
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import lzma
@@ -219,7 +220,10 @@ def read(path: Path) -> list[Record]:
     Raises:
         RecordError: the file is missing, unreadable, or holds a line that cannot be trusted.
     """
-    *finished, rest = _content(path).split(b"\n")
+    content = _content(path)
+    if content.startswith(codecs.BOM_UTF8):
+        raise RecordError(f"{path}: begins with a byte order mark; hint: save it as UTF-8 without one")
+    *finished, rest = content.split(b"\n")
     records = [
         from_line(_text(line, f"{path}:{n}"), f"{path}:{n}") for n, line in enumerate(finished, 1) if line.strip()
     ]

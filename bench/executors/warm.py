@@ -66,12 +66,13 @@ def _note(_number: int, _frame: FrameType | None) -> None:
 
 
 def _fork(work: Work, folder: Path, keep_out: tuple[int, ...]) -> int:
+    server = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        die_with_parent()
+        die_with_parent(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -129,3 +129,10 @@ def test_a_worker_that_cannot_be_imported_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no_such_module"):
         executor.start(folder(tmp_path, "fine"))
     executor.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked on Linux only")
+@pytest.mark.parametrize(("parent", "code"), [("os.getppid()", 0), ("os.getppid() + 1", -signal.SIGKILL)])
+def test_a_child_whose_parent_ended_first_ends_too(parent: str, code: int) -> None:
+    program = f"import os; from bench.process import die_with_parent; die_with_parent({parent})"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code

@@ -46,3 +46,12 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(RecordError, match="not UTF-8"):
         read(path)
+
+
+def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:
+    """What an editor adds would otherwise be mended by removing the first line."""
+    path = tmp_path / "records.jsonl"
+    append(path, record(1))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(RecordError, match="byte order mark; hint: save it as UTF-8 without one"):
+        read(path)
