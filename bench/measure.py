@@ -248,8 +248,8 @@ def pull(
         if checkpoint is None:
             interruption.stop_if_asked()
         elif interruption.requested.is_set() or now_s - saved_s > CHECKPOINT_EVERY_S:
+            log.save()  # first: from an older checkpoint it can go on, from a newer one points would be missing
             workloads.save(state, checkpoint)
-            log.save()
             saved_s = time.perf_counter()
             interruption.stop_if_asked()
         before_s = time.perf_counter()

@@ -29,7 +29,10 @@ class TrainLog:
         """Seconds of each step of this process."""
         self.points: list[dict[str, Any]] = []
         """The loss curve: each point the mean loss over the steps since the last."""
-        self._losses: list[float] = []
+        self._losses: list[tuple[int, float]] = []
+        """(tokens after it, loss) of the latest steps: those of the next point, of the older checkpoint's too."""
+        self._needed_from = 0
+        """Tokens at the last point before the older checkpoint."""
         self.tokens_by_length: dict[int, int] = {}
         """Tokens trained on, by the length of their sequences."""
         self._every = 1
@@ -47,6 +50,7 @@ class TrainLog:
         self.segments = int(kept.get("segments", 1)) + 1
         self.elapsed_s = float(kept.get("elapsed_s", 0.0))
         self.points = [point for point in kept.get("points", []) if point["tokens"] <= tokens]
+        self._losses = [(after, loss) for after, loss in kept.get("losses", []) if after <= tokens]
 
     def begin(self, *, total_tokens: int, flops_per_token: Mapping[int, float], full_length: int) -> None:
         """Say how long the training is, so that the curve gets some sixty points, and what its tokens cost.
@@ -69,23 +73,33 @@ class TrainLog:
         length = int(step.notes.get("length", self._full_length))
         self.tokens_by_length[length] = self.tokens_by_length.get(length, 0) + step.tokens
         if step.loss is not None:
-            self._losses.append(step.loss)
-        if self._losses and self.tokens // self._every > before // self._every:
+            self._losses.append((self.tokens, step.loss))
+        if self.tokens // self._every == before // self._every:
+            return
+        losses = [loss for after, loss in self._losses if after > self._last_point()]
+        if losses:
             self.points.append(
                 {
                     "tokens": self.tokens,
-                    "loss": round(sum(self._losses) / len(self._losses), 6),
+                    "loss": round(sum(losses) / len(losses), 6),
                     "train_flops": round(self._flops()),
                     "seconds": round(self.elapsed_s, 3),
                 }
             )
-            self._losses.clear()
+
+    def _last_point(self) -> int:
+        return int(self.points[-1]["tokens"]) if self.points else 0
 
     def _flops(self) -> float:
         """Executed so far."""
         return sum(self._flops_per_token[length] * tokens for length, tokens in self.tokens_by_length.items())
 
     def save(self) -> None:
-        """Write beside the checkpoint that was just saved."""
-        kept = {"segments": self.segments, "elapsed_s": self.elapsed_s, "points": self.points}
+        """Write beside the checkpoint that is saved next; a training can go on from that one or the one before."""
+        self._losses = [(after, loss) for after, loss in self._losses if after > self._needed_from]
+        self._needed_from = self._last_point()
+        kept = {
+            "segments": self.segments, "elapsed_s": self.elapsed_s, "points": self.points, "losses": self._losses,
+        }  # fmt: skip
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(kept))
