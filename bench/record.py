@@ -220,7 +220,7 @@ def read(path: Path) -> list[Record]:
     Raises:
         RecordError: the file is missing, unreadable, or holds a line that cannot be trusted.
     """
-    content = _content(path)
+    content = unpacked(path)
     if content.startswith(codecs.BOM_UTF8):
         raise RecordError(f"{path}: begins with a byte order mark; hint: save it as UTF-8 without one")
     *finished, rest = content.split(b"\n")
@@ -239,7 +239,12 @@ def packed(path: Path) -> Path:
     return path.with_name(path.name + ".xz")
 
 
-def _content(path: Path) -> bytes:
+def unpacked(path: Path) -> bytes:
+    """The bytes of a file of records, wherever they lie: there, or packed beside it.
+
+    Raises:
+        RecordError: neither can be read.
+    """
     where = packed(path) if not path.exists() and packed(path).exists() else path
     try:
         content = where.read_bytes()

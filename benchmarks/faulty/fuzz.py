@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from bench import cli
-from bench.record import RecordError, _digest, read  # pyright: ignore[reportPrivateUsage]
+from bench.record import RecordError, _digest, read, unpacked  # pyright: ignore[reportPrivateUsage]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 10.0
@@ -222,7 +222,7 @@ def records(place: Path, count: int, draw: random.Random, judged: int) -> Tally:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         source = draw.choice(studies)
-        lines = (source / "records.jsonl").read_bytes().split(b"\n")
+        lines = unpacked(source / "records.jsonl").split(b"\n")
         at = draw.randrange(len(lines) - 1)
         is_forged = number < judged
         lines[at] = _forged(lines[at], draw) if is_forged else _changed_bytes(lines[at].decode(), draw)
