@@ -233,12 +233,22 @@ def spread(places: Sequence[float], gap: float | Sequence[float], low: float, hi
     return result
 
 
+LEFT_OUT = "without-"
+"""How names of an ablation's arms begin that leave one factor out."""
+
+
 def shorten(name: str, characters: int = LABEL_CHARACTERS) -> str:
-    """The name, cut in the middle where it is wider than so many letters: both ends tell names apart."""
+    """The name, cut in the middle where it is wider than so many letters: both ends tell names apart.
+
+    Beside a curve an ablation's `without-int8` is `w/o int8`, which is cut at its end.
+    """
+    is_left_out = characters <= LABEL_CHARACTERS and name.startswith(LEFT_OUT)
+    if is_left_out:
+        name = f"w/o {name.removeprefix(LEFT_OUT)}"
     short, kept = name, min(characters, len(name) + 1)
     while _room(short) > characters:
         kept -= 1
-        head = (kept + 1) // 2
+        head = kept if is_left_out else (kept + 1) // 2
         short = f"{name[:head]}\u2026{name[len(name) - (kept - head) :]}"
     return short
 

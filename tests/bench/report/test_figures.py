@@ -105,6 +105,9 @@ def test_long_names_keep_both_ends() -> None:
 
 def test_wide_letters_leave_room_for_fewer():
     """In a narrow window what is wider than its place is cut off at the right."""
+    assert painters.shorten("without-int8", 13) == "w/o int8"
+    assert painters.shorten("without-length_warmup", 13) == "w/o length_…"
+    assert painters.shorten("without-length_warmup", 28) == "without-length_warmup"
     assert painters.shorten("m" * 8, 13) == "m" * 8
     wide = painters.shorten("mmmmmm-wwwwww", 13)
     assert wide == "mmmm…wwww"
