@@ -279,17 +279,21 @@ def _drop_checkpoint(folder: Path, case: Case) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Generator[None]:
-    """SIGTERM stops a run like Ctrl-C does: with the case in flight saved."""
+    """SIGTERM, and a terminal that is closed, stop a run like Ctrl-C does: with the case in flight saved."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    heard = [signal.SIGTERM, signal.SIGHUP]
+    before = {one: signal.getsignal(one) for one in heard if signal.getsignal(one) != signal.SIG_IGN}  # as nohup asks
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        for one in before:
+            signal.signal(one, stop)
     except ValueError:  # not the main thread: the caller decides about signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler or signal.SIG_DFL)

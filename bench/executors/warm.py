@@ -35,8 +35,10 @@ def main() -> None:
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, _note)
-    # A scheduler may send SIGTERM to every process of a job: the server stays, or its cases would die unsaved with it.
+    # A scheduler may send SIGTERM to every process of a job, and a closed terminal sends SIGHUP: the server stays, or
+    # its cases would die unsaved with it. Nor do they hear SIGHUP themselves: the runner asks them to save and leave.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     print(json.dumps({"ready": os.getpid()}), file=answers)
     children: set[int] = set()
     with selectors.DefaultSelector() as selector:

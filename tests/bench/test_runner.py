@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from bench.casefolder import Job, Outcome, write_atomically
 from bench.executors import Exit
 from bench.record import CaseKey, Record, RecordError, append, read, reading
 from bench.report import runfolder
-from bench.runner import FolderInUse, Limits, OtherRun, RunContext, adopt, locked, run_cases
+from bench.runner import FolderInUse, Limits, OtherRun, RunContext, _interruptible, adopt, locked, run_cases
 from lmopt.recipe import Recipe
 from tests.bench.fakes import Behaviour, FakeDisplay, FakeExecutor, case, chain, plan, succeed
 
@@ -406,3 +407,21 @@ def test_what_killed_writers_left_beside_their_files_is_removed(tmp_path: Path) 
     run_cases(tmp_path, plan(one), context())
     assert not any(path.exists() for path in left)
     assert mine.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_stop_and_a_closed_terminal_are_an_interrupt(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_that_shall_outlive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with _interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
