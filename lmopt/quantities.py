@@ -141,12 +141,12 @@ def is_bytes(annotation: Any) -> bool:
 
 
 def human_seconds(number: float) -> str:
-    """93.2 -> '1m 33s'."""
+    """93.2 -> '1 min 33 s'."""
     if number < 60:
-        return f"{number:.3g}s"
+        return f"{number:.3g} s"
     minutes, seconds = divmod(round(number), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
     first = next(i for i, (size, _) in enumerate(parts) if size)
-    return " ".join(f"{size}{unit}" for size, unit in parts[first : first + 2])
+    return " ".join(f"{size} {unit}" for size, unit in parts[first : first + 2] if size)

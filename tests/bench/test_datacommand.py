@@ -43,7 +43,7 @@ def test_a_build_tells_what_it_read_kept_and_dropped(suite: Path, capsys: pytest
     assert said.out.split() == [str(out / name) for name in ("corpus", "raw", "dedup")], "equal steps are built once"
     assert re.search(r"corpus: \d+ documents held out\n", said.err)
     assert re.search(
-        r"shards of dedup: \d+ documents, \d+(\.\d+)? KiB read, \d+ kept, 1\d dropped, [\d.]+m?s\n", said.err
+        r"shards of dedup: \d+ documents, \d+(\.\d+)? KiB read, \d+ kept, 1\d dropped, [\d.]+ s\n", said.err
     )
     assert main(["data", "build", str(suite), "--out", str(out)]) == 0
     assert capsys.readouterr().err.count("finished before, left as it is") == 3
