@@ -270,18 +270,19 @@ def judge_step(study: Study, arm: ArmDesign, scale: str, alpha: float) -> dict[s
 
 
 def sign_disagreement(endpoints: Mapping[Endpoint, Mapping[str, Any]]) -> str | None:
-    """A warning where an arm saves in one unit and costs in another; what its interval does not show is said to be so.
-
-    None where neither is shown: means of two signs are then no more than chance.
-    """
+    """A warning where an arm saves in one unit and costs in another, by its means; says what no interval shows."""
     values = {WORDS[name]: one for name, one in endpoints.items() if one["saving_all_in"] is not None}
     saved = {name: (one["bounds"][0] or 0) > 0 for name, one in values.items() if one["saving_all_in"] > 0}
     lost = {name: (one["bounds"][1] or 0) < 0 for name, one in values.items() if one["saving_all_in"] < 0}
-    gain, loss = (" and ".join(name for name, shown in side.items() if shown) for side in (saved, lost))
-    if not saved or not lost or not (gain or loss):
+    if not saved or not lost:
         return None
+    gain, loss = (" and ".join(name for name, shown in side.items() if shown) for side in (saved, lost))
     if gain and loss:
         return f"saves {gain} but costs more {loss}"
     if gain:
         return f"saves {gain}; whether it costs more {' and '.join(lost)} is not shown"
-    return f"costs more {loss}; that it saves {' and '.join(saved)} is not shown"
+    if loss:
+        return f"costs more {loss}; that it saves {' and '.join(saved)} is not shown"
+    return (
+        f"may save {' and '.join(saved)} and cost more {' and '.join(lost)}: the means say so, no interval shows either"
+    )
