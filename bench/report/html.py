@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from bench.report import figures, painters
+from bench.report.labels import LABEL_CHARACTERS
 from bench.report.numbers import count
 from bench.report.tree import (
     Band,
@@ -111,7 +112,7 @@ def _sort_key(cell: Cell) -> str | None:
 def _keys(panel: Panel) -> list[tuple[str, int]]:
     """Names that the plot itself has to shorten or cannot write: one entry an arm."""
     match panel:
-        case Curves() if any(len(one.name) > painters.LABEL_CHARACTERS for one in panel.series):
+        case Curves() if any(len(one.name) > LABEL_CHARACTERS for one in panel.series):
             return [(one.name, one.style) for one in panel.series]
         case Dots():
             return list(dict.fromkeys((arm, style) for _, _, dots in panel.rows for arm, style, _ in dots))

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.nodebuilder import MAX_DEPTH, MAX_PROBLEMS
 from bench.problems import format_problem
-from bench.source import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS, parse_bytes, parse_text, read
+from bench.source import MAX_BYTES, parse_bytes, parse_text, read
 
 
 def only(text: str | bytes) -> tuple[str, str, str | None]:

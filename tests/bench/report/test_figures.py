@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.report import figures, painters
+from bench.report import figures, labels, painters
 from bench.report.tree import Curves, Dots, Estimate, Forest, Mark, Panel, Series
 
 EVIL = '<script>1</script> "$x_1$" &'
@@ -82,22 +82,22 @@ def test_twenty_labels_do_not_overlap() -> None:
 
 
 def test_spread_keeps_the_order_and_the_gap_and_stays_near() -> None:
-    assert painters.spread([5.0, 50.0], 10, 0, 100) == [5.0, 50.0]
-    assert painters.spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]
-    assert painters.spread([52.0, 50.0], 10, 0, 100) == [56.0, 46.0]
-    assert painters.spread([99.0, 98.0], 10, 0, 100) == [100.0, 90.0]
-    assert painters.spread([], 10, 0, 100) == []
+    assert labels.spread([5.0, 50.0], 10, 0, 100) == [5.0, 50.0]
+    assert labels.spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]
+    assert labels.spread([52.0, 50.0], 10, 0, 100) == [56.0, 46.0]
+    assert labels.spread([99.0, 98.0], 10, 0, 100) == [100.0, 90.0]
+    assert labels.spread([], 10, 0, 100) == []
 
 
 def test_a_narrow_label_is_not_pushed_as_far_as_a_wide_one() -> None:
     """`0`, `claim 20`, `target 30`: the wide pair is parted, and the zero stays over its line."""
-    assert painters.spread([0.0, 50.0, 60.0], [25, 50], 0, 200) == [0.0, 30.0, 80.0]
-    assert painters.spread([0.0, 50.0, 60.0], 50, 0, 200) == [0.0, 50.0, 100.0]
+    assert labels.spread([0.0, 50.0, 60.0], [25, 50], 0, 200) == [0.0, 30.0, 80.0]
+    assert labels.spread([0.0, 50.0, 60.0], 50, 0, 200) == [0.0, 50.0, 100.0]
 
 
 def test_long_names_keep_both_ends() -> None:
-    assert painters.shorten("clean", 13) == "clean"
-    short = painters.shorten("clean-and-moe-and-bf16-v2", 13)
+    assert labels.shorten("clean", 13) == "clean"
+    short = labels.shorten("clean-and-moe-and-bf16-v2", 13)
     assert len(short) == 13
     assert short.startswith("clean-")
     assert short.endswith("6-v2")
@@ -105,14 +105,14 @@ def test_long_names_keep_both_ends() -> None:
 
 def test_wide_letters_leave_room_for_fewer():
     """In a narrow window what is wider than its place is cut off at the right."""
-    assert painters.shorten("without-int8", 13) == "w/o int8"
-    assert painters.shorten("without-length_warmup", 13) == "w/o length_…"
-    assert painters.shorten("without-length_warmup", 28) == "without-length_warmup"
-    assert painters.shorten("m" * 8, 13) == "m" * 8
-    wide = painters.shorten("mmmmmm-wwwwww", 13)
+    assert labels.shorten("without-int8", 13) == "w/o int8"
+    assert labels.shorten("without-length_warmup", 13) == "w/o length_…"
+    assert labels.shorten("without-length_warmup", 28) == "without-length_warmup"
+    assert labels.shorten("m" * 8, 13) == "m" * 8
+    wide = labels.shorten("mmmmmm-wwwwww", 13)
     assert wide == "mmmm…wwww"
-    assert painters.shorten("m" * 9, 13) == "mmmm…mmmm"
-    assert painters.shorten("iiiiii-llllll", 13) == "iiiiii-llllll"
+    assert labels.shorten("m" * 9, 13) == "mmmm…mmmm"
+    assert labels.shorten("iiiiii-llllll", 13) == "iiiiii-llllll"
 
 
 def test_the_same_arm_number_gives_the_same_mark_and_neighbours_differ() -> None:
