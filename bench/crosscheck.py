@@ -299,17 +299,25 @@ def _files(draft: Draft) -> Iterator[Finding]:
         inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
         replay = value_of(holder, "batching", "replay")
         if isinstance(replay, str):
-            yield from _missing((*variant.path, inside, "batching", "replay"), replay)
+            yield from _missing((*variant.path, inside, "batching", "replay"), replay, folder=False)
 
 
-def _missing(place: DataPath, file: str) -> Iterator[Finding]:
-    if not _is_there(file):
+def _missing(place: DataPath, file: str, *, folder: bool = True) -> Iterator[Finding]:
+    path = _existing(file)
+    if path is None:
         hint = f"a relative path starts at the folder that you are in, {Path.cwd()}"
         yield Finding(place, f"no such file: {file!r}", hint)
+    elif path.is_dir():
+        if not folder:
+            yield Finding(place, f"a folder, not a file: {file!r}", "name the file of decisions in it")
+    elif not path.is_file():
+        hint = "write what it gives to a file, and name that: every case reads it anew"
+        yield Finding(place, f"neither a file nor a folder, but a pipe or a device: {file!r}", hint)
 
 
-def _is_there(file: str) -> bool:
+def _existing(file: str) -> Path | None:
     try:
-        return Path(file).expanduser().exists()
+        path = Path(file).expanduser()
+        return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null character
-        return False
+        return None

@@ -246,6 +246,8 @@ def unpacked(path: Path) -> bytes:
         RecordError: neither can be read.
     """
     where = packed(path) if not path.exists() and packed(path).exists() else path
+    if where.exists() and not where.is_file():  # reading a pipe would wait for whoever writes it
+        raise RecordError(f"{where}: is no file; hint: put back the file that the run wrote")
     try:
         content = where.read_bytes()
         return lzma.decompress(content) if where != path else content

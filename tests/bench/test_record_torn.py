@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,4 +55,11 @@ def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:
     append(path, record(1))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     with pytest.raises(RecordError, match="byte order mark; hint: save it as UTF-8 without one"):
+        read(path)
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(RecordError, match="is no file; hint: put back"):
         read(path)

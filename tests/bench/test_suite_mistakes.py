@@ -287,6 +287,18 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "no such file: 'no/such.txt'",
         "relative path",
     ),
+    "a device as text": (
+        ("pypi:evals==3.0.1.post1", "file:/dev/zero"),
+        "4:12",
+        "neither a file nor a folder, but a pipe or a device: '/dev/zero'",
+        "write what it gives to a file",
+    ),
+    "a folder of decisions": (
+        (MOE, "change: {batching: {kind: adaptive, sequences: 8, length: 64, replay: tests}}"),
+        "13:75",
+        "a folder, not a file: 'tests'",
+        "the file of decisions",
+    ),
     "a missing file of decisions": (
         (MOE, "change: {batching: {kind: adaptive, sequences: 8, length: 64, replay: no/such.jsonl}}"),
         "13:75",
