@@ -80,10 +80,11 @@ def to_latex(table: Table) -> str:
         r"\toprule",
         " & ".join(latex(column.label) for column in table.columns) + r" \\",
         r"\midrule",
-        *(" & ".join(_latex_cell(cell, notes) for cell in row.cells) + r" \\" for row in table.rows),
+        *(" & ".join(_latex_cell(cell, notes) for cell in row.cells) + r" \\" for row in table.shown),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"% {number}: not measured: {_comment(reason)}" for reason, number in notes.items()),
+        *(f"% {_comment(note)}" for note in table.notes),
     ]
     return "\n".join(lines) + "\n"
 

@@ -95,7 +95,7 @@ def trail(cell: Cell) -> str:
 
 def reasons(table: Table) -> dict[str, int]:
     """Why cells of this table are empty: each reason once, with the number of its note."""
-    found = dict.fromkeys(cell.reason for row in table.rows for cell in row.cells if cell.reason is not None)
+    found = dict.fromkeys(cell.reason for row in table.shown for cell in row.cells if cell.reason is not None)
     return {reason: number for number, reason in enumerate(found, 1)}
 
 

@@ -81,11 +81,11 @@ def _table(table: Table) -> str:
         "| " + " | ".join(escape(column.label) for column in table.columns) + " |",
         "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|",
     ]
-    lines += ["| " + " | ".join(_entry(cell, notes) for cell in row.cells) + " |" for row in table.rows[:MAX_ROWS]]
+    lines += ["| " + " | ".join(_entry(cell, notes) for cell in row.cells) + " |" for row in table.shown[:MAX_ROWS]]
     after = [f"<sup>{number}</sup> not measured: {escape(reason)}  " for reason, number in notes.items()]
     after += [escape(note) + "  " for note in table.notes]
-    if len(table.rows) > MAX_ROWS:
-        after.append(f"The first {MAX_ROWS} of {len(table.rows)} rows; all are in tables/{table.id}.csv.")
+    if len(table.shown) > MAX_ROWS:
+        after.append(f"The first {MAX_ROWS} of {len(table.shown)} rows; all are in tables/{table.id}.csv.")
     return f"{escape(table.caption)}\n\n" + "\n".join(lines) + ("\n\n" + "\n".join(after) if after else "")
 
 

@@ -71,7 +71,7 @@ def _table(table: Table, keys: Sequence[str], width: int) -> Iterator[str]:
     notes = reasons(table)
     chosen = [index for key in keys for index, column in enumerate(table.columns) if column.key == key]
     while True:
-        cells = [[_cell(row.cells[index], notes) for index in chosen] for row in table.rows]
+        cells = [[_cell(row.cells[index], notes) for index in chosen] for row in table.shown]
         heads = [[table.columns[index].label] for index in chosen]
         widths = [
             max(len(line) for lines in [head, *(row[place] for row in cells)] for line in lines)
@@ -84,7 +84,7 @@ def _table(table: Table, keys: Sequence[str], width: int) -> Iterator[str]:
     yield _line([head[0] for head in heads], widths, right, width)
     yield "  ".join("-" * each for each in widths)[:width]
     shown: set[str] = set()
-    for row, lines in zip(table.rows, cells, strict=True):
+    for row, lines in zip(table.shown, cells, strict=True):
         for depth in range(max(len(part) for part in lines)):
             yield _line([part[depth] if depth < len(part) else "" for part in lines], widths, right, width)
         shown |= {reason for index in chosen if (reason := row.cells[index].reason) is not None}

@@ -63,6 +63,8 @@ class Row:
     cells: tuple[Cell, ...]
     emphasis: bool = False
     anchor: str | None = None
+    aside: bool = False
+    """Holds no number, and a note under the table says why: only the table for programs has the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,11 @@ class Table:
     sortable: bool = False
     wide: bool = False
     """Needs a landscape page in print and cards on a narrow screen."""
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows for readers."""
+        return tuple(row for row in self.rows if not row.aside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,12 +111,16 @@ def _disagreements(study: RunFolder, arms: list[str]) -> list[Paragraph]:
 
 def _table(study: RunFolder, arms: list[str]) -> Table:
     rows: list[Row] = []
+    untold: dict[tuple[str, str], list[str]] = {}
     for scale in study.design.scales:
         for arm in arms:
             for name, _, unit in ENDPOINTS:
                 found = endpoint(study, arm, scale, name)
                 training = endpoint(study, arm, scale, name, "saving_training")
                 cases = sources(study, arm, scale)
+                aside = _primary(study, arm) != name and _without_numbers(study, arm, scale, name)
+                if aside:
+                    untold.setdefault((unit, found.why), []).append(_label(study, arm, scale))
                 rows.append(
                     Row(
                         cells=(
@@ -128,7 +132,8 @@ def _table(study: RunFolder, arms: list[str]) -> Table:
                             share_cell(found.value, found.bounds, found.why, cases),
                             _adjusted(found.raw.get("bounds_adjusted"), found.why),
                             words(sentence(found.why)) if found.outcome else absent(found.why),
-                        )
+                        ),
+                        aside=aside,
                     )
                 )
     return Table(
@@ -146,8 +151,19 @@ def _table(study: RunFolder, arms: list[str]) -> Table:
             Column(key="why", label="Why", numeric=False),
         ),
         rows=tuple(rows),
+        notes=tuple(
+            f"not measured in {unit}: {numbers.listing(labels)} ({why})" for (unit, why), labels in untold.items()
+        ),
         wide=True,
     )  # fmt: skip
+
+
+def _without_numbers(study: RunFolder, arm: str, scale: str, name: str) -> bool:
+    """Whether nothing at all is known of an arm in a currency: no saving, no bound, no cost of a token."""
+    found = endpoint(study, arm, scale, name)
+    told = found.value, found.bounds, pair(found.raw.get("bounds_training")), number(found.raw.get("saving_training"))
+    per_token = number(mapping(at_scale(study, arm, scale).get("per_token")).get(name))
+    return all(one is None for one in (*told, per_token))
 
 
 def _training_alone(found: Found, cases: tuple[str, ...]) -> Cell:

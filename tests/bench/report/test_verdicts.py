@@ -11,6 +11,7 @@ import pytest
 
 from bench import api
 from bench.report import terminal
+from bench.report.files import to_csv, to_latex
 from bench.report.html import render
 from bench.report.markdown import render as markdown
 from bench.report.page import compose
@@ -166,6 +167,19 @@ def test_without_a_sensor_energy_is_nowhere_a_number(tmp_path: Path) -> None:
     assert all(cell(arms, row, "energy_j").reason for row in range(len(arms.rows)))
     energy = next(one for one in page.headlines if one.label.startswith("Energy"))
     assert energy.cell.reason == "no RAPL in this VM"
+
+
+def test_a_currency_of_which_nothing_is_known_is_a_note_for_readers_and_rows_for_programs(tmp_path: Path) -> None:
+    page, _ = judged(tmp_path, **STUDIES["economical, no sensor"])
+    saved = table(page, "savings-table")
+    aside = [row for row in saved.rows if row.aside]
+    assert {row.cells[1].text for row in aside} == {"joules"}, "FLOPs and seconds were measured"
+    assert to_csv(saved).count(",joules,") == len(aside) == len(saved.rows) - len(saved.shown)
+    (note,) = saved.notes
+    assert note == "not measured in joules: clean, moe and all (no RAPL in this VM)"
+    for text in (markdown(page), render(page), to_latex(saved)):
+        assert note in text
+        assert not re.search(r">\s*joules\s*<|\| joules \||& joules", text)
 
 
 def test_domains_are_shown_with_their_changes_and_outcomes(tmp_path: Path) -> None:
