@@ -8,49 +8,19 @@ from typing import Any, TextIO
 
 from bench.case import Case
 from bench.lasting import lasting
+from bench.pace import Pace
 from bench.plan import Plan
 from bench.record import Record
 from lmopt.quantities import human_bytes, human_count, human_seconds
 
 LINE_EVERY_S = 30.0
 """A long case writes a plain line this often."""
-DEFAULT_CASE_S = 10.0
-"""Weight of a case whose time nobody can estimate, in the overall progress."""
 
 
 def open_display(stream: TextIO | None = None) -> PlainDisplay | LiveDisplay:
     """The live display on a terminal, plain lines elsewhere."""
     shown = lasting(stream)
     return LiveDisplay(shown) if shown.isatty() else PlainDisplay(shown)
-
-
-class Pace:
-    """How far a run is: cases weighted by their estimated time, corrected by what the finished ones took."""
-
-    def __init__(self, plan: Plan, finished: Mapping[str, Record]) -> None:
-        self._weight = {case.id: case.estimate.time_s or DEFAULT_CASE_S for case in plan.cases}
-        self._open = [case.id for case in plan.cases if case.id not in finished]
-        self.total = len(plan.cases)
-        self.done = self.total - len(self._open)
-        self._spent_s = 0.0
-        self._spent_weight = 0.0
-
-    def ended(self, case: Case, took_s: float) -> None:
-        """A case is over."""
-        if case.id in self._open:
-            self._open.remove(case.id)
-        self.done += 1
-        self._spent_s += took_s
-        self._spent_weight += self._weight[case.id]
-
-    def left_s(self, share_of_current: float = 0.0) -> float | None:
-        """Seconds to go, or None before the first case is over."""
-        if not self._spent_weight:
-            return None
-        weight = sum(self._weight[case] for case in self._open)
-        if self._open:
-            weight -= share_of_current * self._weight[self._open[0]]
-        return weight * self._spent_s / self._spent_weight
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:
