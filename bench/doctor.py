@@ -9,15 +9,14 @@ import contextlib
 import ctypes.util
 import importlib
 import importlib.metadata
-import importlib.util
 import io
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench import machine
 from bench.instruments.table import describe, open_sensors
+from bench.toolchain import toolchain
 from bench.words import several
 from lmopt import recipe
 
@@ -137,7 +136,7 @@ def _kernels(facts: machine.Facts) -> list[Check]:
         _bf16(facts, device),
         _runs("int8 _int_mm", lambda: _int_mm(device), _int8_unit(facts, device)),
         _runs("grouped_mm", lambda: _grouped_mm(device), f"grouped bf16 products on {device}"),
-        _toolchain(device),
+        _compiles(device),
     ]
 
 
@@ -193,20 +192,8 @@ def _grouped_mm(device: str) -> None:
         raise ArithmeticError(f"grouped_mm gives {float(product[0, 0])} for 64 products of ones")
 
 
-def _toolchain(device: str) -> Check:
-    if device == "cuda":
-        if importlib.util.find_spec("triton") is None:
-            return _check("torch.compile", False, "triton is missing", "pip install triton")
-        compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("clang")
-        if compiler:  # triton builds its launchers with it
-            return _check("torch.compile", True, f"triton, {os.path.basename(compiler)}")
-        hint = "Debian: apt-get install gcc; or set CC; suites with `compile: false` do without"
-        return _check("torch.compile", False, "triton has no C compiler to build its launchers with", hint)
-    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
-    if compiler:
-        return _check("torch.compile", True, os.path.basename(compiler))
-    hint = "Debian: apt-get install g++; or set CXX; suites with `compile: false` do without"
-    return _check("torch.compile", False, "no C++ compiler for compiled steps", hint)
+def _compiles(device: str) -> Check:
+    return _check("torch.compile", *toolchain(device))
 
 
 # --- optional parts and techniques ---------------------------------------------------------------

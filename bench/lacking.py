@@ -6,12 +6,13 @@ A suite is right or wrong wherever it is read; a package may be installed tomorr
 from __future__ import annotations
 
 from bench.suite import Suite
+from bench.toolchain import likely_device, toolchain
 from lmopt.data import needs
 from lmopt.data.spec import Holdout
 
 
 def lacking(suite: Suite) -> tuple[str, ...]:
-    """A sentence, with a hint on a line of its own, for each source and data step that cannot work here."""
+    """A sentence, with a hint on its own line, for each source, data step or compiled step that cannot work here."""
     data, found = suite.data, dict[str, list[str]]()
     for options in (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout))):
         if said := needs.of_source(options):
@@ -21,7 +22,21 @@ def lacking(suite: Suite) -> tuple[str, ...]:
             if said := needs.of_step(step):
                 arms = found.setdefault(f"data step {step.kind}: {said}", [])
                 arms += [arm.name] if arm.name not in arms else []
+    if said := _uncompilable():
+        compiled = [arm.name for arm in suite.all_arms() if _is_compiled(suite, arm.name)]
+        if compiled:
+            found[f"compile: true: {said}"] = compiled
     return tuple(f"not here: {_of_arms(arms)}{said}" for said, arms in found.items())
+
+
+def _is_compiled(suite: Suite, arm: str) -> bool:
+    """Whether an arm insists: `auto` goes on without a compiler."""
+    return any(suite.resolve(arm, scale.name).compile is True for scale in suite.over.scale)
+
+
+def _uncompilable() -> str | None:
+    found = toolchain(likely_device())
+    return None if found.works else f"{found.reason}\nhint: {found.hint}"
 
 
 def _of_arms(arms: list[str]) -> str:

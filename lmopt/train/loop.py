@@ -29,6 +29,18 @@ REPORT_EVERY = 50
 """Steps between two readings of what the model says of itself (router load and the like)."""
 
 
+class CannotCompile(RuntimeError):
+    """A step that the recipe wants compiled, and torch's compiler failed; the message says at what."""
+
+    def __init__(self, error: Exception) -> None:
+        cause = getattr(error, "inner_exception", None)  # torch wraps what a backend raised
+        found = _first_line(cause if isinstance(cause, Exception) else error)
+        super().__init__(
+            f"{found}\nhint: `lmbench doctor` says whether a compiler is missing; `compile: auto` goes on without one, "
+            "`compile: false` trains the step as it is written"
+        )
+
+
 class Diverged(RuntimeError):
     """The loss or its gradient stopped being finite: a result of the run, not a fault of the program."""
 
@@ -292,15 +304,19 @@ def _compile(state: TrainState, part: _Batch) -> float:
         raise
     except Exception as error:
         if state.recipe.compile != "auto" or state.eager is None:
-            raise
+            raise CannotCompile(error) from error
         state.loss, state.eager = state.eager, None
-        state.not_compiled = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        state.not_compiled = _first_line(error)
     state.model.zero_grad(set_to_none=True)
     state.model.forget()
     restore_random_state(state.device, kept)
     if state.device.type == "cuda":
         torch.cuda.synchronize(state.device)
     return time.monotonic() - begin
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

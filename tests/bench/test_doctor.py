@@ -156,7 +156,7 @@ def test_one_node_is_not_pretended_to_be_two(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    check = doctor._toolchain("cpu")
+    check = doctor._compiles("cpu")
     assert not check["works"]
     assert "g++" in check["hint"]
 
@@ -164,11 +164,11 @@ def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
 def test_on_cuda_the_compiler_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
-    assert doctor._toolchain("cuda")["works"]
+    assert doctor._compiles("cuda")["works"]
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    assert "apt-get install gcc" in doctor._toolchain("cuda")["hint"]
+    assert "apt-get install gcc" in doctor._compiles("cuda")["hint"]
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert "pip install triton" in doctor._toolchain("cuda")["hint"]
+    assert "pip install triton" in doctor._compiles("cuda")["hint"]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,20 @@ def test_one_line_for_all_arms_with_the_step(tmp_path: Path, monkeypatch: pytest
     assert line.startswith("not here: arms moe, all, data step back_translation: ")
 
 
+def test_without_a_compiler_the_arms_that_insist_on_one_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moe = "change: {ffn: {kind: moe, experts: 8, top_k: 2}"
+    suite = loaded(tmp_path, (f"{moe}}}", f"{moe}, compile: true}}"))
+    assert lacking(suite) == ()
+    monkeypatch.setattr("bench.toolchain.NVIDIA", tmp_path / "no-driver")
+    monkeypatch.setattr("bench.toolchain.shutil.which", lambda _program: None)
+    (line,) = lacking(suite)
+    assert line.startswith("not here: arm moe, compile: true: no C++ compiler")
+    assert "apt-get install g++" in line.split("\nhint: ")[1]
+    assert lacking(loaded(tmp_path, (f"{moe}}}", f"{moe}, compile: auto}}"))) == (), "auto goes on without"
+
+
 def test_check_says_it_and_calls_the_suite_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
