@@ -23,6 +23,8 @@ from lmopt.recipe import Model, Moe, Recipe, SwiGlu
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARDS = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
+"""What the files of weights are called where there are several."""
 TOKENIZER = "tokenizer.json"
 DERIVED = ".rotary_emb.inv_freq"
 """Tables that old checkpoints carry and that follow from their configuration."""
@@ -151,6 +153,12 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
             f"hint: save the model as one of {', '.join(ARCHITECTURES)}"
         )
     _check_types(path, config)
+    two = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)]
+    if len(two) > 1 and two[0] != two[1]:
+        raise InterchangeError(
+            f"{path}: rope_parameters is {two[0]!r} and rope_scaling {two[1]!r}, allowed: one of them; hint: remove "
+            "the one that the model was not trained with"
+        )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     context, width = config.get("max_position_embeddings"), config.get("hidden_size")
     heads = config.get("num_attention_heads")
@@ -218,7 +226,9 @@ def _moe(family: str, config: Mapping[str, Any]) -> Moe:
 
 
 def _files(folder: Path) -> list[str]:
-    """The names of the weight files."""
+    """The names of the weight files; a single one goes before an index, as in transformers."""
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
     if (folder / INDEX).exists():
         named = read_json(folder / INDEX).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
@@ -227,8 +237,6 @@ def _files(folder: Path) -> list[str]:
         if outside:
             raise InterchangeError(f"{folder / INDEX}: weight_map leads out of the folder: {outside[0]!r}")
         return sorted(set(named.values()))
-    if (folder / WEIGHTS).exists():
-        return [WEIGHTS]
     if list(folder.glob("*.bin")):
         raise InterchangeError(
             f"{folder}: holds pickled weights (*.bin), which are never read: reading them runs what they hold; hint: "

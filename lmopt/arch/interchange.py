@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmopt.arch import transformer
-from lmopt.arch.hfcheckpoint import ARCHITECTURES, CONFIG, INDEX, WEIGHTS, described, opened_weights
+from lmopt.arch.hfcheckpoint import ARCHITECTURES, CONFIG, INDEX, SHARDS, WEIGHTS, described, opened_weights
 from lmopt.arch.hfpieces import HEAD, InterchangeError, Piece, family_of, pieces
 from lmopt.arch.transformer import Transformer
 from lmopt.recipe import Moe, Recipe
@@ -37,7 +37,8 @@ def load_hf(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Rec
     The recipe's shape is the checkpoint's; what training needs besides (optimizer, batches, tokens) is our default.
 
     Raises:
-        InterchangeError: not a checkpoint, damaged, of another architecture, or with a part that we do not have.
+        InterchangeError: not a checkpoint, damaged, of another architecture, with a part that we do not have, or with a
+            weight that is no number.
     """
     found = described(folder)
     recipe, place = found.recipe, found.place
@@ -46,7 +47,12 @@ def load_hf(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Rec
     with ExitStack() as opened, torch.no_grad():
         files = {name: opened.enter_context(opened_weights(found.folder / name, "pt")) for name in set(place.values())}
         for piece in found.pieces:
-            _within(piece, parameters).copy_(files[place[piece.key]].get_tensor(piece.key))
+            own = _within(piece, parameters).copy_(files[place[piece.key]].get_tensor(piece.key))
+            if not own.isfinite().all():
+                raise InterchangeError(
+                    f"{found.folder / place[piece.key]}: {piece.key} holds weights that are infinite or no numbers; "
+                    "hint: the file is damaged, or the model's training had diverged"
+                )
         if recipe.model.tied_head and HEAD in place:
             saved = files[place[HEAD]].get_tensor(HEAD).to(model.embedding.weight)
             if not torch.equal(saved, model.embedding.weight):
@@ -76,6 +82,8 @@ def save_hf(
 ) -> None:
     """Write a model as the checkpoint that `AutoModelForCausalLM.from_pretrained` reads.
 
+    Weights of an earlier checkpoint in the folder are removed, also where they lay in more or fewer files.
+
     Raises:
         InterchangeError: none of the three architectures is this model.
         OSError: the folder cannot be written.
@@ -90,6 +98,8 @@ def save_hf(
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(tensors, shard_bytes))
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    for earlier in (folder / WEIGHTS, folder / INDEX, *folder.glob(SHARDS)):
+        earlier.unlink(missing_ok=True)
     if len(shards) == 1:
         names = [WEIGHTS]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -90,6 +91,29 @@ def test_there_and_back_is_exact(kind, shard_bytes, tmp_path):
     assert found.model == described.model
     for (name, ours_value), (_, value) in zip(ours.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(ours_value, value), name
+
+
+@pytest.mark.parametrize("sizes", [(10**9, 30_000), (30_000, 10**9), (30_000, 60_000)], ids=["more", "one", "fewer"])
+def test_a_checkpoint_written_over_another_is_the_new_one(sizes, tmp_path):
+    described = KINDS["llama-tied"]
+    (tmp_path / "model-card.safetensors").write_bytes(b"not ours")
+    for seed, shard_bytes in enumerate(sizes):
+        save_hf(build(described, seed=seed), described, tmp_path, shard_bytes=shard_bytes)
+    ours, (_, found) = build(described, seed=1).eval(), load_hf(tmp_path)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(found(TOKENS), ours(TOKENS))
+        torch.testing.assert_close(theirs(tmp_path)(TOKENS).logits, ours(TOKENS), rtol=1e-5, atol=1e-5)
+    assert (tmp_path / "model-card.safetensors").exists()
+
+
+def test_of_a_single_file_and_an_index_the_single_one_counts(tmp_path):
+    described = KINDS["llama-tied"]
+    save_hf(build(described, seed=0), described, tmp_path, shard_bytes=30_000)
+    save_hf(build(described, seed=1), described, tmp_path / "new")
+    shutil.copy(tmp_path / "new" / "model.safetensors", tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_hf(tmp_path)[1](TOKENS), build(described, seed=1).eval()(TOKENS))
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
@@ -191,6 +215,10 @@ def test_a_damaged_index(folder):
         ({"attention_bias": True}, "attention_bias is True"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, allowed: 1.0"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type is 'yarn', allowed: 'default'"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_parameters is {'rope_type': 'default'} and rope_scaling {'rope_type': 'linear', 'factor': 2.0}",
+        ),
         ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map is"),
         ({"sliding_window": 32}, "sliding_window is 32"),
         ({"head_dim": 16}, "head_dim is 16"),
@@ -209,6 +237,13 @@ def test_a_damaged_index(folder):
 def test_what_we_do_not_have_is_refused(folder, values, expected):
     edit_config(folder, **values)
     assert expected in message(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
+    key = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    edit_weights(folder, lambda tensors: tensors[key][3, 4:5].fill_(value))
+    assert f"model.safetensors: {key} holds weights that are infinite or no numbers" in message(folder)
 
 
 def test_a_configuration_nested_without_end(folder):
