@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from lmopt.arch.hfpieces import HEAD, InterchangeError, Piece, pieces
 from lmopt.recipe import Model, Moe, Recipe, SwiGlu
@@ -249,7 +250,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def token_ids(folder: Path | str) -> dict[str, int]:
-    """Every token of a checkpoint's `tokenizer.json` with its id, those added to its model included.
+    """Every token of a checkpoint's `tokenizer.json` with the id that it will get, those added to its model included.
 
     Raises:
         InterchangeError: there is none, or it is not understood.
@@ -259,18 +260,7 @@ def token_ids(folder: Path | str) -> dict[str, int]:
         raise InterchangeError(
             f"{path}: not there; hint: `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` writes it"
         )
-    found = read_json(path)
     try:
-        added = {one["content"]: int(one["id"]) for one in found.get("added_tokens") or ()}
-        return {token: int(number) for token, number in _tokens(found["model"]["vocab"])} | added
-    except (KeyError, TypeError, ValueError) as error:
-        raise InterchangeError(f"{path}: not a tokenizer ({type(error).__name__}: {error})") from error
-
-
-def _tokens(vocab: Any) -> Iterator[tuple[str, int]]:
-    """`{token: id}`, or a list of (token, score) in the order of ids."""
-    if isinstance(vocab, dict):
-        yield from vocab.items()
-        return
-    for number, (token, _) in enumerate(vocab):
-        yield token, number
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more special
+        raise InterchangeError(f"{path}: not a tokenizer ({error})") from error

@@ -68,9 +68,14 @@ def opening(tokenizer: Tokenizer) -> list[int]:
 
 
 def load(path: Path) -> Tokenizer:
-    """A saved tokenizer, set to read `<|endoftext|>` inside a text as plain characters."""
+    """A saved tokenizer, set to read `<|endoftext|>` inside a text as plain characters, and texts whole.
+
+    Others' tokenizers may have been saved with a length that texts are cut to and filled up to.
+    """
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
@@ -83,5 +88,5 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 def token_type(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
-    """The smallest type that holds every id."""
-    return np.dtype(np.uint16 if tokenizer.get_vocab_size() <= UINT16_VOCAB else np.uint32)
+    """The smallest type that holds every id; of others' tokenizers some ids may be left out."""
+    return np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < UINT16_VOCAB else np.uint32)

@@ -205,8 +205,8 @@ def test_prompts_begin_as_the_model_is_used_to(place: Path) -> None:
 # --- what is wrong -------------------------------------------------------------------------------
 
 
-def edit(place: Path, name: str = "model", **values: object) -> None:
-    path = place / name / "config.json"
+def edit(place: Path, name: str = "config.json", **values: object) -> None:
+    path = place / "model" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -240,6 +240,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "key": (lambda place: tensors(place, lambda found: found.pop(KEY)), f"1 missing [{KEY}]"),
     "no tokenizer": (lambda place: (place / "model" / "tokenizer.json").unlink(), "tokenizer.json: not there"),
     "tokenizer": (lambda place: (place / "model" / "tokenizer.json").write_text('{"model": {}}'), "not a tokenizer"),
+    "kind of tokenizer": (
+        lambda place: edit(place, "tokenizer.json", model={"type": "Other", "vocab": {"a": 0}}),
+        "tokenizer.json: not a tokenizer (data did not match",
+    ),
     "ids": (lambda place: checkpoints.write(place / "model", vocab=50), "ids up to 82, and the model knows 50 tokens"),
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from lmopt.arch.hfcheckpoint import described, token_ids
 from lmopt.arch.interchange import InterchangeError, load_hf, save_hf
@@ -310,13 +311,39 @@ def test_quantised_weights_are_refused(folder):
 
 
 def test_tokens_of_every_kind_of_tokenizer(folder):
+    path, vocab = folder / "tokenizer.json", {"a": 0, "b": 1}
+    kinds = (
+        models.BPE(vocab=vocab, merges=[]),
+        models.WordLevel(vocab=vocab, unk_token="a"),
+        models.WordPiece(vocab=vocab, unk_token="a"),
+        models.Unigram([("a", -1.0), ("b", -2.0)], 0),
+    )
+    for kind in kinds:
+        found = Tokenizer(kind)
+        found.save(str(path))
+        assert token_ids(folder) == vocab
+        found.add_special_tokens(["<s>", "b"])
+        found.save(str(path))
+        assert token_ids(folder) == {**vocab, "<s>": 2}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: saved.pop("model"),
+        lambda saved: saved["model"].update(type="Other"),
+        lambda saved: saved["model"].update(vocab=3),
+        lambda saved: saved["model"].update(vocab=["a", "b"]),
+        lambda saved: saved["model"]["vocab"].update(a="x"),
+        lambda saved: saved["model"]["vocab"].update(a=-1),
+        lambda saved: saved["model"].update(merges=[["a", "c"]]),
+    ],
+    ids=["no model", "unknown kind", "number", "list", "id is text", "negative id", "unknown merge"],
+)
+def test_a_damaged_tokenizer_is_named(folder, damage):
     path = folder / "tokenizer.json"
-    added = [{"id": 7, "content": "<s>"}]
-    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": added}))
-    assert token_ids(folder) == {"a": 0, "b": 1, "<s>": 7}
-    path.write_text(json.dumps({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": []}))
-    assert token_ids(folder) == {"a": 0, "b": 1}
-    for damaged in ("{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "x"}}}'):
-        path.write_text(damaged)
-        with pytest.raises(InterchangeError, match=r"tokenizer\.json: not a tokenizer"):
-            token_ids(folder)
+    saved = json.loads(Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).to_str())
+    damage(saved)
+    path.write_text(json.dumps(saved))
+    with pytest.raises(InterchangeError, match=r"tokenizer\.json: not a tokenizer"):
+        token_ids(folder)

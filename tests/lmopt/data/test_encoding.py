@@ -53,6 +53,11 @@ def test_little_text_gives_a_smaller_vocabulary() -> None:
     assert tokenizer.train(["ab"], Bpe(vocab=5000)).get_vocab_size() < 300
 
 
+def test_the_type_of_tokens_holds_ids_beyond_the_vocabulary_s_size() -> None:
+    with_gaps = Tokenizer(models.WordLevel(vocab={"a": 0, "b": 70_000}, unk_token="a"))
+    assert [ids.tolist() for ids in Encoder(with_gaps).encode(["b"])] == [[70_000]]
+
+
 def test_the_type_of_tokens_holds_every_id() -> None:
     assert tokenizer.token_type(tokenizer.train(["ab"], Bpe(vocab=300))) == np.uint16
     words = Tokenizer.from_str(tokenizer.train(["ab"], Bpe(vocab=300)).to_str())
@@ -96,6 +101,18 @@ def test_a_saved_tokenizer_reads_special_tokens_as_text(trained: Tokenizer, tmp_
     trained.save(str(tmp_path / "t.json"))
     loaded = tokenizer.load(tmp_path / "t.json")
     assert tokenizer.end_of_text(loaded) not in loaded.encode("a<|endoftext|>b").ids
+
+
+def test_a_saved_tokenizer_reads_texts_whole(tmp_path: Path) -> None:
+    saved = Tokenizer(models.WordLevel(vocab={"a": 0, "b": 1}, unk_token="a"))
+    saved.pre_tokenizer = pre_tokenizers.Whitespace()
+    saved.enable_truncation(2)
+    saved.enable_padding(length=4, pad_id=1)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    found = tokenizer.load(tmp_path / "tokenizer.json")
+    texts = ["b a b a b", "b"]
+    assert [ids.tolist() for ids in Encoder(found).encode(texts)] == [[1, 0, 1, 0, 1], [1]]
+    assert tokenizer.opening(found) == []
 
 
 def test_a_tokenizer_that_cuts_by_another_rule_encodes_whole_texts() -> None:
