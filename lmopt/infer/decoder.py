@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lmopt.arch import activation
 from lmopt.arch.attention import fused, rotate
+from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
+from lmopt.arch.moe import MoeFfn
 from lmopt.arch.norm import RmsNorm
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
 from lmopt.infer.weights import Format, activation_dtype, pack, row_cost
+
+FEW_ROWS = 8
+"""Up to so many rows an expert's product is asked for as it is: kernels for these are soon made and often met."""
 
 
 class PromptTooLong(ValueError):
@@ -63,6 +69,38 @@ class DenseFfn:
         return self.down(functional.silu(gate).mul_(up))
 
 
+class ExpertsFfn:
+    """Experts over packed weights, one after the other, each on the tokens that chose it; routers keep their precision.
+
+    Few tokens choose few experts, and only the weights of these are read (docs/techniques/generation.md).
+    """
+
+    def __init__(self, ffn: MoeFfn, format: Format) -> None:
+        self.router = copy.deepcopy(ffn.router).eval().requires_grad_(False)
+        self.activate = activation.swiglu if ffn.config.activation == "swiglu" else activation.relu2
+        self.up, self.down = ([pack(each, format) for each in stack] for stack in (ffn.up, ffn.down))
+        self.shared = DenseFfn(ffn.shared, format) if isinstance(ffn.shared, SwiGluFfn | Relu2Ffn) else None
+        self.nbytes = sum(weight.nbytes for weight in (*self.up, *self.down))
+        self.nbytes += sum(parameter.nbytes for parameter in self.router.parameters())
+        self.nbytes += self.shared.nbytes if self.shared else 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x_ND = x.reshape(-1, x.shape[-1])
+        choice = self.router(x_ND)
+        y_ND = torch.zeros_like(x_ND) if self.shared is None else self.shared(x_ND)
+        for expert in choice.expert_NK.unique().tolist():
+            token, slot = torch.where(choice.expert_NK == expert)
+            own = self.down[expert](self.activate(self.up[expert](_rows(x_ND, token))))[: len(token)]
+            y_ND.index_add_(0, token, own * choice.gate_NK[token, slot, None].to(own.dtype))
+        return y_ND.view_as(x)
+
+
+def _rows(x_ND: Tensor, token: Tensor) -> Tensor:
+    """These rows; where there are many in bfloat16, filled up to a multiple of `ROW_BLOCK`, as in training."""
+    spare = -len(token) % ROW_BLOCK if len(token) > FEW_ROWS and x_ND.dtype == torch.bfloat16 else 0
+    return x_ND[functional.pad(token, (0, spare)) if spare else token]
+
+
 class ModuleFfn:
     """Any other feed-forward, as its module: all its matrices are cast but a router's, which keep their precision."""
 
@@ -78,6 +116,15 @@ class ModuleFfn:
         return self.ffn(x)[0]
 
 
+def _ready(ffn: nn.Module, format: Format) -> DenseFfn | ExpertsFfn | ModuleFfn:
+    """A feed-forward over weights in this format."""
+    if isinstance(ffn, SwiGluFfn | Relu2Ffn):
+        return DenseFfn(ffn, format)
+    if isinstance(ffn, MoeFfn) and (ffn.up.device.type == "cpu" or format in ("int8", "int8_dynamic")):
+        return ExpertsFfn(ffn, format)
+    return ModuleFfn(ffn, format)
+
+
 class Layer:
     """One block over packed weights."""
 
@@ -90,8 +137,7 @@ class Layer:
         self.qkv, self.output = pack(attention.qkv.weight, format), pack(attention.output.weight, format)
         queries = attention.heads * attention.head_width
         self.key_value = pack(attention.qkv.weight[queries:], format)  # again by themselves, for tokens that left early
-        dense = isinstance(block.ffn, SwiGluFfn | Relu2Ffn)
-        self.ffn = DenseFfn(block.ffn, format) if dense else ModuleFfn(block.ffn, format)
+        self.ffn = _ready(block.ffn, format)
         self.parameters = sum(parameter.numel() for parameter in block.parameters())
 
     @property

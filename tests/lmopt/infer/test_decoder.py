@@ -4,6 +4,7 @@ import torch
 from lmopt.infer import decoder as decoding
 from lmopt.infer import weights
 from lmopt.infer.decoder import Decoder
+from lmopt.recipe import Moe
 from tests.lmopt.infer.models import SHAPES, tiny, tokens
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.1}
@@ -91,6 +92,51 @@ class TestInt8:
         full = model(text_BT)
         assert (logits - full).abs().max() < 0.1 * full.std()
         assert decoder.nbytes < 0.6 * Decoder(model, "bf16").nbytes
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        Moe(experts=5, top_k=2, hidden=24, activation="relu2", shared=2),
+        Moe(experts=5, top_k=5, hidden=24, normalise=False),
+        Moe(experts=3, top_k=1, hidden=24, routing={"kind": "switch"}),
+        Moe(experts=5, top_k=2, hidden=24, routing={"kind": "noisy"}),
+        Moe(experts=5, top_k=2, hidden=24, routing={"kind": "loss_free", "score": "sigmoid"}),
+        Moe(experts=1, top_k=1, hidden=24),
+    ],
+    ids=["shared relu2", "all of them", "switch", "noisy", "loss-free", "one"],
+)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_experts_say_what_they_say_in_the_model(moe, rows):
+    ffn = tiny(ffn=moe).blocks[0].ffn
+    if moe.routing.kind == "loss_free":
+        ffn.router.bias_E.copy_(torch.tensor([0.3, 0, -0.2, 0.1, -0.3]))
+    x = torch.randn(2, rows, 32, generator=torch.Generator().manual_seed(rows))
+    torch.testing.assert_close(decoding.ExpertsFfn(ffn, "fp32")(x), ffn(x)[0], rtol=1e-5, atol=1e-5)
+    found = decoding.ExpertsFfn(ffn, "bf16")(x.bfloat16()).flatten(0, 1)
+    assert apart(found, decoding.ModuleFfn(ffn, "bf16")(x.bfloat16()).flatten(0, 1)) < 2**-6
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_dynamic"])
+@pytest.mark.parametrize("shape", ["sparse", "shared"])
+class TestInt8Experts:
+    @pytest.mark.parametrize("rows", [1, 9, 30])
+    def test_a_token_gets_what_its_experts_with_rounded_weights_say(self, shape, format, rows):
+        model = tiny(**SHAPES[shape])
+        moe = model.blocks[0].ffn
+        x = torch.randn(3, rows, 32, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        found = Decoder(model, format).layers[0].ffn(x)
+        for name, parameter in moe.named_parameters():
+            if not name.startswith("router."):
+                parts = parameter if parameter.dim() == 3 else parameter[None]
+                rounded = [q_FD * scale_F.float()[:, None] for q_FD, scale_F in map(weights.quantize, parts)]
+                parameter.copy_(torch.stack(rounded).view_as(parameter))
+        assert apart(found.flatten(0, 1), moe(x.float())[0].flatten(0, 1)) < (2**-6 if format == "int8" else 0.05)
+
+    def test_experts_are_read_in_8_bits(self, shape, format):
+        model = tiny(**SHAPES[shape])
+        read = {name: Decoder(model, name).layers[0].ffn.nbytes for name in ("bf16", format)}
+        assert read[format] < 0.6 * read["bf16"]
 
 
 def apart(one, other):
