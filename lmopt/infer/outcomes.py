@@ -21,6 +21,9 @@ def outcomes(algorithm: Callable[[Choose], Result]) -> dict[Result, float]:
     """Every possible result of `algorithm` and its exact probability.
 
     The algorithm must end, and do the same again when the same is chosen.
+
+    Raises:
+        ValueError: a probability is no number; all of them would count as possible, and there would be no end.
     """
     parts: dict[Result, list[float]] = {}
     pending: list[list[int]] = [[]]
@@ -39,6 +42,8 @@ class _Path:
         self.probability = 1.0
 
     def choose(self, p_V: Tensor) -> int:
+        if not p_V.isfinite().all():
+            raise ValueError("a probability is no number\nhint: the model's logits are not finite")
         possible = p_V.nonzero()[:, 0].tolist()
         if len(self.taken) < len(self.given):
             index = self.given[len(self.taken)]

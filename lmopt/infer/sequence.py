@@ -9,7 +9,7 @@ from lmopt.infer.decoder import Decoder, PromptTooLong
 from lmopt.infer.sampling import Choose, seeded
 from lmopt.step import Step
 
-Stops = tuple[tuple[int, ...], ...]
+Stops = Sequence[Sequence[int]]
 """Token sequences after which a text ends; they stay part of it."""
 
 
@@ -30,7 +30,7 @@ class Text:
     """Tokens of the prompt."""
     longest: int
     """Tokens at which it ends at the latest, the prompt included."""
-    stops: Stops
+    stops: tuple[tuple[int, ...], ...]
     choose: Choose
     ended: bool = False
     fresh: list[int] = field(default_factory=list[int])
@@ -84,7 +84,8 @@ def begin(
         wrong = next((token for token in prompt if not 0 <= token < decoder.vocab), None)
         if wrong is not None:
             raise ValueError(f"prompt {number}: token id {wrong} is not in the vocabulary of {decoder.vocab}")
+    ends = tuple(tuple(stop) for stop in stops)
     return [
-        Text(list(prompt), len(prompt), len(prompt) + max_new, stops, seeded(seed + number))
+        Text(list(prompt), len(prompt), len(prompt) + max_new, ends, seeded(seed + number))
         for number, prompt in enumerate(prompts)
     ]

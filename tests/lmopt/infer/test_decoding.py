@@ -155,6 +155,13 @@ def test_sampled_text_has_the_models_own_distribution(draft):
     assert found.drafted > 0
 
 
+def test_a_model_whose_logits_are_no_numbers_has_no_outcomes_to_go_through():
+    model = tiny()
+    model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="a probability is no number"):
+        exactness.sampled(Speculative(draft={"kind": "lookup"}), Decoder(model), None, [1, 2, 3])
+
+
 def _from_p(p_V, _q_V):
     return p_V
 

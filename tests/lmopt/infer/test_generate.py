@@ -55,6 +55,12 @@ def test_a_text_ends_behind_its_stop_sequence_and_the_others_go_on():
     assert len(stopped[1]) <= 5
 
 
+def test_stop_sequences_may_be_lists():
+    decoder = Decoder(tiny())
+    first = written(generate(decoder, PROMPTS[:1], max_new=1))[0]
+    assert written(generate(decoder, PROMPTS[:1], max_new=8, stops=[first])) == [first]
+
+
 def test_steps_stream_the_prompts_first():
     steps = list(generate(Decoder(tiny()), PROMPTS[:2], max_new=3))
     assert [(step.index, step.tokens) for step in steps] == [(1, 2), (2, 2), (3, 2)]
