@@ -36,6 +36,9 @@ INT8_ROWS = 12
 """Up to this many rows the 8-bit kernel is used; it takes time in proportion to rows, while turning a matrix back to
 bfloat16 first takes long for any number. At 5 rows of 768 the kernel took 268, 496 and 4,777 us for 2,304, 4,096 and
 32,000 outputs, the other way 756, 1,020 and 15,238 us: they meet at 10 to 16 rows."""
+INT8_COLUMNS = 16
+"""The 8-bit kernel takes so many inputs at a time; where fewer are left, it reads on behind the matrix. Zeros fill up
+those that are missing."""
 
 
 ROW_COST: dict[Format, float] = {"fp32": 0.03, "bf16": 0.03, "int8": 0.35, "int8_dynamic": 0.06}
@@ -105,10 +108,15 @@ class Int8Weight:
     def __init__(self, weight_FD: Tensor) -> None:
         self.q_FD, self.scale_F = quantize(weight_FD)
         self.kernel = self.q_FD.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm")
+        self.spare = -weight_FD.shape[1] % INT8_COLUMNS if self.kernel else 0
+        if self.spare:
+            self.q_FD = functional.pad(self.q_FD, (0, self.spare))
         self.nbytes = self.q_FD.nbytes + self.scale_F.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
+        if self.spare:
+            x_ND = functional.pad(x_ND, (0, self.spare))
         if self.kernel and len(x_ND) <= INT8_ROWS:
             y_NF = torch._weight_int8pack_mm(x_ND, self.q_FD, self.scale_F)
         else:

@@ -85,6 +85,16 @@ class TestInt8:
         assert (weight(x) - expected).abs().max() < 0.02 * expected.std()
         assert (reference - expected).abs().max() < 0.02 * expected.std()
 
+    @pytest.mark.parametrize("inputs", [1, 8, 17, 24, 40, 88, 1000])
+    @pytest.mark.parametrize("rows", [1, 4, weights.INT8_ROWS + 1])
+    def test_any_number_of_inputs_will_do(self, inputs, rows):
+        draw = torch.Generator().manual_seed(inputs)
+        matrix, x = torch.randn(32, inputs, generator=draw), torch.randn(rows, inputs, generator=draw).bfloat16()
+        q_FD, scale_F = weights.quantize(matrix)
+        expected = x.float() @ (q_FD * scale_F.float()[:, None]).T
+        for _ in range(20):  # what lay behind the matrix in memory changed from call to call
+            assert apart(weights.pack(matrix, "int8")(x), expected) < 2**-6
+
     def test_logits_are_near_the_models(self):
         model, text_BT = tiny(), tokens(2, 14)
         decoder = Decoder(model, "int8")
