@@ -80,11 +80,22 @@ def described(folder: Path | str) -> HfCheckpoint:
     wanted = tuple(pieces(recipe))
     with ExitStack() as opened:
         files = {name: opened.enter_context(opened_weights(folder / name, "np")) for name in _files(folder)}
-        place = {key: name for name, file in files.items() for key in file.keys()}  # noqa: SIM118 - not a mapping
+        place = _places(folder, files)
         _compare_keys(folder, recipe, {piece.key for piece in wanted}, set(place))
         for piece in wanted:
             _compare(folder / place[piece.key], piece, files[place[piece.key]].get_slice(piece.key))
     return HfCheckpoint(folder, recipe, wanted, place)
+
+
+def _places(folder: Path, files: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> the name of the file that holds it."""
+    place: dict[str, str] = {}
+    for name, file in files.items():
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            if key in place:
+                raise InterchangeError(f"{folder}: {key} stands in {place[key]} and in {name}, allowed: one of them")
+            place[key] = name
+    return place
 
 
 def opened_weights(path: Path, framework: str) -> Any:
