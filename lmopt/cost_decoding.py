@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lmopt.cost import forward_flops
-from lmopt.quantities import possible
 from lmopt.recipe import EarlyExit, OneByOne, Recipe, Speculative
 from lmopt.step import Step
 from lmopt.techniques.decoding import ExitDraft, ModelDraft
@@ -48,29 +47,6 @@ def token_flops(recipe: Recipe, keys: float) -> TokenFlops:
 def plain_flops_per_token(recipe: Recipe, *, prompt: int, new: int) -> float:
     """Mean FLOPs of a generated token behind a prompt of so many tokens, the reading of the prompt left out."""
     return token_flops(recipe, prompt + (new + 1) / 2).total
-
-
-def speculative_flops_per_token(target: float, draft: float, *, drafted: int, checks: int, tokens: int) -> float:
-    """[g F_draft + (g + 1) F_target] / E[tokens], with sums over `checks` calls of the target in place of means.
-
-    Args:
-        target, draft: FLOPs of one token in each model (a lookup drafts at 0).
-        drafted: tokens drafted in all.
-        tokens: tokens that came out.
-    """
-    return (drafted * draft + (drafted + checks) * target) / tokens
-
-
-def self_speculative_flops_per_token(
-    flops: TokenFlops, exit_layer: int, *, drafted: int, checks: int, tokens: int
-) -> float:
-    """The same where a model drafts by its first layers, which a check does not run again.
-
-    Every token read goes once through each layer; every drafted one also through the head a first time.
-    """
-    if not 0 < exit_layer < flops.layers:
-        raise ValueError(f"exit layer {exit_layer} of {flops.layers}: {possible(1, flops.layers - 1)}")
-    return (drafted * flops.head + (drafted + checks) * flops.total) / tokens
 
 
 def early_exit_flops_per_token(flops: TokenFlops, left: Mapping[int, int], exits: tuple[int, ...]) -> float:

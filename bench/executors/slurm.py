@@ -60,7 +60,6 @@ class SlurmExecutor:
         if cluster not in CLUSTERS:
             raise ExecutorError(f"slurm: cluster is {cluster!r}, allowed: {', '.join(CLUSTERS)}")
         self.slots = slots if cluster == "slurm" else 1
-        self._cluster: Cluster = cluster
         self._worker = worker
         self._running: list[SlurmRunning] = []
         if cluster == "slurm" and not parameters.get("gpus_per_node"):

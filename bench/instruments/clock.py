@@ -64,24 +64,15 @@ class Stall(Iterator[Item]):
         self._batches = iter(batches)
         self._clock = clock
         self._waited_ns = 0
-        self.batches = 0
-        """Batches handed out."""
 
     @property
     def seconds(self) -> float:
         """Seconds spent waiting for batches so far."""
         return self._waited_ns / NS_PER_S
 
-    def reset(self) -> None:
-        """Forget what was waited for so far (at the end of the warm-up)."""
-        self._waited_ns = 0
-        self.batches = 0
-
     def __next__(self) -> Item:
         before = self._clock()
         try:
-            batch = next(self._batches)
+            return next(self._batches)
         finally:
             self._waited_ns += self._clock() - before
-        self.batches += 1
-        return batch

@@ -21,11 +21,11 @@ def tone_of(outcome: str) -> Tone:
     return OUTCOME_TONES.get(outcome.upper().replace("_", "-"), "none")
 
 
-def mean_cell(mean: Mean, *, digits: int = 3, show_sd: bool = True) -> Cell:
+def mean_cell(mean: Mean, *, show_sd: bool = True) -> Cell:
     """A mean over seeds with its standard deviation beneath, or the reason why there is none."""
     if mean.value is None:
         return absent(mean.reason or "not recorded")
-    text = numbers.quantity(mean.value, mean.unit, digits)
+    text = numbers.quantity(mean.value, mean.unit)
     notes: list[str] = []
     if show_sd and mean.sd:
         notes.append(f"SD{numbers.THIN}{numbers.significant(100 * mean.sd / abs(mean.value), 2)}%"
@@ -65,11 +65,11 @@ def one_sided(low: float | None, high: float | None) -> str:
     return "" if high is None or high >= NEAR_ALL else f"\u2264{numbers.THIN}{numbers.percent(high)}"
 
 
-def interval_decimals(low: float | None, high: float | None, scale: float = 100.0) -> int:
-    """Decimals of printed bounds: fewer the wider the interval."""
+def interval_decimals(low: float | None, high: float | None) -> int:
+    """Decimals of bounds printed in percent: fewer the wider the interval."""
     if low is None or high is None:
         return 1
-    half_width = scale * abs(high - low) / 2
+    half_width = 100 * abs(high - low) / 2
     return 0 if half_width >= 10 else 1 if half_width >= 0.1 else 2
 
 
@@ -84,6 +84,6 @@ def points_cell(
     return Cell(text=numbers.points(value), value=value, low=low, high=high, small=small, sources=tuple(sources))
 
 
-def outcome_cell(outcome: str, why: str = "") -> Cell:
+def outcome_cell(outcome: str) -> Cell:
     """An outcome as a badge."""
-    return Cell(text=outcome.replace("_", " "), value=outcome, tone=tone_of(outcome), small=why)
+    return Cell(text=outcome.replace("_", " "), value=outcome, tone=tone_of(outcome))

@@ -49,11 +49,6 @@ def windows_per_epoch(tokens: int, length: int) -> int:
     return max((tokens - length) // length, 0)
 
 
-def epochs(tokens: int, config: FixedBatch, steps: int) -> float:
-    """How often `steps` steps go through the corpus."""
-    return steps * config.sequences / max(windows_per_epoch(tokens, config.length), 1)
-
-
 def _portions(
     config: FixedBatch,
     tokens: NDArray[np.unsignedinteger],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lmopt.data.pieces import pieces
@@ -52,9 +51,6 @@ class Spent:
     earlier_s: float = 0.0
     """Seconds that an earlier process spent on it, whose result was found again; 0 for work done just now."""
 
-
-DataStepFunction = Callable[[Iterable[Document]], Iterator[Document | Dropped | Spent]]
-"""What a data step is: documents in; documents in order, removals and costs out."""
 
 SYNTHETIC = "synthetic:"
 """How the provenance of a text begins that a model made."""

@@ -143,18 +143,3 @@ def _add(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
     p_BV = probabilities(logits_BV, sampling)
     for text, p_V in zip(texts, p_BV, strict=True):
         text.add(text.choose(p_V))
-
-
-def mean_exit_layer(steps: Sequence[Decoded]) -> float:
-    """Mean layer behind which tokens left, those that the reading of the prompts gave left out.
-
-    Raises:
-        ValueError: nothing was decoded behind the prompts.
-    """
-    counts: dict[int, float] = {}
-    for step in steps[1:]:
-        for name, count in step.notes.items():
-            counts[int(name.removeprefix("left/"))] = counts.get(int(name.removeprefix("left/")), 0) + count
-    if not counts:
-        raise ValueError("no token was decoded behind the prompts")
-    return sum(layer * count for layer, count in counts.items()) / sum(counts.values())

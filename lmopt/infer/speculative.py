@@ -5,7 +5,7 @@ probability min(1, p(x)/q(x)); the first that is not is replaced by one drawn fr
 kept, a bonus token is drawn from p. What comes out is distributed as p, whatever the draft: proven by enumeration
 (lmopt.infer.outcomes) through this very code. The same temperature, top-k and top-p shape p and q.
 
-It lowers latency, never FLOPs: see `lmopt.cost_decoding.speculative`. Letters: V vocabulary, G drafted tokens.
+It lowers latency, never FLOPs: see `lmopt.cost_decoding.written_flops`. Letters: V vocabulary, G drafted tokens.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ from lmopt import cost
 from lmopt.cost_decoding import (
     early_exit_flops_per_token,
     plain_flops_per_token,
-    self_speculative_flops_per_token,
-    speculative_flops_per_token,
     token_flops,
+    written_flops,
 )
-from lmopt.recipe import FixedBatch, Model, Moe, Recipe
+from lmopt.recipe import FixedBatch, Model, Moe, Recipe, Speculative
+from lmopt.step import Step
+from lmopt.techniques.decoding import ExitDraft, LookupDraft
 
 RECIPES = [
     Recipe(model=Model(layers=4, width=32, heads=4, vocab=61, context=64), batching=FixedBatch(length=32), tokens="1M"),
@@ -37,19 +38,32 @@ def test_key_value_products_are_a_part_of_the_projections():
     assert grouped == dense / 2
 
 
-def test_speculation_never_lowers_flops():
-    # ten checks of 4 drafts, all kept: 50 tokens, each through the target once and 40 through the draft
-    assert speculative_flops_per_token(100.0, 10.0, drafted=40, checks=10, tokens=50) == 100 + 8
-    # none kept: five target tokens for each that comes out
-    assert speculative_flops_per_token(100.0, 10.0, drafted=40, checks=10, tokens=10) == 500 + 40
+def written(decoding, *rounds, draft=None):
+    """FLOPs of a text behind 8 tokens, of the rounds (drafted, kept)."""
+    steps = [Step(number, kept + 1, notes={"drafted": drafted, "kept": kept}) for number, (drafted, kept) in
+             enumerate(rounds, start=2)]  # fmt: skip
+    return written_flops(decoding, RECIPES[0], steps, prompt=8, draft=draft)
+
+
+def plain(tokens):
+    """FLOPs of so many tokens, one by one, behind 8 and the first."""
+    return sum(token_flops(RECIPES[0], 9 + place).total for place in range(tokens))
+
+
+def test_looked_up_drafts_that_are_all_kept_cost_no_less_than_one_by_one():
+    # each of the five goes through the target once; a pass over several counts its keys for all of them alike
+    assert plain(5) <= written(Speculative(draft=LookupDraft()), (4, 4)) == 5 * token_flops(RECIPES[0], 13).total
+
+
+def test_a_refused_draft_costs_its_tokens_for_nothing():
+    assert written(Speculative(draft=LookupDraft()), (4, 0)) == 5 * token_flops(RECIPES[0], 13).total > plain(1)
 
 
 def test_self_drafts_cost_only_the_head_again():
-    flops = token_flops(RECIPES[0], keys=8)
-    all_kept = self_speculative_flops_per_token(flops, 2, drafted=40, checks=10, tokens=50)
-    assert all_kept == pytest.approx(flops.total + 0.8 * flops.head)
-    with pytest.raises(ValueError, match="exit layer 4 of 4"):
-        self_speculative_flops_per_token(flops, 4, drafted=1, checks=1, tokens=1)
+    looked_up, own = (written(Speculative(draft=draft), (4, 4)) for draft in (LookupDraft(), ExitDraft(layer=2)))
+    head, a_key = token_flops(RECIPES[0], 1).head, token_flops(RECIPES[0], 2).layer - token_flops(RECIPES[0], 1).layer
+    # the first two layers read one token after the other, and so see 4 + 3 + 2 + 1 keys fewer each
+    assert own == looked_up + 4 * head - 2 * 10 * a_key
 
 
 def test_leaving_early():

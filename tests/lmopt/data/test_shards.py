@@ -203,10 +203,6 @@ def test_a_corpus_too_small_for_one_batch_is_said_before_the_first() -> None:
     assert len(_take(3, 80)) == 3
 
 
-def test_epochs_are_counted() -> None:
-    assert batches.epochs(1000, CONFIG, 61) == pytest.approx(4.0)
-
-
 def test_batches_do_not_need_the_tokens_in_memory(built: Path, tmp_path: Path) -> None:
     found = _build(built, tmp_path / "s")
     assert isinstance(found.tokens, np.memmap)
