@@ -18,9 +18,8 @@ from torch.nn import functional
 
 from lmopt.infer.cache import KvCache
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.generate import prefill
-from lmopt.infer.sampling import probabilities
-from lmopt.infer.sequence import Decoded, Stops, Text, begin
+from lmopt.infer.generate import append_next, prefill, taken
+from lmopt.infer.sequence import Decoded, Stops, begin
 from lmopt.quantities import possible
 from lmopt.techniques.decoding import Sampling
 
@@ -75,11 +74,9 @@ def generate_early(
     left = [len(decoder.layers)] * len(texts)
     live, index = texts, 0
     while True:
-        _add(logits_BV, live, sampling)
+        append_next(logits_BV, live, sampling)
         index += 1
-        added = tuple(text.take() for text in texts)
-        notes: dict[str, float] = {f"left/{layer}": left.count(layer) for layer in sorted(set(left))}
-        yield Decoded(index=index, tokens=sum(map(len, added)), notes=notes, added=added)
+        yield taken(index, texts, {f"left/{layer}": left.count(layer) for layer in sorted(set(left))})
         rows = [row for row, text in enumerate(live) if not text.ended]
         if not rows:
             return
@@ -137,9 +134,3 @@ def _sure(decoder: Decoder, before_R1D: Tensor, x_R1D: Tensor, rule: ExitRule) -
     top_R2 = logits_RV.float().softmax(-1).topk(2, dim=-1).values
     sure_R = top_R2[:, 0] - top_R2[:, 1] if rule.measure == "gap" else top_R2[:, 0]
     return sure_R >= rule.threshold, logits_RV
-
-
-def _add(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
-    p_BV = probabilities(logits_BV, sampling)
-    for text, p_V in zip(texts, p_BV, strict=True):
-        text.add(text.choose(p_V))

@@ -10,7 +10,7 @@ each text that goes on. Letters: see lmopt/arch/transformer.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,8 +46,8 @@ def generate(
     sampling = sampling or Sampling()
     cache = decoder.new_cache(batch=len(texts), capacity=max(text.longest for text in texts))
     states_BD = prefill(decoder, [text.tokens for text in texts], cache)
-    _add(decoder.logits(states_BD), texts, sampling)
-    yield _step(1, texts, prompt_tokens=sum(text.prompt for text in texts))
+    append_next(decoder.logits(states_BD), texts, sampling)
+    yield taken(1, texts, {"prompt_tokens": sum(text.prompt for text in texts)})
     live, index = texts, 1
     while any(not text.ended for text in live):
         rows = [row for row, text in enumerate(live) if not text.ended]
@@ -55,9 +55,9 @@ def generate(
             cache.keep(rows)
             live = [live[row] for row in rows]
         last_B1 = torch.tensor([[text.tokens[-1]] for text in live], device=decoder.device)
-        _add(decoder.logits(decoder.extend(last_B1, cache)[:, -1]), live, sampling)
+        append_next(decoder.logits(decoder.extend(last_B1, cache)[:, -1]), live, sampling)
         index += 1
-        yield _step(index, texts)
+        yield taken(index, texts, {})
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KvCache) -> Tensor:
@@ -75,8 +75,8 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KvCache) 
     return decoder.norm(x_BTD[rows, torch.tensor(lengths, device=decoder.device) - 1])
 
 
-def _add(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
-    """Choose each text's next token."""
+def append_next(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
+    """Choose each text's next token and append it; text i has row i."""
     if sampling.greedy:
         chosen = logits_BV.argmax(-1).tolist()
     else:
@@ -86,7 +86,8 @@ def _add(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
         text.add(token)
 
 
-def _step(index: int, texts: Sequence[Text], **notes: float) -> Decoded:
+def taken(index: int, texts: Sequence[Text], notes: Mapping[str, float]) -> Decoded:
+    """The step that holds what was added to the texts since the last one."""
     added = tuple(text.take() for text in texts)
     return Decoded(index=index, tokens=sum(map(len, added)), notes=notes, added=added)
 
