@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 
+EXIT_CODE = 75
+"""Exit code of a case that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+
 requested = threading.Event()
 """Set by the signal handler of the worker."""
 

@@ -28,9 +28,6 @@ for _late in ("torch._dynamo", "codecarbon.external.hardware", "codecarbon.exter
     importlib.import_module(_late)
 """What torch and the sensors import when first used: a second of each case, unless cases are forked with it."""
 
-INTERRUPTED = 75
-"""Exit code of a case that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
-
 CASES = {
     "prepare": measure.prepare,
     "train": measure.train,
@@ -49,7 +46,7 @@ def work(folder: Path) -> int:
     with Company(job.case.id) as company:
         outcome = _outcome(job, folder)
         if outcome is None:
-            return INTERRUPTED
+            return interruption.EXIT_CODE
         detail = {**outcome.detail, "company": company.found()}
     found = outcome.model_copy(update={"detail": detail, "env": job.env or _noted_machine(folder)})
     write_atomically(folder / "outcome.json", found.model_dump_json())

@@ -118,6 +118,17 @@ def was_asked(place: Path) -> bool:
     return (place / STOP).exists()
 
 
+def is_waiting(place: Path) -> bool:
+    """Whether the case still waits for a machine."""
+    return attendance(place) is None
+
+
+def seen_resident_bytes(place: Path) -> int | None:
+    """Memory that the case held when its attendant looked last; None before, and where that cannot be seen."""
+    found = (attendance(place) or {}).get("resident_bytes")
+    return found if isinstance(found, int) else None
+
+
 def attendance(place: Path) -> dict[str, object] | None:
     """What the attendant saw last; None while the case waits for a machine."""
     try:

@@ -20,12 +20,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from bench import interruption
 from bench.executors import ExecutorError, Exit, attend
 from lmopt import children
-
-INTERRUPTED = 75
-"""Exit code of a worker that was asked to stop (see bench.worker)."""
-
 
 CONNECT_S = 10
 """Longest wait for a cluster's port to answer."""
@@ -141,16 +138,15 @@ class RayRunning:
         except RayError as error:
             asked = attend.was_asked(self._folder)
             return Exit(None, signal.SIGKILL, lost=not asked, reason=f"its node or process was lost: {_short(error)}")
-        return Exit(code, number, lost=code == INTERRUPTED and not attend.was_asked(self._folder))
+        return Exit(code, number, lost=code == interruption.EXIT_CODE and not attend.was_asked(self._folder))
 
     def is_waiting(self) -> bool:
         """Whether it has no machine yet."""
-        return attend.attendance(self._folder) is None
+        return attend.is_waiting(self._folder)
 
     def resident_bytes(self) -> int | None:
         """What its attendant saw last."""
-        found = (attend.attendance(self._folder) or {}).get("resident_bytes")
-        return found if isinstance(found, int) else None
+        return attend.seen_resident_bytes(self._folder)
 
     def terminate(self) -> None:
         """SIGTERM, through the case folder; a case that still waits for a machine is taken back."""

@@ -16,11 +16,10 @@ from typing import Any, Literal, get_args
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
+from bench import interruption
 from bench.executors import ExecutorError, Exit, attend
 from lmopt import children
 
-INTERRUPTED = 75
-"""Exit code of a worker that was asked to stop (see bench.worker)."""
 LOST = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", "TIMEOUT", "CANCELLED")
 """States of a job that did not fail by itself."""
 
@@ -120,16 +119,15 @@ class SlurmRunning:
             state = str(self._job.state).split()[0]
             lost = not asked and (state in LOST or state == "INTERRUPTED")
             return Exit(None, signal.SIGKILL, lost=lost, reason=f"its job ended as {state} without a result")
-        return Exit(code, number, lost=code == INTERRUPTED and not asked)
+        return Exit(code, number, lost=code == interruption.EXIT_CODE and not asked)
 
     def is_waiting(self) -> bool:
         """Whether it is still in the queue."""
-        return attend.attendance(self._folder) is None
+        return attend.is_waiting(self._folder)
 
     def resident_bytes(self) -> int | None:
         """What its attendant saw last."""
-        found = (attend.attendance(self._folder) or {}).get("resident_bytes")
-        return found if isinstance(found, int) else None
+        return attend.seen_resident_bytes(self._folder)
 
     def terminate(self) -> None:
         """SIGTERM, through the case folder; a job that still waits is taken back."""
