@@ -8,7 +8,7 @@ out. A task at chance would always call every arm non-inferior.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from bench.words import signed
 FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "natural-language inference"}
 MIN_ABOVE_CHANCE = 0.05
 """A task counts only if the reference is this far above chance."""
+NO_HALF = "there is no half-compute control to tell whether it sees a difference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,10 @@ def _nothing(drop: AccuracyDrop, why: str, tasks: Mapping[str, str] | None = Non
     return Comparison(None, None, -drop.less_than, families, tasks or {}, (), why)
 
 
+def _none_counts(drop: AccuracyDrop, tasks: Mapping[str, str]) -> Comparison:
+    return _nothing(drop, "no task counts: " + "; ".join(f"{task}: {why}" for task, why in tasks.items()), tasks)
+
+
 def _family_why(family: str, tasks: Mapping[str, str], facts: Mapping[str, TaskFacts]) -> str:
     mine = [f"{task}: {why}" for task, why in tasks.items() if why and task in facts and facts[task].family == family]
     unknown = [f"{task}: {why}" for task, why in tasks.items() if why and task not in facts]
@@ -173,6 +178,26 @@ def _weights(tasks: Mapping[str, str], facts: Mapping[str, TaskFacts]) -> dict[s
     return {family: dict.fromkeys(members, 1 / len(members)) for family, members in found.items()}
 
 
+def _overall(weights: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Counted task -> its weight in the mean over families."""
+    return {task: weight / len(weights) for members in weights.values() for task, weight in members.items()}
+
+
+def _parts(
+    tasks: Mapping[str, str],
+    weights: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, TaskFacts],
+    mean: Callable[[Mapping[str, float]], Effect | None],
+) -> dict[str, Part]:
+    """Every family's mean difference over its counted tasks, or why it has none."""
+    return {
+        family: Part(tuple(weights[family]), mean(weights[family]))
+        if family in weights
+        else Part((), None, _family_why(family, tasks, facts))
+        for family in dict.fromkeys([*FAMILIES, *weights])
+    }
+
+
 # --- sensitivity ---------------------------------------------------------------------------------
 
 
@@ -186,11 +211,9 @@ def _insensitive(reference: Table, half: Table | None, rows: Sequence[int], fact
     if why := _at_chance(above, alpha):
         return why
     if half is None:
-        return "there is no half-compute control to tell whether it sees a difference"
+        return NO_HALF
     gained = items_only([Stratum(reference.scores[rows][:, assay] - half.scores[:, assay], 1.0, clusters)])
-    if gained.lower(alpha) <= 0:
-        return f"it cannot tell the reference from its half-compute control ({signed(100 * gained.low, 1)} points)"
-    return ""
+    return _blind(gained, alpha)
 
 
 def _at_chance(above: Effect, alpha: float) -> str:
@@ -200,6 +223,13 @@ def _at_chance(above: Effect, alpha: float) -> str:
         return f"the reference scores {100 * abs(above.low):.1f} points {side} chance, at least {least} above is needed"
     if above.lower(alpha) <= 0:
         return f"the reference is not surely above chance ({signed(100 * above.low, 1)} points)"
+    return ""
+
+
+def _blind(gained: Effect, alpha: float) -> str:
+    """Why a task does not see a difference that is there: what the reference gains over its half-compute control."""
+    if gained.lower(alpha) <= 0:
+        return f"it cannot tell the reference from its half-compute control ({signed(100 * gained.low, 1)} points)"
     return ""
 
 
@@ -216,14 +246,9 @@ class _ByItem:
     def compare(self, tasks: Mapping[str, str], seeds: tuple[int, ...]) -> Comparison:
         weights = _weights(tasks, self.facts)
         if not weights:
-            return _nothing(self.drop, "no task counts: " + "; ".join(f"{task}: {why}" for task, why in tasks.items()),
-                            tasks)  # fmt: skip
-        families = {
-            family: Part(tuple(weights[family]), crossed_mean(self._strata(weights[family], 1.0)).effect)
-            if family in weights else Part((), None, _family_why(family, tasks, self.facts))
-            for family in dict.fromkeys([*FAMILIES, *weights])
-        }  # fmt: skip
-        overall = {task: weight / len(weights) for members in weights.values() for task, weight in members.items()}
+            return _none_counts(self.drop, tasks)
+        families = _parts(tasks, weights, self.facts, lambda members: crossed_mean(self._strata(members, 1.0)).effect)
+        overall = _overall(weights)
         crossed = crossed_mean(self._strata(overall, 1.0))
         relative = self.drop.kind == "relative"
         tested = crossed_mean(self._strata(overall, 1 - self.drop.less_than)).effect if relative else crossed.effect
@@ -268,14 +293,9 @@ class _BySeed:
         tasks = {task: self._insensitive(task, seeds) for task in self.facts} | dict(lacking)
         weights = _weights(tasks, self.facts)
         if not weights:
-            return _nothing(self.drop, "no task counts: " + "; ".join(f"{task}: {why}" for task, why in tasks.items()),
-                            tasks)  # fmt: skip
-        families = {
-            family: Part(tuple(weights[family]), self._mean(weights[family], seeds, 1.0))
-            if family in weights else Part((), None, _family_why(family, tasks, self.facts))
-            for family in dict.fromkeys([*FAMILIES, *weights])
-        }  # fmt: skip
-        overall = {task: weight / len(weights) for members in weights.values() for task, weight in members.items()}
+            return _none_counts(self.drop, tasks)
+        families = _parts(tasks, weights, self.facts, lambda members: self._mean(members, seeds, 1.0))
+        overall = _overall(weights)
         difference = self._mean(overall, seeds, 1.0)
         relative = self.drop.kind == "relative"
         return Comparison(
@@ -302,8 +322,6 @@ class _BySeed:
             return why
         both = [seed for seed in seeds if seed in self.half and task in self.half[seed].accuracy]
         if not both:
-            return "there is no half-compute control to tell whether it sees a difference"
+            return NO_HALF
         gained = mean_of([self.theirs[seed].accuracy[task] - self.half[seed].accuracy[task] for seed in both])
-        if gained.lower(self.alpha) <= 0:
-            return f"it cannot tell the reference from its half-compute control ({signed(100 * gained.low, 1)} points)"
-        return ""
+        return _blind(gained, self.alpha)
