@@ -23,7 +23,7 @@ from bench.evaluate.splits import finetuned_name
 from bench.instruments import flops
 from bench.instruments.flops import FlopCounts
 from bench.instruments.table import Window
-from bench.measure import parents_of, pull, yield_progress
+from bench.measure import begin_log, parents_of, pull, yield_progress
 from bench.record import Reading, missing, reading
 from bench.trainlog import TrainLog
 from lmopt.recipe import Recipe
@@ -104,7 +104,7 @@ def finetune(job: Job, folder: Path) -> Outcome:
     chosen = best(history.trials)
     # Where every trial diverged, the model is tested as it was: a result, never dropped.
     place = model_folder / "model" if chosen is None else folder / "checkpoint" / f"model-{chosen}"
-    results = yield_progress(workloads.test_finetuned(recipe, place, corpus / "data", spec), Progress(folder))
+    results = yield_progress(workloads.evaluate_finetuned(recipe, place, corpus / "data", spec), Progress(folder))
     results = results.named(finetuned_name)
     detail = {
         "tasks": results.detail(),
@@ -142,10 +142,7 @@ def _trial(
         workloads.begin_with(state, parents_of(job)[job.case.parents[0]] / "model")
     else:
         log.restore(state.pace.tokens_by_length(state.yielded_tokens))
-    length = recipe.batching.length
-    log.begin(
-        total_tokens=state.pace.total_tokens, flops_per_token={length: counts.train_flops_per_token}, full_length=length
-    )
+    begin_log(log, state, {recipe.batching.length: counts})
     batches = workloads.answers(recipe, lesson, seed=job.case.seed or 0, start=state.pace.portions)
     window.start()
     answered: Answered | None = None

@@ -1,4 +1,4 @@
-"""One function a kind of case: pull the work from `workloads`, under instruments, and return what was found.
+"""Cases that prepare, train or evaluate: pull the work from `workloads`, under instruments, return what was found.
 
 Building, warming up and compiling lie outside the measuring window; so do validation and loading.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -94,11 +94,7 @@ def _train(job: Job, folder: Path) -> Outcome:
     state, log = _start_or_resume(job, folder)
     counts = _counts(state, horizon)
     batches = Stall(workloads.batches(recipe, data, seed=seed, start=state.pace.portions, horizon=horizon))
-    log.begin(
-        total_tokens=state.pace.total_tokens,
-        flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},
-        full_length=recipe.batching.length,
-    )
+    begin_log(log, state, counts)
     window.start()
     progress = Progress(folder, total=state.total_steps)
     pull(workloads.train(state, batches), state, log, window, folder / "checkpoint", progress)
@@ -146,11 +142,7 @@ def _sample(job: Job, folder: Path) -> Outcome:
         progress.show(number, phase="warming up")
         compile_s += drop(steps, 1)
     progress.show(job.case.spec["warmup"], phase="measuring")
-    log.begin(
-        total_tokens=state.pace.total_tokens,
-        flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},
-        full_length=recipe.batching.length,
-    )
+    begin_log(log, state, counts)
     window.start()
     pull(steps, state, log, window, None, Progress(folder, total=state.total_steps))
     metrics = window.stop()
@@ -182,6 +174,7 @@ def _training_of(job: Job) -> tuple[Recipe, int, float]:
 
 
 def shards_folder(job: Job) -> Path:
+    """Where the training tokens lie: left by the first of the case's parents."""
     return parents_of(job)[job.case.parents[0]] / "data"
 
 
@@ -205,6 +198,15 @@ def _counts(state: TrainState, horizon: float) -> dict[int, FlopCounts]:
     """FLOPs of one sequence of each length that occurs."""
     recipe, teacher = state.recipe, workloads.teacher_of(state)
     return {length: flops.count(state.model, recipe, length, teacher) for length in _lengths(recipe, horizon)}
+
+
+def begin_log(log: TrainLog, state: TrainState, counts: Mapping[int, FlopCounts]) -> None:
+    """Say how long the training is, and what a token costs in sequences of each length that was counted."""
+    log.begin(
+        total_tokens=state.pace.total_tokens,
+        flops_per_token={length: count.train_flops_per_token for length, count in counts.items()},
+        full_length=state.recipe.batching.length,
+    )
 
 
 def _lengths(recipe: Recipe, horizon: float) -> list[int]:

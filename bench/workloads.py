@@ -1,6 +1,6 @@
 """The working parts of `lmopt`, as the harness uses them: each a source of `Step` values that is pulled.
 
-With bench.writers the only module of `bench` that builds models, batches and corpora.
+Of all that runs inside a case, only this module and bench.writers build models, batches and corpora.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def choose(state: TrainState, taught: Lesson) -> Generator[Step, None, Answered]
     )
 
 
-def test_finetuned(
+def evaluate_finetuned(
     recipe: Recipe, model_folder: Path, corpus_folder: Path, spec: Mapping[str, Any]
 ) -> Generator[Step, None, TaskResults]:
     """The tested questions of a set on a fine-tuned model."""

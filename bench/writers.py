@@ -1,7 +1,7 @@
 """The working parts of generation, as the harness uses them: decoders of trained models, held-out texts, what a
 decoding says of known words, and whether it is exact.
 
-With bench.workloads the only module of `bench` that builds models.
+Of all that runs inside a case, only this module and bench.workloads build models.
 """
 
 from __future__ import annotations
