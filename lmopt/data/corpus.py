@@ -13,21 +13,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lmopt.data import reading, sources, tokenizer
-from lmopt.data.cache import Fetched
+from lmopt.data import tokenizer
 from lmopt.data.contamination import Protected
 from lmopt.data.documents import Document, Dropped, fingerprint
 from lmopt.data.encoding import Encoder
 from lmopt.data.heldout import HeldOut, is_held_out
-from lmopt.data.labels import Labels
+from lmopt.data.origin import Origin, all_sources
 from lmopt.data.scratch import full_disk_said
-from lmopt.data.spec import Bpe, Data, GivenTokenizer, Holdout, SourceOptions
+from lmopt.data.spec import Bpe, Data, GivenTokenizer, Holdout
 from lmopt.data.storage import (
     DROPPED_COLUMNS,
     DataError,
@@ -70,47 +68,19 @@ def build(
         DataError: nothing is left to train or to validate on, or the disk is full.
     """
     with full_disk_said(out):
-        fetched: dict[str, Fetched] = {}
-        for count, options in enumerate(_all_sources(data), start=1):
-            found = fetched[_asked(options)] = _fetch(options, cache, progress)
+        origin = Origin(data, progress)
+        for count, options in enumerate(all_sources(data), start=1):
+            found = origin.fetch(options, cache)
             yield Step(count, 0, notes={"source_bytes": float(found.size_bytes)})
-        origin = _Origin(data, fetched, progress)
         yield from _build(origin, out, dict(protected or {}), dict(unprotected or {}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What a corpus is made from."""
-
-    data: Data
-    fetched: Mapping[str, Fetched]
-    progress: Callable[[str], None] | None
-    labels: dict[tuple[str, str], Labels] = field(default_factory=dict[tuple[str, str], Labels])
-    """(source, field of the labels) -> what the labels became."""
-
-    def read(self, options: SourceOptions) -> Iterator[Document]:
-        """The documents of one source."""
-        name = _asked(options)
-        labels = None
-        if options.domain_field is not None:
-            asked = (name, options.domain_field)
-            labels = self.labels.setdefault(asked, Labels(options.source, options.domain_field))
-        return reading.read(self.fetched[name], options, labels)
-
-    def documents(self) -> Iterator[Document]:
-        """All documents, source by source."""
-        for place, options in enumerate(self.data.corpus, start=1):
-            if self.progress:
-                self.progress(f"reading {options.source} ({place} of {len(self.data.corpus)})")
-            yield from self.read(options)
-
-
 def _build(
-    origin: _Origin, out: Path, protected: dict[str, Sequence[str]], unprotected: dict[str, str]
+    origin: Origin, out: Path, protected: dict[str, Sequence[str]], unprotected: dict[str, str]
 ) -> Iterator[Step]:
-    data, fetched = origin.data, origin.fetched
-    count = len(_all_sources(data))
-    identity = _identity(data, fetched, protected)
+    data = origin.data
+    count = len(all_sources(data))
+    identity = origin.identity(protected)
     if _finished(out, identity):
         return
     clear(out, (DOCUMENTS, DROPPED, TOKENIZER, PROTECTED))
@@ -163,48 +133,6 @@ def _tokenizer(out: Path, config: Bpe | GivenTokenizer, total_bytes: int) -> Tok
     return tokenizer.load(out / TOKENIZER)
 
 
-def _all_sources(data: Data) -> tuple[SourceOptions, ...]:
-    """Of the training text, then of the validation sets that have one of their own."""
-    return (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout)))
-
-
-def _asked(options: SourceOptions) -> str:
-    """A source's name; of a hub data set, of which more than one part may be taken, with the part."""
-    if not options.source.startswith("hf:"):
-        return options.source
-    fields = options.field if options.domain_field is None else f"{options.field}, {options.domain_field}"
-    return f"{options.source} ({fields}, {options.limit:.0f} bytes)"
-
-
-def _fetch(options: SourceOptions, cache: Path | None, progress: Callable[[str], None] | None) -> Fetched:
-    limit = None if options.limit is None else int(options.limit)
-    return sources.fetch(
-        options.source,
-        cache,
-        progress=progress,
-        field=options.field,
-        limit_bytes=limit,
-        domain_field=options.domain_field,
-    )
-
-
-def _identity(data: Data, fetched: Mapping[str, Fetched], protected: Mapping[str, Sequence[str]]) -> str:
-    """Hash of the description, of every source's content and of the texts that are protected."""
-    described = {
-        "data": data.model_dump(mode="json"),
-        "sources": {name: f.sha256 for name, f in fetched.items()},
-        "protected": {name: _digest(texts) for name, texts in protected.items()} if data.decontaminate else {},
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
-
-
 def _finished(out: Path, identity: str) -> bool:
     try:
         return read_manifest(out, "corpus")["identity"] == identity
@@ -213,15 +141,14 @@ def _finished(out: Path, identity: str) -> bool:
 
 
 def _hold_out(
-    entry: Any, origin: _Origin, held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
+    entry: Any, origin: Origin, held: HeldOut, dropped: DocumentWriter, tally: Tally, out: Path
 ) -> dict[str, Any]:
     """Fill one validation set; its facts."""
     seen: Counter[str] = Counter()
     found = _held_out(entry, origin.documents(), seen) if isinstance(entry, Holdout) else origin.read(entry)
     first = len(held.documents)
     for item in held.add_distinct(found):
-        dropped.add(item)
-        tally.drop(item)
+        _drop(item, dropped, tally)
     with DocumentWriter(_set_path(out, entry.name)) as file:
         for document in held.documents[first:]:
             file.add(document)
@@ -269,7 +196,7 @@ def _held_out(entry: Holdout, documents: Iterable[Document], seen: Counter[str])
             yield document
 
 
-def _training(origin: _Origin, tally: Tally) -> Iterator[Document]:
+def _training(origin: Origin, tally: Tally) -> Iterator[Document]:
     """Documents that are not held out."""
     entry = next((entry for entry in origin.data.validation if isinstance(entry, Holdout)), None)
     for document in origin.documents():
@@ -295,19 +222,22 @@ def _unseen(
 def _kept(items: Iterable[Document | Dropped], dropped: DocumentWriter, tally: Tally) -> Iterator[Document]:
     for item in items:
         if isinstance(item, Dropped):
-            dropped.add(item)
-            tally.drop(item)
+            _drop(item, dropped, tally)
         else:
             yield item
 
 
 def _settle(item: Document | Dropped, kept: DocumentWriter, dropped: DocumentWriter, tally: Tally) -> None:
     if isinstance(item, Dropped):
-        dropped.add(item)
-        tally.drop(item)
+        _drop(item, dropped, tally)
     else:
         kept.add(item)
         tally.keep(item)
+
+
+def _drop(item: Dropped, dropped: DocumentWriter, tally: Tally) -> None:
+    dropped.add(item)
+    tally.drop(item)
 
 
 def _sample(out: Path, config: Bpe, total_bytes: int) -> Iterator[str]:
@@ -324,27 +254,18 @@ def _set_path(out: Path, name: str) -> Path:
 
 def _facts(
     identity: str,
-    origin: _Origin,
+    origin: Origin,
     tally: Tally,
     sets: dict[str, Any],
     kept: DocumentWriter,
     out: Path,
 ) -> dict[str, Any]:
-    origins: dict[str, dict[str, Any]] = {
-        name: {"version": f.version, "size_bytes": f.size_bytes, "sha256": f.sha256, "licence": f.licence}
-        for name, f in origin.fetched.items()
-    }
-    for name, f in origin.fetched.items():
-        if unread := reading.left_out(f):
-            origins[name]["left_out"] = unread
-    for (name, _), labels in origin.labels.items():
-        origins[name]["labels"] = origins[name].get("labels", {}) | labels.changed()
     trained = (out / TOKENIZER).read_bytes()
     return {
         "kind": "corpus",
         "identity": identity,
         **tally.facts(),
-        "sources": origins,
+        "sources": origin.facts(),
         "validation": sets,
         "validation_order": list(sets),
         "documents_sha256": kept.digest.hexdigest(),
