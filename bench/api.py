@@ -212,8 +212,8 @@ def _log_look(folder: Path, seen: Study, verdict: Mapping[str, Any]) -> None:
 def report(run: Path | str) -> list[Path]:
     """Write report.html, report.pdf, report.md and the tables of a run again; returns their paths.
 
-    The verdict that it shows is judged again from the records, so that a verdict.json that was changed says nothing.
-    Records that were judged before are not looked at once more by that.
+    Where the run was judged, it is judged again from the records: a verdict.json that somebody changed is not shown.
+    Judging the same records again counts as no further look.
 
     Raises:
         RecordError, StudyError: the records cannot be reported, or a verdict that is there cannot be judged from them.

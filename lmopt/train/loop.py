@@ -146,9 +146,9 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
     """Train until the pace is finished, yielding each finished step.
 
     Args:
-        batches: portions, each a (P, L+1) int64 tensor of token numbers (packed: 2 x P x L+1, see `_Batch`; answers: a
-            third plane of 1 where a token is learnt), beginning with number `state.pace.portions`. A step of the kind
-            `fixed` takes one.
+        batches: portions, each a (P, L+1) int64 tensor of token numbers, beginning with number `state.pace.portions`;
+            (2, P, L+1) where documents are packed, (3, P, L+1) where only answers are learnt (lmopt.data.packing). A
+            step of the kind `fixed` takes one.
         lag: steps handed to the device before the first one's numbers are read, so that it never waits for Python.
             Default: 1 where the device works apart from Python, 0 on the CPU. The yielded steps are the same.
 
@@ -275,7 +275,9 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
             raise ValueError(f"batches ran out at step {state.step} of {state.total_steps}")
         wanted = (batching.portion, batching.length + 1)
         if tuple(portion.shape[-2:]) != wanted:
-            raise ValueError(f"step {state.step}: a batch of shape {tuple(portion.shape)}, expected {wanted} (B, L+1)")
+            raise ValueError(
+                f"step {state.step}: a portion of shape {tuple(portion.shape)}, expected {wanted} (P, L+1)"
+            )
         taken.append(portion)
     whole = torch.cat(taken, dim=-2) if len(taken) > 1 else taken[0]
     cut = whole.unfold(-1, update.length + 1, update.length).flatten(-3, -2).to(state.device, non_blocking=True)
