@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
 from bench.report.numbers import DASH, count, listing
 from bench.report.runfolder import RunFolder, mapping, sequence
@@ -32,19 +33,24 @@ def section(study: RunFolder) -> Section:
 
 def _not_compiled(study: RunFolder) -> list[Block]:
     """Arms whose compiler failed where the recipe left the choice to the harness: their times are of other code."""
-    reasons: dict[str, set[str]] = defaultdict(set)
+    reasons: dict[str, list[str]] = defaultdict(list)
     for record in study.records:
         reason = mapping(record.detail.get("compiled")).get("reason")
         if reason:
-            reasons[str(reason)].add(record.case.arm)
+            reasons[str(reason)].append(record.case.arm)
     return [
         Paragraph(
-            text=f"Not compiled: {listing(sorted(arms, key=study.style))} ({reason}). Where the arm compared with was, "
+            text=f"Not compiled: {listing(_in_order(study, arms))} ({reason}). Where the arm compared with was, "
             "the ratio of step times says more of the compiler than of the arms.",
             kind="warning",
         )
         for reason, arms in sorted(reasons.items())
     ]
+
+
+def _in_order(study: RunFolder, arms: Iterable[str]) -> list[str]:
+    """Each once: arms as the suite names them, then ways of decoding as they ran. Equal records give equal reports."""
+    return sorted(dict.fromkeys(arms), key=study.style)
 
 
 def _readings(study: RunFolder) -> Table:
@@ -65,7 +71,7 @@ def _readings(study: RunFolder) -> Table:
                     min(reasons[name, kind]),
                     small="and alike with other numbers" if len(reasons[name, kind]) > 1 else "",
                 ),
-                words(listing(sorted({arm for arm, _ in where}, key=study.style))),
+                words(listing(_in_order(study, [arm for arm, _ in where]))),
                 Cell(text=str(len(where)), value=len(where), sources=tuple(case for _, case in where)),
             )
         )

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -459,6 +460,18 @@ def test_readings_missing_alike_but_for_a_number_are_told_once(tmp_path: Path) -
         "and alike with other numbers",
     )
     assert row.cells[3].value == len(records)
+
+
+def test_ways_of_decoding_without_a_reading_are_listed_as_they_ran(tmp_path: Path) -> None:
+    run = load(write(tmp_path))
+    first = run.records[0]
+    short = {"decode_j_per_token": Reading(value=None, unit="J/token", reason="no RAPL in this VM")}
+    ways = ["plain", "exit", "int8", "drafted", "lookup", "again", "self-drafted", "both"]
+    records = tuple(
+        first.model_copy(update={"case": first.case.model_copy(update={"arm": way}), "metrics": short}) for way in ways
+    )
+    (missing, *_) = gaps.section(replace(run, records=records)).blocks
+    assert missing.rows[0].cells[2].text == "plain, exit, int8, drafted, lookup, again, self-drafted and both"
 
 
 def test_a_study_of_timing_arms_alone_has_an_answer(tmp_path: Path) -> None:
