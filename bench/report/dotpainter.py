@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.report.axes import GRID, INK, MUTED, PAPER, colour, frame, marker, percent_ticks
 from bench.report.labels import shorten
-from bench.report.painters import GRID, INK, MUTED, PAPER, colour, frame, marker, percent_ticks
 from bench.report.tree import Dots
 
 

@@ -12,7 +12,8 @@ import re
 from html import escape
 from typing import Any
 
-from bench.report.painters import INK, MUTED, PAPER, THEME, WIDTH_PX, paint, panel_height
+from bench.report.axes import INK, MUTED, PAPER, THEME, WIDTH_PX
+from bench.report.painters import paint, panel_height
 from bench.report.tree import Panel
 
 _DPI = 72.0

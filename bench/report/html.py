@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
-from bench.report import figures, painters
+from bench.report import figures
+from bench.report.axes import THEME, colour, marker
 from bench.report.labels import LABEL_CHARACTERS
 from bench.report.numbers import count
 from bench.report.tree import (
@@ -122,13 +123,13 @@ def _keys(panel: Panel) -> list[tuple[str, int]]:
 
 def _swatch(style: int, themed: bool) -> str:
     """The arm's marker as a tiny drawing."""
-    ink = painters.colour(style)
-    tint = f"var({painters.THEME[ink]})" if themed else ink
+    ink = colour(style)
+    tint = f"var({THEME[ink]})" if themed else ink
     shape = {
         "o": '<circle cx="8" cy="8" r="5"/>', "s": '<rect x="3" y="3" width="10" height="10"/>',
         "^": '<path d="M8 2.5 13.5 13h-11z"/>', "D": '<path d="m8 2 6 6-6 6-6-6z"/>',
         "v": '<path d="M8 13.5 2.5 3h11z"/>', "p": '<path d="m8 2 6 4.5-2.3 7H4.3L2 6.5z"/>',
         "*": '<path d="m8 1.5 2 4.3 4.6.5-3.4 3.2.9 4.7L8 11.9l-4.1 2.3.9-4.7L1.4 6.3 6 5.8z"/>',
         "X": '<path d="M5 2.5 8 5.5l3-3L13.5 5l-3 3 3 3-2.500 2.500-3-3-3 3L2.500 11l3-3-3-3z"/>',
-    }[painters.marker(style)]  # fmt: skip
+    }[marker(style)]  # fmt: skip
     return f'<svg viewBox="0 0 16 16" aria-hidden="true" fill="none" stroke="{tint}" stroke-width="2">{shape}</svg>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.report.painters import (
+from bench.report.axes import (
     GRID,
     INK,
     MUTED,

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.report import figures, labels, painters
+from bench.report import axes, figures, labels
 from bench.report.tree import Curves, Dots, Estimate, Forest, Mark, Panel, Series
 
 EVIL = '<script>1</script> "$x_1$" &'
@@ -116,7 +116,7 @@ def test_wide_letters_leave_room_for_fewer():
 
 
 def test_the_same_arm_number_gives_the_same_mark_and_neighbours_differ() -> None:
-    looks = [(painters.colour(k), painters.marker(k)) for k in range(20)]
+    looks = [(axes.colour(k), axes.marker(k)) for k in range(20)]
     assert len(set(looks)) == 20
 
 
