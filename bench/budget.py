@@ -7,17 +7,15 @@ remain: they measure what an arm costs and nothing of its quality. What was cut 
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Literal
-
 from bench import finetuning
+from bench.allowance import Budget, BudgetError, parse_budget
 from bench.case import Case
 from bench.estimate import Machine
 from bench.plan import Plan, make_plan
 from bench.stanzas import MIN_SAMPLE, MIN_STEPS
 from bench.suite import Suite
-from lmopt.quantities import human_count, human_seconds, parse_count, parse_duration_s
+
+__all__ = ["Budget", "BudgetError", "fit", "parse_budget"]
 
 MIN_SEEDS = 2
 """Below two seeds there is no spread and so no interval: tokens are cut before that."""
@@ -25,45 +23,8 @@ OVERHEAD = 1.35
 """Preparation, validation, evaluation and loading, as a factor on the time of training and timing."""
 
 
-class BudgetError(ValueError):
-    """A budget that cannot be read, or that no part of the study fits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """An upper bound on a whole study."""
-
-    amount: float
-    kind: Literal["time_s", "tokens", "flops"]
-
-    def words(self) -> str:
-        """`30m 0s`, `5M tokens` or `1e+15 FLOP`."""
-        if self.kind == "time_s":
-            return human_seconds(self.amount)
-        return f"{human_count(self.amount)} tokens" if self.kind == "tokens" else f"{self.amount:.3g} FLOP"
-
-
-def parse_budget(text: str) -> Budget:
-    """Read an amount with its unit.
-
-    Raises:
-        BudgetError: not a positive time, number of tokens or number of FLOPs.
-    """
-    wrong = BudgetError(f"budget {text!r} is not understood; hint: write 30min, 2h, 5M tokens or 1e15 FLOP")
-    match = re.fullmatch(r"\s*(\S+?)\s*(tokens?|flops?)?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise wrong
-    try:
-        if match[2] is None:
-            amount, kind = parse_duration_s(match[1]), "time_s"
-        else:
-            amount = parse_count(match[1])
-            kind = "tokens" if match[2].lower().startswith("token") else "flops"
-    except ValueError:
-        raise wrong from None
-    if amount <= 0:
-        raise BudgetError(f"budget {text!r} must be more than 0; hint: write 30min, 2h, 5M tokens or 1e15 FLOP")
-    return Budget(float(amount), kind)
+class UnknownTime(BudgetError):
+    """A budget of time, on a machine whose speed is not known."""
 
 
 def fit(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, list[str]]:
@@ -88,14 +49,18 @@ def fit(suite: Suite, machine: Machine, budget: Budget) -> tuple[Suite, list[str
 
 
 def _spent(plan: Plan, budget: Budget) -> float:
-    """What a plan takes, in the budget's unit."""
+    """What a plan takes, in the budget's unit.
+
+    Raises:
+        UnknownTime: the unit is seconds, and this machine was not calibrated.
+    """
     if budget.kind == "flops":
         return sum(case.estimate.train_flops or 0.0 for case in plan.cases)
     if budget.kind == "tokens":
         return sum(_tokens(case) for case in plan.cases)
     times = [case.estimate.time_s for case in plan.cases if case.kind in ("train", "finetune", "timing")]
     if None in times:
-        raise BudgetError(
+        raise UnknownTime(
             "the time of this study is not known here; hint: let lmbench calibrate, or give tokens or FLOP"
         )
     return OVERHEAD * sum(time_s for time_s in times if time_s is not None)
@@ -152,9 +117,9 @@ def _with_fewer_tokens(suite: Suite, machine: Machine, budget: Budget) -> tuple[
         factor = (low + high) / 2
         try:
             fits = _spent(make_plan(_scaled(suite, factor), machine), budget) <= budget.amount
-        except BudgetError as error:
-            if "known here" in str(error):
-                raise
+        except UnknownTime:
+            raise
+        except BudgetError:
             fits = False
         low, high = (factor, high) if fits else (low, factor)
     if low == 0.0:

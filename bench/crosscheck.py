@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import ablation, controls, finetunecheck, infercheck, tunecheck
+from bench.allowance import BudgetError, parse_budget
 from bench.datapaths import has
 from bench.draft import Draft, Variant, recipe_findings, value_of
 from bench.evaluate import index as tasks
@@ -264,8 +265,6 @@ def _gate(draft: Draft) -> Iterator[Finding]:
 
 
 def _budget(draft: Draft) -> Iterator[Finding]:
-    from bench.budget import BudgetError, parse_budget
-
     budget = draft.data.get("budget")
     if isinstance(budget, str):
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import budget as budgets
 from bench import calibrate, source
-from bench.budget import Budget, BudgetError, parse_budget
+from bench.allowance import Budget, BudgetError, parse_budget
 from bench.estimate import Machine
 from bench.findings import validate
 from bench.plan import make_plan

@@ -79,4 +79,4 @@ def code_of(error: Exception) -> int | None:
     }
     if isinstance(error, OSError):
         return INVALID
-    return expected.get(type(error).__name__)
+    return next((expected[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in expected), None)

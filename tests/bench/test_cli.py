@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.executors.local import ServerGone
+from bench.explain import UnknownArm
 from bench.fold import fold
-from bench.mistakes import words
+from bench.mistakes import code_of, words
 from bench.study import StudyError
 from tests.bench.synthetic import make_run
 
@@ -42,6 +44,15 @@ def test_a_mistake_in_the_command_is_told_from_a_study_without_a_verdict(
     assert main(["compare", run]) == 2
     assert main(["explain", str(tmp_path / "nowhere"), "all"]) == 3
     assert "\n  hint: one of dense, fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mistake", "code"), [(ServerGone("it died"), 2), (UnknownArm("x"), 2), (StudyError("x"), 3)])
+def test_a_special_case_of_a_mistake_is_one_too(mistake: Exception, code: int) -> None:
+    assert code_of(mistake) == code
+
+
+def test_a_fault_of_the_program_has_no_code_and_so_keeps_its_traceback() -> None:
+    assert code_of(ValueError("x")) is None
 
 
 def test_long_lines_are_folded_under_their_last_column() -> None:
