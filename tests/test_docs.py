@@ -72,6 +72,13 @@ def test_the_readme_names_every_suite() -> None:
     assert not [path.stem for path in sorted((ROOT / "suites").glob("*.yaml")) if f"`{path.stem}`" not in text]
 
 
+def test_every_module_of_the_harness_stands_in_a_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {path.stem for path in (ROOT / "bench").glob("*.py")} - {"__init__"}
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "bench").glob("*/__init__.py")}
+    assert not [name for name in sorted(modules | rooms) if f"`{name}`" not in text]
+
+
 def test_suites_of_the_project_are_valid() -> None:
     from bench.suite import check, format_problem
 
