@@ -30,7 +30,7 @@ from bench.ledger import ENDPOINTS
 from bench.nextstep import next_steps
 from bench.planned import PlannedCase
 from bench.savings import Found, Readings, Saving
-from bench.stats.additive import effects
+from bench.stats.additive import Value, effects
 from bench.study import Study, load
 from bench.words import Outcome, finite, listed, several
 
@@ -226,7 +226,8 @@ def _per_token(study: Study, arm: ArmDesign, scale: str, alpha: float) -> dict[s
     return found
 
 
-def _log_joules_a_token(study: Study, arm: ArmDesign, scale: str) -> Any:
+def _log_joules_a_token(study: Study, arm: ArmDesign, scale: str) -> Mapping[int, Value] | None:
+    """ln of the ratio of joules a token of each seed; None where they were not measured."""
     flops = dict.fromkeys(study.design.seeds, savings.ZERO)
     found = savings.energy_of_trainings(study, arm, scale, flops, shift=0.0)
     return found.by_seed if found.effect is not None else None

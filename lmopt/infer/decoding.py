@@ -33,7 +33,9 @@ class Write(Protocol):
 def one_by_one(_config: OneByOne, target: Decoder, _aid: Aid = None) -> Write:
     """A token a pass."""
 
-    def write(prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0):
+    def write(
+        prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0
+    ) -> Iterator[Decoded]:
         return generate(target, [prompt], max_new=max_new, sampling=sampling, seed=seed)
 
     return write
@@ -48,7 +50,9 @@ def early_exit(config: EarlyExit, target: Decoder, _aid: Aid = None) -> Write:
     rule = exit_rule(config)
     rule.check(len(target.layers))
 
-    def write(prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0):
+    def write(
+        prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0
+    ) -> Iterator[Decoded]:
         return generate_early(target, [prompt], rule, max_new=max_new, sampling=sampling, seed=seed)
 
     return write
@@ -78,7 +82,9 @@ def speculative(config: Speculative, target: Decoder, aid: Aid = None) -> Write:
     """
     new_draft(config, target, aid, capacity=1)  # what cannot fit is said before anything is written
 
-    def write(prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0):
+    def write(
+        prompt: Sequence[int], *, max_new: int, sampling: Sampling | None = None, seed: int = 0
+    ) -> Iterator[Decoded]:
         room = min(len(prompt) + max_new, target.model.context)
         proposer = new_draft(config, target, aid, capacity=room)
         return speculate(
