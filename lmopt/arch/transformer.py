@@ -21,7 +21,7 @@ from lmopt.arch.norm import RmsNorm
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.routing import LossFreeRouter
 from lmopt.compute.activations import Run
-from lmopt.recipe import Model, Recipe, builder
+from lmopt.recipe import Model, NextToken, Recipe, builder
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +163,8 @@ def build(recipe: Recipe, *, seed: int, device: str | torch.device = "cpu") -> T
         if isinstance(module, Rotary | LossFreeRouter):
             module.fill()
     return model
+
+
+def next_token(_config: NextToken, model: Transformer) -> Callable[..., Losses]:
+    """What training descends by default: the model's own loss."""
+    return model.loss

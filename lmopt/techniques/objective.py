@@ -14,7 +14,7 @@ from lmopt.techniques.technique import MAX_LAYERS, Positive, Technique
 class NextToken(Technique):
     """Cross-entropy of each next token."""
 
-    builder: ClassVar[str] = "lmopt.train.layerskip:plain"
+    builder: ClassVar[str] = "lmopt.arch.transformer:next_token"
     kind: Literal["next_token"] = "next_token"
 
     def layer_dropout(self, layers: int) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ from lmopt.arch.initial import draw_parameters
 from lmopt.arch.transformer import Losses
 from lmopt.compute import memory
 from lmopt.recipe import Recipe, builder
-from lmopt.train.loop import TrainState
+from lmopt.train.loop import TrainState, assemble
 
 Sharding = Literal["copies", "shards"]
 """`copies`: every rank holds the whole model (DDP). `shards`: each holds a part of every parameter (FSDP2)."""
@@ -141,21 +141,10 @@ def start(
     def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Losses:
         return Losses(*wrapped(tokens_BT, targets_BT))
 
-    return TrainState(
-        recipe=recipe,
-        seed=seed,
-        horizon=horizon,
-        device=world.device,
-        pace=pace,
-        model=model,
-        loss=torch.compile(loss, dynamic=False) if recipe.compiles_on(world.device.type) else loss,
-        eager=loss if recipe.compiles_on(world.device.type) else None,
-        optimizer=builder(recipe.optimizer)(recipe.optimizer, model),
-        share=builder(recipe.schedule)(recipe.schedule, pace.total_tokens / recipe.batching.tokens),
-        compute=compute,
-        allocator=allocator,
-        team=Ranks(world, wrapped),
-    )
+    return assemble(
+        recipe, model, loss, seed=seed, horizon=horizon, device=world.device, pace=pace, compute=compute,
+        allocator=allocator, team=Ranks(world, wrapped),
+    )  # fmt: skip
 
 
 def _refuse(recipe: Recipe, world: World) -> None:

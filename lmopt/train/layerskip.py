@@ -17,12 +17,7 @@ from lmopt.arch.loss import cross_entropy
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
 from lmopt.quantities import possible
-from lmopt.techniques.objective import LayerSkip, NextToken
-
-
-def plain(_config: NextToken, model: Transformer) -> Callable[..., Losses]:
-    """The model's own loss."""
-    return model.loss
+from lmopt.techniques.objective import LayerSkip
 
 
 def build(config: LayerSkip, model: Transformer) -> Callable[..., Losses]:

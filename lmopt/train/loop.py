@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmopt.arch import transformer
 from lmopt.arch.loss import IGNORED
+from lmopt.arch.transformer import Losses
 from lmopt.compute import memory
 from lmopt.compute.pace import Scheduled, Update
 from lmopt.compute.precision import Compute
@@ -74,9 +75,10 @@ class TrainState:
     """What each step holds, and how far the training is in the data."""
     model: Any
     """The Transformer, its parameters as the precision keeps them (float32, or bfloat16 for `bf16_sr`)."""
-    loss: Callable[[Tensor, Tensor], Any]
-    """What the recipe's objective makes of the model, compiled where the recipe says so."""
-    eager: Callable[[Tensor, Tensor], Any] | None
+    loss: Callable[..., Losses]
+    """(inputs, targets) or (inputs, targets, segments) -> what the recipe's objective makes of the model, compiled
+    where the recipe says so."""
+    eager: Callable[..., Losses] | None
     """The same before it was compiled; None where it was not."""
     optimizer: Any
     share: Callable[[float], float]
@@ -126,6 +128,30 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
     model = transformer.build(recipe, seed=seed, device=device)
     compute.prepare(model)
     loss = builder(recipe.objective)(recipe.objective, model)
+    return assemble(
+        recipe, model, loss, seed=seed, horizon=horizon, device=device, pace=pace, compute=compute, allocator=allocator
+    )
+
+
+def assemble(
+    recipe: Recipe,
+    model: Any,
+    loss: Callable[..., Losses],
+    *,
+    seed: int,
+    horizon: float,
+    device: torch.device,
+    pace: Scheduled,
+    compute: Compute,
+    allocator: memory.Allocator,
+    team: Team | None = None,
+) -> TrainState:
+    """A model that stands at its initialisation with its optimizer and schedule, and its loss compiled if it is to be.
+
+    Args:
+        team: whom it shares its batches with. Default: nobody.
+    """
+    compiles = recipe.compiles_on(device.type)
     return TrainState(
         recipe=recipe,
         seed=seed,
@@ -133,12 +159,13 @@ def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.devi
         device=device,
         pace=pace,
         model=model,
-        loss=torch.compile(loss, dynamic=False) if recipe.compiles_on(device.type) else loss,
-        eager=loss if recipe.compiles_on(device.type) else None,
+        loss=torch.compile(loss, dynamic=False) if compiles else loss,
+        eager=loss if compiles else None,
         optimizer=builder(recipe.optimizer)(recipe.optimizer, model),
         share=builder(recipe.schedule)(recipe.schedule, pace.total_tokens / recipe.batching.tokens),
         compute=compute,
         allocator=allocator,
+        team=team or Alone(),
     )
 
 
@@ -250,7 +277,7 @@ def _accumulate(state: TrainState, batch: _Batch, micro: int | None) -> tuple[Te
     return total / passes, small_norm
 
 
-def _losses(state: TrainState, part: _Batch) -> Any:
+def _losses(state: TrainState, part: _Batch) -> Losses:
     if part.segments_BL is None:
         return state.loss(part.inputs_BL, part.targets_BL)
     return state.loss(part.inputs_BL, part.targets_BL, part.segments_BL)
