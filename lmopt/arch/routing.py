@@ -130,6 +130,10 @@ class LossFreeRouter(DroplessRouter):
             self.load_E += slots_per_expert(expert_NK, self.config.experts)
         return Choice(logits_NE, gate_NK, expert_NK, self.auxiliary(logits_NE, expert_NK))
 
+    def forget(self) -> None:
+        """Take back the load since the last step: that step is not done."""
+        self.load_E.zero_()
+
     @torch.no_grad()
     def settle(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
         """bias += rate x sign(mean load - load), over all passes since the last step (algorithm 1).

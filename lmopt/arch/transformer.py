@@ -132,7 +132,7 @@ class Transformer(nn.Module):
         """Take back what forward passes noted for `settle`: their step is not done."""
         for module in self.modules():
             if isinstance(module, LossFreeRouter):
-                module.load_E.zero_()
+                module.forget()
 
     def report(self) -> dict[str, float]:
         """Facts about the latest batch by name, for example the experts' load; empty for a dense model."""
