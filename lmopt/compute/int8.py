@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmopt.arch.numbers import compute_dtype
+from lmopt.arch.numbers import compute_dtype, largest_magnitude
 from lmopt.compute.rounding import stochastic_integer
 from lmopt.recipe import Int8
 
@@ -28,10 +28,15 @@ CUDA_UNIT = 8
 
 def quantize(x: Tensor, dim: int, *, stochastic: bool = False) -> tuple[Tensor, Tensor]:
     """8-bit values and the float32 scales, kept as size 1 in the dimension `dim` that they are shared along."""
-    scale = torch.linalg.vector_norm(x, float("inf"), dim=dim, keepdim=True).float().clamp_(min=LEAST).div_(LEVELS)
+    scale = _largest(x, dim).div_(LEVELS)
     scaled = x * scale.reciprocal()  # float32: bfloat16 has half-steps only above 64
-    rounded = stochastic_integer(scaled) if stochastic else scaled.round_()
-    return rounded.clamp_(-LEVELS, LEVELS).to(torch.int8), scale
+    rounded = stochastic_integer(scaled).clamp_(-LEVELS, LEVELS) if stochastic else scaled.round_()
+    return rounded.to(torch.int8), scale
+
+
+def _largest(x: Tensor, dim: int) -> Tensor:
+    """The largest magnitude along a dimension, at least `LEAST`, float32."""
+    return largest_magnitude(x, dim).float().clamp_(min=LEAST)
 
 
 def product(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
@@ -86,8 +91,8 @@ class _Int8Product(torch.autograd.Function):
         if not plan.forward:
             return x_ND @ weight_FD.to(dtype).T
         if smooth:
-            largest_D = torch.linalg.vector_norm(x_ND, float("inf"), dim=0).float().clamp_(min=LEAST)
-            x_ND, weight_FD = x_ND / largest_D, weight_FD * largest_D
+            largest_1D = _largest(x_ND, 0)
+            x_ND, weight_FD = x_ND / largest_1D, weight_FD * largest_1D
         weight_q, scale_F1 = quantize(weight_FD, 1)
         return product(quantize(x_ND, 1), (weight_q.T, scale_F1.T), dtype)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmopt.arch.linear import TILES
+from lmopt.arch.numbers import largest_magnitude
 from lmopt.techniques.decoding import Weights
 
 Format = Weights
@@ -142,7 +143,7 @@ class Int8DynamicWeight:
         if self.packed is None:
             y_NF = int8_dynamic_reference(x_ND, self.q_FD, self.scale_F)
         elif len(x_ND) == 1:  # decoding: the scale goes into the kernel
-            scale = float(torch.linalg.vector_norm(x_ND, torch.inf)) / INT8_LEVELS or 1.0
+            scale = float(largest_magnitude(x_ND, 1)) / INT8_LEVELS or 1.0
             y_NF = self._product(torch.add(self.middle_1, x_ND, alpha=1 / scale), scale, torch.bfloat16)
         else:
             scale_N1 = row_scales(x_ND)[:, None]
@@ -169,7 +170,7 @@ def _multiplies_bytes() -> bool:
 
 def row_scales(x_ND: Tensor) -> Tensor:
     """Largest magnitude of each row / 127; 1 for a row of zeros."""
-    scale_N = torch.linalg.vector_norm(x_ND, torch.inf, dim=-1).float() / INT8_LEVELS
+    scale_N = largest_magnitude(x_ND, 1)[:, 0].float() / INT8_LEVELS
     return torch.where(scale_N > 0, scale_N, 1.0)
 
 

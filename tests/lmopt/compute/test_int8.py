@@ -59,6 +59,21 @@ def test_equal_to_the_slow_version_that_multiplies_what_was_kept():
     torch.testing.assert_close(_Int8Product.apply(x, weight, ALL, False), slow, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_scales_are_the_norm_of_infinite_order_without_its_slow_kernel(dim, dtype):
+    torch.manual_seed(0)
+    x = (torch.randn(OUTPUTS, INPUTS) * 10.0 ** torch.randint(-30, 30, (OUTPUTS, 1))).to(dtype)
+    x[3], x[5, 2], x[7, 4] = 0.0, float("nan"), float("-inf")
+    expected = torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)
+    with torch.profiler.profile() as seen:
+        q, scale = quantize(x, dim)
+    assert "aten::linalg_vector_norm" not in {event.key for event in seen.key_averages()}
+    torch.testing.assert_close(scale, expected.float().clamp(min=int8.LEAST) / 127, rtol=0, atol=0, equal_nan=True)
+    finite = torch.isfinite(scale).expand_as(x)
+    assert (q[finite] * scale.expand_as(x)[finite] - x[finite]).abs().le(0.501 * scale.expand_as(x)[finite]).all()
+
+
 def test_all_three_products_are_near_float32():
     torch.manual_seed(0)
     data = torch.randn(512, 64), torch.randn(48, 64), torch.randn(512, 48)
