@@ -97,10 +97,10 @@ def is_busy(facts: Facts, load_per_core: float) -> bool:
 
 def available_memory_bytes(root: Path = ROOT) -> int | None:
     """What a new process may take: MemAvailable, or less where a cgroup allows less; None where neither says."""
-    free = _meminfo_bytes(root, "MemAvailable")
-    limit, used = cgroup_limits(root)["memory_bytes"], _cgroup_number(root, "memory.current", "memory.usage_in_bytes")
-    within = None if limit is None else max(0, limit - (used or 0))
-    return min((size for size in (free, within) if size is not None), default=None)
+    from lmopt.compute import controlgroup
+
+    found = (_meminfo_bytes(root, "MemAvailable"), controlgroup.available_bytes(root))
+    return min((size for size in found if size is not None), default=None)
 
 
 def device_memory_bytes(nvml: Nvml | None = None) -> int | None:

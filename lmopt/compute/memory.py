@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmopt.compute import controlgroup
+
 # mallopt(3): parameter numbers from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
@@ -66,8 +68,8 @@ def _untouched(reason: str) -> Allocator:
 # --- what is free --------------------------------------------------------------------------------
 
 
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that this process could still take: of the CUDA device in use, else of the machine and its control group.
+def available_bytes(root: Path = controlgroup.ROOT) -> int | None:
+    """Memory that this process could still take: of the CUDA device in use, else of the machine and its control groups.
 
     None where neither says.
     """
@@ -75,7 +77,7 @@ def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgr
 
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    found = [_machine_bytes(proc), _group_bytes(cgroup)]
+    found = [_machine_bytes(root / "proc"), controlgroup.available_bytes(root)]
     return min((size for size in found if size is not None), default=None)
 
 
@@ -105,12 +107,3 @@ def _machine_bytes(proc: Path) -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _group_bytes(cgroup: Path) -> int | None:
-    """What is left of the control group's limit (version 2, as a container sees it)."""
-    try:
-        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
