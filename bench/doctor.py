@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import importlib
 import importlib.metadata
 import io
-import shutil
+import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench import machine
@@ -113,16 +113,21 @@ def _sensors() -> list[Check]:
 
 
 def _numa(facts: machine.Facts) -> Check:
-    nodes = facts["numa"]
-    if not nodes:
-        return _check("nodes", False, "the kernel shows no NUMA nodes; placement is not applicable here")
-    if len(nodes) == 1:
-        return _check("nodes", False, "one node: placement is not applicable here")
-    cpus = "; ".join(f"node {node['node']}: CPUs {node['cpus']}, distances {node['distances']}" for node in nodes)
-    if ctypes.util.find_library("numa") or shutil.which("numactl"):
-        return _check("nodes", True, f"{len(nodes)} nodes ({cpus})")
-    hint = "install libnuma (Debian: apt-get install libnuma1) or numactl to bind memory, not threads alone"
-    return _check("nodes", False, f"{len(nodes)} nodes ({cpus}), but nothing to bind memory with", hint)
+    from lmopt.compute import numa, topology
+
+    rows: list[dict[str, Any]] = facts["numa"]
+    nodes = [replace(topology.Node(**node), distances=tuple(node["distances"])) for node in rows]
+    reason = topology.not_applicable(recipe.Interleaved(), nodes)
+    if reason:
+        what, _, _ = reason.removeprefix("not applicable here: ").partition(", so placement")
+        return _check("nodes", False, f"{what}: placement is not applicable here")
+    cpus = "; ".join(f"node {one.node}: CPUs {one.cpus or 'none'}, distances {[*one.distances]}" for one in nodes)
+    found = f"{len(nodes)} nodes ({cpus})"
+    if platform.machine() in numa.SET_MEMPOLICY:
+        return _check("nodes", True, found)
+    known = ", ".join(numa.SET_MEMPOLICY)
+    hint = f"placements work on {known}; elsewhere start lmbench under numactl"
+    return _check("nodes", False, f"{found}, but the call that binds memory is not known on {platform.machine()}", hint)
 
 
 # --- kernels -------------------------------------------------------------------------------------

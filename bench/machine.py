@@ -110,10 +110,14 @@ def device_memory_bytes(nvml: Nvml | None = None) -> int | None:
 
 
 def numa(root: Path = ROOT) -> list[dict[str, Any]]:
-    """NUMA nodes: number, its CPUs as the kernel lists them, memory in bytes, distances to all nodes."""
+    """NUMA nodes: number, its CPUs as the kernel lists them, memory in bytes, distances to all nodes.
+
+    One whose memory this process may not take says so: `allowed` is false.
+    """
     from lmopt.compute.topology import nodes
 
-    return [asdict(node) | {"distances": list(node.distances)} for node in nodes(root)]
+    found = [asdict(node) | {"distances": list(node.distances)} for node in nodes(root)]
+    return [{key: value for key, value in node.items() if key != "allowed" or not value} for node in found]
 
 
 def cgroup_limits(root: Path = ROOT) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def build(
         there: the machine's nodes; default: as the kernel shows them.
 
     Raises:
-        NoSuchNode: the machine lacks a node.
-        NotApplicable: the machine has one node.
+        NoSuchNode: the machine lacks a node, or the node lacks what the placement takes from it.
+        NotApplicable: there is one node that has memory and may be used.
     """
     there = topology.nodes() if there is None else there
     reason = topology.not_applicable(config, there)
@@ -72,7 +72,8 @@ def _placed(config: Anywhere | Bound | FirstTouch | Interleaved, there: list[Nod
         return
     chosen = chosen_nodes(config, there)
     allowed = os.sched_getaffinity(0)
-    cpus = allowed & frozenset().union(*(one.cpu_numbers for one in there if one.node in chosen))
+    everywhere = not isinstance(config, Bound) and not config.nodes  # a node without memory has processors all the same
+    cpus = allowed & frozenset().union(*(one.cpu_numbers for one in there if everywhere or one.node in chosen))
     if not cpus:
         raise PlacementError(
             f"placement {config.kind}: this process may run on none of the processors of nodes {chosen}"
@@ -87,10 +88,10 @@ def _placed(config: Anywhere | Bound | FirstTouch | Interleaved, there: list[Nod
 
 
 def chosen_nodes(config: Bound | FirstTouch | Interleaved, there: list[Node]) -> tuple[int, ...]:
-    """Numbers of the nodes that a placement uses."""
+    """Numbers of the nodes whose memory a placement uses."""
     if isinstance(config, Bound):
         return (config.node,)
-    return config.nodes or tuple(one.node for one in there if one.memory_bytes is None or one.memory_bytes > 0)
+    return config.nodes or tuple(one.node for one in there if one.has_memory)
 
 
 def policy_of(config: Bound | FirstTouch | Interleaved, chosen: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -19,24 +19,35 @@ class Node:
     memory_bytes: int | None
     distances: tuple[int, ...]
     """To every node in order of their numbers; 10 is itself, 20 twice as far (ACPI's SLIT)."""
+    allowed: bool = True
+    """Whether this process may take memory there: a container or a batch job may be kept to some nodes (cpuset(7))."""
 
     @property
     def cpu_numbers(self) -> frozenset[int]:
         """The processors of `cpus`."""
         return frozenset(parse_list(self.cpus))
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether it has memory that this process may take; where the kernel does not say how much, it has."""
+        return self.allowed and self.memory_bytes != 0
+
 
 def nodes(root: Path = ROOT) -> list[Node]:
     """NUMA nodes by their numbers; empty where the kernel shows none."""
     found: list[Node] = []
+    kept_to = re.search(r"^Mems_allowed_list:\s*(\S+)", _text(root / "proc/self/status"), re.MULTILINE)
+    allowed = frozenset(parse_list(kept_to[1])) if kept_to else None
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
         memory = re.search(r"MemTotal:\s+(\d+) kB", _text(folder / "meminfo"))
+        number = int(folder.name.removeprefix("node"))
         found.append(
             Node(
-                node=int(folder.name.removeprefix("node")),
+                node=number,
                 cpus=_text(folder / "cpulist"),
                 memory_bytes=int(memory[1]) * 1024 if memory else None,
-                distances=tuple(int(number) for number in _text(folder / "distance").split()),
+                distances=tuple(int(distance) for distance in _text(folder / "distance").split()),
+                allowed=allowed is None or number in allowed,
             )
         )
     return sorted(found, key=lambda one: one.node)
@@ -65,14 +76,47 @@ def not_applicable(placement: object, there: list[Node]) -> str | None:
         if node not in {one.node for one in there}:
             known = ", ".join(str(one.node) for one in there)
             raise NoSuchNode(f"placement {kind}: no NUMA node {node} on this machine\nhint: it has {known}")
-    with_memory = [one.node for one in there if one.memory_bytes is None or one.memory_bytes > 0]
+    with_memory = [one.node for one in there if one.has_memory]
     if len(with_memory) < 2:
-        seen = "one NUMA node" if there else "the kernel shows no NUMA nodes"
-        return f"not applicable here: {seen}, so placement {kind} would change nothing"
-    for node in asked:
-        if node not in with_memory:
-            raise NoSuchNode(f"placement {kind}: NUMA node {node} has no memory of its own")
+        return f"not applicable here: {_why_one(there)}, so placement {kind} would change nothing"
+    for one in there:
+        if one.node in asked:
+            _refuse_useless(one, kind, with_memory)
+    if asked and not any(one.cpus for one in there if one.node in asked):
+        raise NoSuchNode(f"placement {kind}: NUMA nodes {', '.join(map(str, asked))} have no processors")
     return None
+
+
+def _why_one(there: list[Node]) -> str:
+    """Why there is no choice of memory."""
+    if not there:
+        return "the kernel shows no NUMA nodes"
+    if len(there) == 1:
+        return "one NUMA node"
+    if len([one for one in there if one.memory_bytes != 0]) < 2:
+        return f"one of {len(there)} NUMA nodes has memory"
+    return f"this process may take memory of one of {len(there)} NUMA nodes (its cpuset)"
+
+
+def _refuse_useless(one: Node, kind: str, with_memory: list[int]) -> None:
+    """A node that a placement names must have what the placement takes from it.
+
+    Raises:
+        NoSuchNode: it has no memory, or no processors where threads are to run.
+    """
+    if one.memory_bytes == 0:
+        raise NoSuchNode(f"placement {kind}: NUMA node {one.node} has no memory of its own")
+    if not one.allowed:
+        others = ", ".join(map(str, with_memory))
+        raise NoSuchNode(
+            f"placement {kind}: this process may take no memory of NUMA node {one.node}\n"
+            f"hint: its cpuset allows {others}; a batch job is given nodes when it is submitted"
+        )
+    if not one.cpus and kind != "interleaved":
+        raise NoSuchNode(
+            f"placement {kind}: NUMA node {one.node} has no processors that threads could run on\n"
+            "hint: its memory can be one of several that `interleaved` takes in turn"
+        )
 
 
 class NoSuchNode(ValueError):

@@ -37,7 +37,7 @@ class FirstTouch(Technique):
     builder: ClassVar[str] = "lmopt.compute.numa:build"
     kind: Literal["first_touch"] = "first_touch"
     nodes: tuple[Node, ...] = ()
-    """Nodes to use; default: all."""
+    """Nodes to use; default: processors of all, memory of all that have some."""
 
 
 class Interleaved(Technique):
@@ -46,4 +46,4 @@ class Interleaved(Technique):
     builder: ClassVar[str] = "lmopt.compute.numa:build"
     kind: Literal["interleaved"] = "interleaved"
     nodes: tuple[Node, ...] = ()
-    """Nodes to use; default: all."""
+    """Nodes to use; default: processors of all, memory of all that have some."""

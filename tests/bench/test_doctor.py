@@ -143,15 +143,27 @@ def test_a_kernel_that_raises_is_a_finding() -> None:
     assert check["reason"] == "RuntimeError: not on this device"
 
 
-def test_one_node_is_not_pretended_to_be_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_node_is_not_pretended_to_be_two() -> None:
     node = {"node": 0, "cpus": "0-3", "memory_bytes": 1, "distances": [10, 21]}
-    assert "not applicable" in doctor._numa({**FACTS, "numa": [node]})["reason"]
+    assert doctor._numa({**FACTS, "numa": [node]})["reason"] == "one NUMA node: placement is not applicable here"
+    for kept in ({"memory_bytes": 0}, {"allowed": False}):
+        check = doctor._numa({**FACTS, "numa": [node, {**node, "node": 1, **kept}]})
+        assert not check["works"]
+        assert "one of 2 NUMA nodes" in check["reason"]
+
+
+def test_two_nodes_need_no_library_but_a_kernel_call_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"node": 0, "cpus": "0-3", "memory_bytes": 1, "distances": [10, 21]}
     two = {**FACTS, "numa": [node, {**node, "node": 1}]}
-    monkeypatch.setattr("ctypes.util.find_library", lambda _name: None)
-    monkeypatch.setattr("shutil.which", lambda _name: None)
-    assert "libnuma" in doctor._numa(two)["hint"]
-    monkeypatch.setattr("ctypes.util.find_library", lambda _name: "libnuma.so.1")
-    assert doctor._numa(two)["works"]
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    check = doctor._numa(two)
+    assert check["works"]
+    assert check["hint"] is None
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    check = doctor._numa(two)
+    assert not check["works"]
+    assert "numactl" in check["hint"]
 
 
 def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:

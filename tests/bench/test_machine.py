@@ -77,6 +77,9 @@ def test_nodes_and_distances(root: Path) -> None:
         {"node": 0, "cpus": "0-3", "memory_bytes": 8 * 2**30, "distances": [10, 21]},
         {"node": 1, "cpus": "4-7", "memory_bytes": 8 * 2**30, "distances": [21, 10]},
     ]
+    write(root / "proc/self/status", "Name:\tpython\nMems_allowed_list:\t1\n")
+    assert machine.numa(root)[0]["allowed"] is False
+    assert "allowed" not in machine.numa(root)[1]
 
 
 def test_a_guest_says_so(root: Path) -> None:

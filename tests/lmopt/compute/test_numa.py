@@ -10,7 +10,7 @@ from lmopt.compute import numa, topology
 from lmopt.compute.numa import MPOL_BIND, MPOL_DEFAULT, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED, NotApplicable
 from lmopt.compute.topology import NoSuchNode
 from lmopt.recipe import Anywhere, Bound, FirstTouch, Interleaved
-from tests.lmopt.compute.trees import FOUR_SOCKETS, ONE_NODE, TWO_SOCKETS, plant
+from tests.lmopt.compute.trees import EXPANDED, FOUR_SOCKETS, ONE_NODE, TWO_SOCKETS, plant
 
 
 @pytest.fixture
@@ -61,10 +61,58 @@ def test_overflow_prefers_instead_of_binding(two, calls):
         assert calls[1] == (MPOL_PREFERRED, (0,))
 
 
-def test_interleaved_spreads_over_all_nodes_with_memory(four, calls):
+def test_interleaved_takes_memory_where_there_is_some_and_processors_everywhere(four, calls):
+    """An arm that had fewer processors than the others would be compared for that."""
     with numa.build(Interleaved(), four) as placed:
         assert placed.nodes == (0, 1, 2)
-        assert calls == [("cpus", list(range(48))), (MPOL_INTERLEAVE, (0, 1, 2))]
+        assert calls == [("cpus", list(range(64))), (MPOL_INTERLEAVE, (0, 1, 2))]
+
+
+def test_memory_alone_and_processors_alone(tmp_path, calls):
+    expanded = topology.nodes(plant(EXPANDED, tmp_path))
+    assert [one.node for one in expanded] == [0, 2, 4, 5]
+    with numa.build(Interleaved(), expanded) as placed:
+        assert placed.nodes == (0, 4, 5)
+        assert calls == [("cpus", list(range(11))), (MPOL_INTERLEAVE, (0, 4, 5))]
+    with numa.build(Interleaved(nodes=(4, 5)), expanded):
+        assert calls[4:] == [("cpus", [8, 9, 10]), (MPOL_INTERLEAVE, (4, 5))]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Bound(node=5), "placement bound: NUMA node 5 has no processors"),
+        (FirstTouch(nodes=(0, 5)), "placement first_touch: NUMA node 5 has no processors"),
+        (Interleaved(nodes=(5,)), "placement interleaved: NUMA nodes 5 have no processors"),
+        (Bound(node=2), "NUMA node 2 has no memory"),
+        (Bound(node=1), r"no NUMA node 1 on this machine\nhint: it has 0, 2, 4, 5"),
+    ],
+)
+def test_a_node_that_lacks_what_is_asked_of_it(config, message, tmp_path):
+    with pytest.raises(NoSuchNode, match=message):
+        topology.not_applicable(config, topology.nodes(plant(EXPANDED, tmp_path)))
+
+
+def kept_to(nodes: str, root):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/status").write_text(f"Name:\tpython\nMems_allowed:\tff\nMems_allowed_list:\t{nodes}\n")
+    return topology.nodes(plant(FOUR_SOCKETS, root))
+
+
+def test_memory_that_this_process_may_not_take_is_not_there(tmp_path, calls):
+    """As Slurm keeps a job to nodes: the kernel would take the others out of the mask without a word."""
+    there = kept_to("0,2-3", tmp_path)
+    with numa.build(Interleaved(), there) as placed:
+        assert placed.nodes == (0, 2)
+    assert (MPOL_INTERLEAVE, (0, 2)) in calls
+    with pytest.raises(NoSuchNode, match=r"may take no memory of NUMA node 1\nhint: its cpuset allows 0, 2"):
+        topology.not_applicable(Bound(node=1), there)
+
+
+def test_kept_to_one_node_nothing_would_change(tmp_path):
+    reason = topology.not_applicable(Interleaved(), kept_to("1", tmp_path))
+    assert reason is not None
+    assert "this process may take memory of one of 4 NUMA nodes (its cpuset)" in reason
 
 
 def test_first_touch_spreads_threads_and_leaves_memory_to_them(four, calls):

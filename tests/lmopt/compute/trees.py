@@ -40,6 +40,20 @@ FOUR_SOCKETS: Tree = {  # a ring: the socket across is two hops away; node 3's m
     },
 }
 
+EXPANDED: Tree = {  # numbers with a gap; node 2 has processors alone, node 5 is memory alone behind CXL
+    "online": "0,2,4-5\n",
+    "node0/cpulist": "0-3\n",
+    "node0/meminfo": "Node 0 MemTotal:       65806212 kB\n",
+    "node2/cpulist": "4-7\n",
+    "node2/meminfo": "Node 2 MemTotal:              0 kB\n",
+    "node4/cpulist": "8-10\n",  # processor 11 is offline
+    "node4/meminfo": "Node 4 MemTotal:       66057048 kB\n",
+    "node5/cpulist": "\n",
+    "node5/meminfo": "Node 5 MemTotal:      132116276 kB\n",
+    **{f"node{n}/distance": text for n, text in zip((0, 2, 4, 5), (
+        "10 12 21 24\n", "12 10 21 26\n", "21 21 10 14\n", "24 26 14 10\n"), strict=True)},
+}  # fmt: skip
+
 ONE_NODE: Tree = {
     "online": "0\n",
     "node0/cpulist": "0-1\n",
