@@ -50,13 +50,13 @@ def _content(path: Path) -> bytes:
 
 
 def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
-    """What `write_decisions` wrote.
+    """What `write_decisions` wrote: one decision a step at most, in order.
 
     Args:
         sha256: the hash that the file must have.
 
     Raises:
-        ReplayError: no such file, another one than was said, or a line that is no decision.
+        ReplayError: no such file, another one than was said, or a line that is no decision or out of order.
     """
     content = _content(path)
     found = hashlib.sha256(content).hexdigest()
@@ -66,11 +66,16 @@ def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ReplayError(f"batching.replay: {path}: not a file of decisions ({error})") from error
+    latest = -1
     for number, line in enumerate(lines, 1):
         try:
-            yield _decision(json.loads(line))
+            found = _decision(json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
             raise ReplayError(f"{path}:{number}: not a decision ({error})") from error
+        if found.step <= latest:
+            raise ReplayError(f"{path}:{number}: step {found.step} stands behind step {latest}: lines were changed")
+        latest = found.step
+        yield found
 
 
 def _decision(fields: Any) -> Decision:
@@ -86,4 +91,6 @@ def _decision(fields: Any) -> Decision:
     numbers = (found.step, found.portions, 0 if found.micro is None else found.micro)
     if not all(type(number) is int for number in numbers):
         raise TypeError(f"step, portions and micro must be whole numbers, got {numbers}")
+    if found.step < 0 or found.portions < 1 or (found.micro is not None and found.micro < 1):
+        raise ValueError(f"step must be 0 or more, portions and micro 1 or more, got {numbers}")
     return found
