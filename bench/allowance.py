@@ -34,7 +34,7 @@ def parse_budget(text: str) -> Budget:
         BudgetError: not a positive time, number of tokens or number of FLOPs.
     """
     wrong = BudgetError(f"budget {text!r} is not understood; hint: write 30min, 2h, 5M tokens or 1e15 FLOP")
-    match = re.fullmatch(r"\s*(\S+?)\s*(tokens?|flops?)?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\S+?(?:\s+[A-Za-z]+)??)\s*(tokens?|flops?)?\s*", text, re.IGNORECASE)
     if match is None:
         raise wrong
     try:

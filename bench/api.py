@@ -72,8 +72,8 @@ def _loaded(suite: Suite | Path | str) -> Suite:
 def _cut(suite: Suite, machine: Machine, budget: str | None) -> tuple[Suite, list[str]]:
     from bench.budget import fit, parse_budget
 
-    amount = budget or suite.budget
-    return fit(suite, machine, parse_budget(amount)) if amount else (suite, [])
+    amount = suite.budget if budget is None else budget  # an empty one is a mistake: a variable that was not set
+    return fit(suite, machine, parse_budget(amount)) if amount is not None else (suite, [])
 
 
 def this_machine(*, calibrate: bool) -> Machine:

@@ -136,7 +136,9 @@ def _plain_sentence(
         return f"{quoted(value)} is out of bounds: it must be {words} {context[name]}", None
     base = code.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
     if base in _EXPECTED:
-        return f"expected {_EXPECTED[base]}, got {quoted(value)}", _kind_hint(value, options)
+        unquoted = base == "string" and isinstance(value, int | float)
+        hint = f'write it in quotes: "{quoted(value)}"' if unquoted else _kind_hint(value, options)
+        return f"expected {_EXPECTED[base]}, got {quoted(value)}", hint
     if code == "too_short":
         return f"needs at least {_items(context['min_length'])}, got {context['actual_length']}", None
     if code == "too_long":

@@ -253,14 +253,26 @@ def test_a_tuned_suite_loads_back_to_the_same_study(tuned: Suite, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "amount", "kind"),
     [("30min", 1800, "time_s"), ("90", 90, "time_s"), ("5M tokens", 5e6, "tokens"), ("1e15 FLOP", 1e15, "flops"),
-     ("2h", 7200, "time_s"), ("1 token", 1, "tokens"), ("3T flops", 3e12, "flops")],
+     ("2h", 7200, "time_s"), ("1 token", 1, "tokens"), ("3T flops", 3e12, "flops"),
+     (" 30 min ", 1800, "time_s"), ("5 M tokens", 5e6, "tokens"), ("1e15FLOP", 1e15, "flops")],
 )  # fmt: skip
 def test_amounts_mean_what_a_person_thinks(text: str, amount: float, kind: str) -> None:
     budget = parse_budget(text)
     assert (budget.amount, budget.kind) == (amount, kind)
 
 
-@pytest.mark.parametrize("text", ["", "much", "-5min", "0", "5 parsecs", "tokens", "1e15 FLOP/s", "NaN tokens"])
+def test_an_empty_budget_is_a_mistake_and_not_the_whole_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import api
+
+    monkeypatch.setattr(api, "this_machine", lambda **_: MACHINE)
+    with pytest.raises(BudgetError, match="budget '' is not understood"):
+        api.forecast(SUITES / "quickstart.yaml", budget="")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "much", "-5min", "0", "5 parsecs", "tokens", "1e15 FLOP/s", "NaN tokens", "1 h 30 min", "30 min tokens", " "],
+)
 def test_other_words_are_refused_with_a_hint(text: str) -> None:
     with pytest.raises(BudgetError, match="hint"):
         parse_budget(text)

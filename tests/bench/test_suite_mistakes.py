@@ -78,7 +78,12 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
     "list for a number": (("width: 64", "width: [64]"), "25:35", "expected a whole number, got a list", None),
     "boolean for a number": (("layers: 2", "layers: true"), "25:25", "expected a whole number, got true", None),
     "boolean in a change": (("experts: 4", "experts: true"), "21:33", "expected a whole number, got true", None),
-    "number for text": (("about: A test.", "about: 12"), "2:8", "expected text, got 12", None),
+    "number for text": (
+        ("about: A test.", "about: 12"),
+        "2:8",
+        "expected text, got 12",
+        'write it in quotes: "12"',
+    ),
     "null for a mapping": ((MOE, "change: {ffn: null}"), "13:19", "expected a mapping, got null", None),
     "huge number": (
         ("width: 64", "width: 9999999999"),
