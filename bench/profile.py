@@ -65,7 +65,7 @@ def profile(suite: Path, arm: str, *, steps: int = 5, out: Path | None = None, r
     folder = _folder(loaded, out, run)
     folder.mkdir(parents=True, exist_ok=True)
     trace = folder / f"{arm}.trace.json"
-    found = _facts(recipe, _measured(recipe, steps, trace)) | {"arm": arm, "scale": loaded.over.scale[0].name}
+    found = _facts(recipe, _in_place(arm, recipe, steps, trace)) | {"arm": arm, "scale": loaded.over.scale[0].name}
     write_atomically(folder / f"{arm}.profile.json", json.dumps(found, indent=1))
     return "\n\n".join([_operator_table(found), _limits(found), f"trace: {trace} (open in https://ui.perfetto.dev)"])
 
@@ -91,6 +91,23 @@ def _folder(suite: Suite, out: Path | None, run: Path | None) -> Path:
 
 
 # --- measuring -----------------------------------------------------------------------------------
+
+
+def _in_place(arm: str, recipe: Recipe, steps: int, trace: Path) -> Measured:
+    """`_measured` where the recipe wants threads and memory; without that it would be another arm's profile.
+
+    Raises:
+        ProfileError: this machine cannot place it so.
+    """
+    from bench.workloads import placed
+    from lmopt.compute.numa import NotApplicable, PlacementError
+    from lmopt.compute.topology import NoSuchNode
+
+    try:
+        with placed(recipe):
+            return _measured(recipe, steps, trace)
+    except (NotApplicable, NoSuchNode, PlacementError) as error:
+        raise ProfileError(f"arm {arm!r}: {error}") from error
 
 
 def _measured(recipe: Recipe, steps: int, trace: Path) -> Measured:

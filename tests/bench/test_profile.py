@@ -22,6 +22,8 @@ from bench.report import figures
 from bench.report.runfolder import load
 from bench.report.sections import profiles
 from bench.report.tree import Facts, Figure, Table
+from lmopt.compute import numa, topology
+from lmopt.compute.topology import Node
 from tests.bench.report.study_folder import write
 from tests.bench.test_calibrate import example
 
@@ -31,6 +33,7 @@ about: Tiny.
 data: {corpus: ["pypi:evals==3.0.1.post1"], tokenizer: {vocab: 300}}
 baseline: {name: dense, recipe: {batching: {sequences: 2, length: 32}}}
 arms:
+  - {name: spread, change: {placement: {kind: interleaved}}}
   - {name: warm, change: {batching: {kind: length_warmup, sequences: 2, length: 32, start: 16}}}
 over:
   scale: [{name: xs, layers: 1, width: 32, heads: 2, tokens: 10k, context: 32}]
@@ -211,3 +214,19 @@ def test_a_damaged_profile_is_said(tmp_path: Path, text: str, message: str) -> N
 
 def test_no_profile_no_section(tmp_path: Path) -> None:
     assert profiles.section(load(write(tmp_path / "run"))) is None
+
+
+def test_an_arm_with_a_placement_is_profiled_in_it_or_not_at_all(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node(number, "0", 2**30, (10, 21)) for number in (0, 1)]
+    asked: list[int] = []
+    monkeypatch.setattr(numa, "pin", lambda _cpus: None)
+    monkeypatch.setattr(numa, "set_policy", lambda policy, _nodes: asked.append(policy))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: frozenset([0]))
+    monkeypatch.setattr(topology, "nodes", lambda: nodes)
+    profile(suite, "spread", steps=1, out=tmp_path / "two")
+    assert asked == [numa.MPOL_INTERLEAVE, numa.MPOL_DEFAULT]
+    monkeypatch.setattr(topology, "nodes", lambda: nodes[:1])
+    with pytest.raises(ProfileError, match="arm 'spread': not applicable here: one NUMA node"):
+        profile(suite, "spread", steps=1, out=tmp_path / "one")
