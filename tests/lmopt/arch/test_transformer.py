@@ -223,6 +223,20 @@ def test_rotation_and_its_gradient_are_those_of_complex_numbers():
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("width", [8, 32, 64])
+def test_positions_in_bfloat16_are_turned_without_slow_halves_to_the_same_bits(width):
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 3, width).bfloat16().transpose(1, 2)  # as queries lie in the product
+    cos, sin = torch.randn(16, width).bfloat16(), torch.randn(16, width).bfloat16()
+    halves = x * cos
+    halves[..., : width // 2].addcmul_(x[..., width // 2 :], sin[..., : width // 2])
+    halves[..., width // 2 :].addcmul_(x[..., : width // 2], sin[..., width // 2 :])
+    with torch.profiler.profile() as seen, torch.no_grad():
+        turned = rotate(x, cos, sin)
+    assert torch.equal(turned, halves)
+    assert [event.count for event in seen.key_averages() if event.key == "aten::addcmul_"] == [1]
+
+
 def test_compiled_attention_traces_without_running():
     with torch._subclasses.FakeTensorMode():
         q, k = torch.empty(2, 4, 9, 8, requires_grad=True), torch.empty(2, 2, 9, 8)
