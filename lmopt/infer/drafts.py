@@ -21,12 +21,17 @@ def draw(
     following: Callable[[list[int]], Tensor], tokens: Sequence[int], count: int, sampling: Sampling, choose: Choose
 ) -> Proposal:
     """Draft one token after the other, each from the logits (V) that `following` gives to the text so far."""
-    text, rows = list(tokens), list[Tensor]()
+    text, rows, vocab = list(tokens), list[Tensor](), 1
     for _ in range(count):
-        q_V = probabilities(following(text), sampling)
-        rows.append(q_V)
-        text.append(choose(q_V))
-    return Proposal(text[len(tokens) :], torch.stack(rows) if rows else torch.empty(0, 0))
+        logits_V = following(text)
+        vocab = len(logits_V)
+        if sampling.greedy:
+            text.append(int(logits_V.argmax()))
+        else:
+            rows.append(probabilities(logits_V, sampling))
+            text.append(choose(rows[-1]))
+    drafted = text[len(tokens) :]
+    return Proposal(drafted, torch.stack(rows)) if rows else Proposal.certain(drafted, vocab)
 
 
 class ModelDraft:

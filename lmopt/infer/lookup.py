@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch.nn import functional
-
 from lmopt.infer.ngramstore import NgramStore
 from lmopt.infer.sampling import Choose
 from lmopt.infer.speculative import ACCEPTANCE_MEMORY, Proposal
@@ -80,8 +77,7 @@ class LookupDraft:
             self._read(tokens)
             self._pending = self._worth(self._chain(tokens, count))
             found = [one.token for one in self._pending]
-        q_GV = functional.one_hot(torch.tensor(found, dtype=torch.int64), self.vocab).float()
-        return Proposal(found, q_GV)
+        return Proposal.certain(found, self.vocab)
 
     # --- looking up ------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lmopt.infer.cache import KvCache
 from lmopt.infer.decoder import Decoder
@@ -36,6 +37,11 @@ class Proposal:
     tokens: list[int]
     q_GV: Tensor
     """Row i: what token i was drawn from, after the transforms."""
+
+    @classmethod
+    def certain(cls, tokens: list[int], vocab: int) -> Proposal:
+        """Tokens put forward without chance: all probability of a row is at its token."""
+        return cls(tokens, functional.one_hot(torch.tensor(tokens, dtype=torch.int64), vocab).float())
 
 
 class Draft(Protocol):
@@ -73,9 +79,21 @@ class Round:
 def play(target: Target, draft: Draft, tokens: Sequence[int], count: int, sampling: Sampling, choose: Choose) -> Round:
     """Draft up to `count` tokens, check them, keep what the rule keeps."""
     proposal = draft.propose(tokens, count, sampling, choose)
-    p_GV = probabilities(target.check(tokens, proposal.tokens), sampling)
-    kept, last = accept(proposal, p_GV, choose)
+    logits_GV = target.check(tokens, proposal.tokens)
+    if sampling.greedy:
+        kept, last = agree(proposal.tokens, logits_GV)
+    else:
+        kept, last = accept(proposal, probabilities(logits_GV, sampling), choose)
     return Round([*proposal.tokens[:kept], last], len(proposal.tokens), kept)
+
+
+def agree(drafted: Sequence[int], logits_GV: Tensor) -> tuple[int, int]:
+    """The rule where the target puts all probability on its likeliest token: how many drafted tokens are that, and
+    the token after them. Whatever they were drawn from, p(x)/q(x) is 0 for any other, and the residual is p.
+    """
+    likeliest: list[int] = logits_GV.argmax(-1).tolist()
+    kept = next((i for i, token in enumerate(drafted) if token != likeliest[i]), len(drafted))
+    return kept, likeliest[kept]
 
 
 def accept(proposal: Proposal, p_GV: Tensor, choose: Choose) -> tuple[int, int]:

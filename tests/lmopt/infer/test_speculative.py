@@ -48,6 +48,16 @@ class ToyDraft:
         return draw(lambda text: table(text, self.stream), tokens, count, sampling, choose)
 
 
+class Wrong:
+    """Drafts one token, the least likely of all."""
+
+    cost = 0.1
+    is_own_judge = False
+
+    def propose(self, tokens, count, sampling, choose):
+        return Proposal.certain([int(table(tokens, "target").argmin())] * min(count, 1), V)
+
+
 def of_the_target(length, sampling):
     """Probability of every continuation of the prompt under the target alone."""
     found = {}
@@ -114,17 +124,21 @@ class TestLossless:
         assert [(r.drafted, r.kept) for r in played] == [(0, 0), (3, 3), (3, 3), (2, 2)]
 
     def test_a_draft_that_is_always_wrong_is_never_kept(self):
-        class Wrong:
-            cost = 0.1
-
-            def propose(self, tokens, count, sampling, choose):
-                wrong = [int(table(tokens, "target").argmin())] * min(count, 1)
-                return Proposal(wrong, torch.nn.functional.one_hot(torch.tensor(wrong, dtype=torch.long), V).double())
-
         text = Text([0], 1, 9, (), seeded(0))
         played = list(rounds(ToyTarget(), Wrong(), text, DraftLength(3, 0, False), Sampling()))
         assert all(r.kept == 0 and len(r.tokens) == 1 for r in played)
         assert tuple(text.tokens[1:]) in of_the_target(8, Sampling())
+
+
+def test_greedy_texts_are_checked_by_the_same_rule():
+    """The short way, likeliest against drafted, keeps what the rule for chances keeps where there are none."""
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        logits_GV = torch.randn(4, V, generator=chance)
+        drafted = torch.randint(V, (3,), generator=chance).tolist()
+        p_GV = probabilities(logits_GV, Sampling())
+        by_chances = speculative.accept(Proposal.certain(drafted, V), p_GV, seeded(0))
+        assert speculative.agree(drafted, logits_GV) == by_chances
 
 
 class TestMutations:
@@ -164,6 +178,17 @@ class TestMutations:
 
         assert calls(right) == 4  # 1 + three rounds of 3 + 1, the last cut to what may be added
         assert calls(wrong) > 4
+
+    def test_a_wrong_token_kept_where_it_is_greedy(self, monkeypatch):
+        right = speculative.agree
+
+        def wrong(drafted, logits_GV):
+            kept = min(right(drafted, logits_GV)[0] + 1, len(drafted))
+            return kept, int(logits_GV[kept].argmax())
+
+        assert difference(sampling=Sampling(), draft=Wrong()) < 1e-12
+        monkeypatch.setattr(speculative, "agree", wrong)
+        assert difference(sampling=Sampling(), draft=Wrong()) > 1e-3
 
     def test_other_transforms_on_the_draft(self, monkeypatch):
         right = speculative.accept
