@@ -81,7 +81,7 @@ def _read(study: Study, arm: InferenceArmDesign, scale: str) -> Read:
 
 def _endpoint(name: str, read: Read, alpha: float, model: str) -> dict[str, Any]:
     """The saving of a generated token in one unit, with its interval over prompts and seeds."""
-    found = _effect(name, read)
+    found = _effect(name, read, alpha)
     empty: dict[str, Any] = {
         "saving": None, "bounds": [None, None], "ratio": None, "n_items": 0, "df": None, "how": None,
         "detectable_saving": None,
@@ -109,7 +109,7 @@ def _replicates(read: Read, items: int, name: str, model: str) -> str:
     return f"{several(len(read.records), 'seed')} x {several(items, noun)}"
 
 
-def _effect(name: str, read: Read) -> tuple[Effect, int] | str:
+def _effect(name: str, read: Read, alpha: float) -> tuple[Effect, int] | str:
     """Mean ln(arm / reference), or why there is none."""
     if not read.records:
         return next(iter(read.dropped.values()), "nothing was generated")
@@ -126,10 +126,10 @@ def _effect(name: str, read: Read) -> tuple[Effect, int] | str:
         reasons = [str(one.get("reason") or "no counter covers the blocks") for one in without]
         if reasons:
             return reasons[0]
-        return _crossed(read, "blocks", _log_of("arm_j", "reference_j"), None)
+        return _crossed(read, "blocks", _log_of("arm_j", "reference_j"), None, alpha)
     key = {"time": "s", "first_token": "first_s", "flops": "flops"}[name]
     return _crossed(
-        read, "prompts", _log_of(f"arm_{key}", f"reference_{key}"), "document" if name == "flops" else "block"
+        read, "prompts", _log_of(f"arm_{key}", f"reference_{key}"), "document" if name == "flops" else "block", alpha
     )
 
 
@@ -138,14 +138,14 @@ def _log_of(mine: str, theirs: str) -> Callable[[Mapping[str, Any]], float]:
 
 
 def _crossed(
-    read: Read, what: str, value: Callable[[Mapping[str, Any]], float], cluster: str | None
+    read: Read, what: str, value: Callable[[Mapping[str, Any]], float], cluster: str | None, alpha: float
 ) -> tuple[Effect, int] | str:
     rows = [record.detail.get(what) or [] for record in read.records]
     if len({len(row) for row in rows}) != 1 or not rows[0]:
         return f"the records hold different numbers of {what}"
     table = np.array([[value(one) for one in row] for row in rows])
     clusters = None if cluster is None else np.unique([one[cluster] for one in rows[0]], return_inverse=True)[1]
-    return mean(table, clusters), table.shape[1]
+    return mean(table, clusters, alpha), table.shape[1]
 
 
 # --- outcomes ------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ class Read:
     """Seeds without a result, and why."""
 
 
-def mean(table: Any, clusters: Any) -> Effect:
-    """Of a table seeds x texts, with its interval over both; `clusters` names texts that go together."""
+def mean(table: Any, clusters: Any, alpha: float) -> Effect:
+    """Of a table seeds x texts, with its interval over both at `alpha`; `clusters` names texts that go together."""
     stratum = Stratum(table, 1.0, clusters)
-    return items_only([stratum]) if len(table) == 1 else crossed_mean([stratum]).effect
+    return items_only([stratum]) if len(table) == 1 else crossed_mean([stratum], alpha).effect
 
 
 def exactness(read: Read) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def kept_quality(study: Study, read: Read, alpha: float) -> dict[str, Any]:
     nats = np.array([np.subtract(one["arm_nats"], one["reference_nats"]) for one in known]) / tokens
     drop = study.design.hypothesis.accuracy_drop
     relative = drop.kind == "relative"
-    tested = mean(ours - (1 - drop.less_than) * theirs if relative else ours - theirs, clusters)
+    tested = mean(ours - (1 - drop.less_than) * theirs if relative else ours - theirs, clusters, alpha)
     floor = 0.0 if relative else -drop.less_than
-    difference, loss = mean(ours - theirs, clusters), mean(nats, clusters)
+    difference, loss = mean(ours - theirs, clusters, alpha), mean(nats, clusters, alpha)
     reference = float(theirs.mean())
     found |= {
         "difference": difference.low, "bounds": _bounds(difference, alpha), "margin": drop.less_than,

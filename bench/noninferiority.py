@@ -89,7 +89,7 @@ def compare(study: Study, arm: tuple[str, float], reference: tuple[str, float], 
     both_half = tuple(seed for seed in seeds if seed in half.seeds(parts))
     lacking = _lacking(rows, facts) | _without_result(parts, mine, theirs)
     if all(table is not None for table in per_item):
-        by_item = _ByItem(per_item[0] or {}, per_item[1] or {}, facts, drop)
+        by_item = _ByItem(per_item[0] or {}, per_item[1] or {}, facts, drop, alpha)
         halves = tables.of(half, parts, both_half) if both_half else None
         known = [seeds.index(seed) for seed in both_half]
         tasks = {task: _insensitive(by_item.theirs[task], (halves or {}).get(task), known, facts[task], alpha)
@@ -242,23 +242,24 @@ class _ByItem:
     theirs: Mapping[str, Table]
     facts: Mapping[str, TaskFacts]
     drop: AccuracyDrop
+    alpha: float
 
     def compare(self, tasks: Mapping[str, str], seeds: tuple[int, ...]) -> Comparison:
         weights = _weights(tasks, self.facts)
         if not weights:
             return _none_counts(self.drop, tasks)
-        families = _parts(tasks, weights, self.facts, lambda members: crossed_mean(self._strata(members, 1.0)).effect)
+        families = _parts(tasks, weights, self.facts, lambda members: self._mean(members, 1.0).effect)
         overall = _overall(weights)
-        crossed = crossed_mean(self._strata(overall, 1.0))
+        crossed = self._mean(overall, 1.0)
         relative = self.drop.kind == "relative"
-        tested = crossed_mean(self._strata(overall, 1 - self.drop.less_than)).effect if relative else crossed.effect
+        tested = self._mean(overall, 1 - self.drop.less_than).effect if relative else crossed.effect
         return Comparison(
             difference=crossed.effect, tested=tested, floor=0.0 if relative else -self.drop.less_than,
             families=families, tasks=tasks, seeds=seeds, crossed=crossed, bits=self._bits(overall),
         )  # fmt: skip
 
-    def _strata(self, weights: Mapping[str, float], of_reference: float) -> list[Stratum]:
-        return [
+    def _mean(self, weights: Mapping[str, float], of_reference: float) -> Crossed:
+        strata = [
             Stratum(
                 (self.mine[task].scores - of_reference * self.theirs[task].scores)[:, ~self.theirs[task].is_assay],
                 weight,
@@ -266,6 +267,7 @@ class _ByItem:
             )
             for task, weight in weights.items()
         ]
+        return crossed_mean(strata, self.alpha)
 
     def _bits(self, weights: Mapping[str, float]) -> Effect | None:
         strata = [
@@ -274,7 +276,7 @@ class _ByItem:
         ]
         if any(np.isnan(stratum.differences).any() for stratum in strata):
             return None
-        return crossed_mean(strata).effect
+        return crossed_mean(strata, self.alpha).effect
 
 
 # --- by seed, where items were not kept ----------------------------------------------------------

@@ -62,11 +62,12 @@ class Crossed:
     """The part of `seed_variance` that is item x seed noise: more items shrink it, other seeds do not."""
 
 
-def crossed_mean(strata: Sequence[Stratum]) -> Crossed:
+def crossed_mean(strata: Sequence[Stratum], alpha: float = 0.025) -> Crossed:
     """Mean of paired differences over tasks, with seeds and items as random effects.
 
     Args:
         strata: at least one; all with the same seeds in the same order.
+        alpha: one-sided error that bounds will be asked for; with few seeds the degrees of freedom are those of it.
     """
     seeds = strata[0].differences.shape[0]
     by_seed = sum((stratum.weight * stratum.differences.mean(1) for stratum in strata), np.zeros(seeds))
@@ -79,7 +80,7 @@ def crossed_mean(strata: Sequence[Stratum]) -> Crossed:
     noise_variance = min(seed_variance, sum(weight**2 * part.residual for weight, part in parts))
     variance = seed_variance + item_variance
     if seeds < FEW_SEEDS:
-        df = _graybill_wang_df(seed_variance, item_variance, seeds - 1)
+        df = _graybill_wang_df(seed_variance, item_variance, seeds - 1, alpha)
     else:
         df = _satterthwaite_df(seed_variance, item_variance, seeds - 1, parts)
     effect = Effect(
@@ -101,7 +102,7 @@ def _satterthwaite_df(
     return (seed_variance + item_variance) ** 2 / weighted if weighted > 0 else float(seed_df)
 
 
-def _graybill_wang_df(seed_variance: float, item_variance: float, seed_df: int, alpha: float = 0.025) -> float:
+def _graybill_wang_df(seed_variance: float, item_variance: float, seed_df: int, alpha: float) -> float:
     """Degrees of freedom whose t quantile gives the half width sqrt(t^2 V_seed + z^2 V_item) at `alpha`."""
     variance = seed_variance + item_variance
     if variance == 0:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.stats.crossed import Stratum, crossed_mean, items_only
 from tests.bench.stats.test_additive import PENICILLIN
@@ -85,3 +86,13 @@ def test_two_seeds_that_agree_by_luck_do_not_make_a_narrow_interval():
         effect = crossed_mean([Stratum(table, 1.0)]).effect
         covered += effect.lower(0.025) <= 0 <= effect.upper(0.025)
     assert covered / n >= 0.94
+
+
+@pytest.mark.parametrize("alpha", [0.005, 0.0125, 0.025, 0.05])
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_with_few_seeds_bounds_are_those_of_graybill_and_wang_at_the_error_asked_for(alpha, seeds):
+    """sqrt(t^2 V_seed + z^2 V_item) at each side, whatever the error: a later look has a smaller one."""
+    found = crossed_mean([Stratum(TABLE[:seeds], 1.0)], alpha)
+    t, z = stats.t.isf(alpha, seeds - 1), stats.norm.isf(alpha)
+    half = math.sqrt(t**2 * found.seed_variance + z**2 * found.item_variance)
+    assert found.effect.value - found.effect.lower(alpha) == pytest.approx(half, rel=1e-6)
