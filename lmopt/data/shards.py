@@ -44,6 +44,7 @@ from lmopt.recipe import DataStep, builder
 from lmopt.step import Step
 
 TOKENS, DIFFICULTY, DROPPED = "tokens.bin", "difficulty.bin", "dropped.parquet"
+AGAIN = "hint: build it again; a study begins anew in another folder (--out DIR)"
 ENCODE_DOCUMENTS = 1024
 """Documents tokenised at a time, and a unit of progress."""
 
@@ -257,21 +258,19 @@ def _append(
 
 
 def open_shards(folder: Path) -> Shards:
-    """Map a finished token file into memory.
+    """Map a finished token file into memory, once it is read and found whole (a gigabyte takes about a second).
 
     Raises:
-        DataError: the folder is not finished, or the file is not as long as its manifest says.
+        DataError: the folder is not finished, or the file does not hold what its manifest says.
     """
     facts = read_manifest(folder, "shards")
     path, kind = folder / TOKENS, np.dtype(facts["dtype"]).newbyteorder("<")
     expected = facts["tokens"] * kind.itemsize
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
-        raise DataError(f"{path}: {found} bytes, expected {expected} (truncated?)\nhint: build it again")
+        raise DataError(f"{path}: {found} bytes, expected {expected} (truncated?)\n{AGAIN}")
+    tokens = np.memmap(path, kind, mode="r") if expected else np.empty(0, kind)
+    if hashlib.sha256(tokens).hexdigest() != facts["sha256"]:
+        raise DataError(f"{path}: holds other tokens than were written (damaged?)\n{AGAIN}")
     measured = folder / DIFFICULTY
-    return Shards(np.memmap(path, kind, mode="r"), facts, np.fromfile(measured, "<f4") if measured.exists() else None)
-
-
-def verify(shards: Shards) -> bool:
-    """Whether the tokens still have the hash of the manifest (reads all of them)."""
-    return hashlib.sha256(shards.tokens).hexdigest() == shards.sha256
+    return Shards(tokens, facts, np.fromfile(measured, "<f4") if measured.exists() else None)
