@@ -152,7 +152,12 @@ def _export(arguments: argparse.Namespace) -> int:
 def _profile(arguments: argparse.Namespace) -> int:
     from bench.profile import profile
 
-    print(profile(arguments.suite, arguments.arm, steps=arguments.steps, out=arguments.out, run=arguments.into))
+    width = _width() if sys.stdout.isatty() else None
+    _show(
+        profile(
+            arguments.suite, arguments.arm, steps=arguments.steps, out=arguments.out, run=arguments.into, width=width
+        )
+    )
     return OK
 
 

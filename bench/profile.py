@@ -28,6 +28,8 @@ SCHEMA = 1
 FOLDER = "profiles"
 """Where a run folder keeps profiles."""
 TOP_OPERATORS = 18
+SHORTEST_NAME, LONGEST_NAME = 17, 44
+"""Letters of an operator's name in the table."""
 WARMUP_STEPS = 3
 QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 """What keeps the profiler's own lines (`USDT: profiler_start`, blocks of unknown size) off the terminal where torch is
@@ -45,12 +47,15 @@ class Measured:
     weight_bytes: int
 
 
-def profile(suite: Path, arm: str, *, steps: int = 5, out: Path | None = None, run: Path | None = None) -> str:
+def profile(
+    suite: Path, arm: str, *, steps: int = 5, out: Path | None = None, run: Path | None = None, width: int | None = None
+) -> str:
     """Profile training steps of `arm` at the suite's first scale on random tokens; returns tables for people.
 
     Args:
         out: where the files go; default `results/profiles/<suite>`.
         run: a run folder of this suite, in whose report the profile is to appear (instead of `out`).
+        width: letters a line of the terminal; None cuts no name short but by `LONGEST_NAME`.
 
     Raises:
         SuiteError: the suite is invalid or has no such arm.
@@ -67,7 +72,9 @@ def profile(suite: Path, arm: str, *, steps: int = 5, out: Path | None = None, r
     trace = folder / f"{arm}.trace.json"
     found = _facts(recipe, _in_place(arm, recipe, steps, trace)) | {"arm": arm, "scale": loaded.over.scale[0].name}
     write_atomically(folder / f"{arm}.profile.json", json.dumps(found, indent=1))
-    return "\n\n".join([_operator_table(found), _limits(found), f"trace: {trace} (open in https://ui.perfetto.dev)"])
+    return "\n\n".join(
+        [_operator_table(found, width), _limits(found), f"trace: {trace} (open in https://ui.perfetto.dev)"]
+    )
 
 
 class ProfileError(ValueError):
@@ -200,15 +207,15 @@ def _roof(operator: Operator, peak: float | None, bytes_per_s: float) -> dict[st
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _operator_table(found: dict[str, Any]) -> str:
+def _operator_table(found: dict[str, Any], width: int | None) -> str:
     """Operators by time; the last two columns say what would limit them and how near they are to it."""
     total_s = sum(one["seconds"] for one in found["operators"]) or 1.0
-    rows = [("operator", "ms/step", "share", "calls", "GFLOP", "MB", "GFLOP/s", "bound by", "of the roof")]
-    for one in found["operators"][:TOP_OPERATORS]:
+    shown = found["operators"][:TOP_OPERATORS]
+    rows = [("ms/step", "share", "calls", "GFLOP", "MB", "GFLOP/s", "bound by", "of roof")]
+    for one in shown:
         roof = one["roof_share"]
         rows.append(
             (
-                one["name"][:44],
                 f"{1000 * one['seconds']:.2f}",
                 f"{100 * one['seconds'] / total_s:.1f}%",
                 f"{one['calls']:.0f}",
@@ -219,7 +226,16 @@ def _operator_table(found: dict[str, Any]) -> str:
                 "" if roof is None else f"{100 * roof:.0f}%",
             )
         )
-    return columns(rows)
+    taken = sum(2 + max(map(len, column)) for column in zip(*rows, strict=True))
+    letters = LONGEST_NAME if width is None else min(max(width - taken, SHORTEST_NAME), LONGEST_NAME)
+    names = ["operator", *(_cut(one["name"], letters) for one in shown)]
+    return columns((name, *row) for name, row in zip(names, rows, strict=True))
+
+
+def _cut(name: str, letters: int) -> str:
+    """Its beginning and its end, where `backward` stands."""
+    end = (letters - 1) // 2
+    return name if len(name) <= letters else f"{name[: letters - 1 - end]}\u2026{name[-end:]}"
 
 
 def _limits(found: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from bench import calibrate, operators, timeline
 from bench.cli import main
 from bench.operators import Operator, Work
-from bench.profile import QUIET, ProfileError, profile
+from bench.profile import QUIET, ProfileError, _operator_table, profile
 from bench.report import figures
 from bench.report.runfolder import load
 from bench.report.sections import profiles
@@ -128,6 +128,16 @@ def test_a_profile_leaves_its_files_and_says_where_time_goes(suite: Path, tmp_pa
     assert found["peak_tensor_bytes"] > 0
     assert "aten::mm" in text
     assert "MFU" in text
+
+
+def test_the_table_fits_a_terminal_and_forward_and_backward_stay_apart() -> None:
+    names = ["aten::mm", "lmopt::causal_attention", "lmopt::causal_attention_backward"]
+    one = {"seconds": 0.06, "calls": 281.0, "flops": 1.3e10, "bytes": 1.35e8, "bound": "products", "roof_share": 1.52}
+    found = {"operators": [{"name": name} | one for name in names]}
+    whole, narrow = _operator_table(found, None), _operator_table(found, 80)
+    assert all(name in whole for name in names)
+    assert max(map(len, narrow.split("\n"))) == 80
+    assert len({line.split()[0] for line in narrow.split("\n")}) == 1 + len(names)
 
 
 def test_the_profiler_s_own_lines_stay_off_the_terminal(suite: Path, tmp_path: Path) -> None:
