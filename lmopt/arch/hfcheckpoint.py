@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 
 from lmopt.arch.hfpieces import HEAD, InterchangeError, Piece, pieces
 from lmopt.recipe import Model, Moe, Recipe, SwiGlu
@@ -271,6 +270,8 @@ def token_ids(folder: Path | str) -> dict[str, int]:
         raise InterchangeError(
             f"{path}: not there; hint: `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` writes it"
         )
+    from tokenizers import Tokenizer  # late: checking a suite imports this module, and most have no checkpoint
+
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises nothing more special
