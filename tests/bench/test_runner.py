@@ -411,10 +411,13 @@ def test_what_killed_writers_left_beside_their_files_is_removed(tmp_path: Path) 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_to_stop_and_a_closed_terminal_are_an_interrupt(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), _interruptible():
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup the tests themselves would be deaf to one
+    try:
+        with pytest.raises(KeyboardInterrupt), _interruptible():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_run_that_shall_outlive_its_terminal_does() -> None:
