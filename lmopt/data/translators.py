@@ -171,13 +171,15 @@ class Hub:
     def round_trip(self, sentences: Sequence[str]) -> list[str]:
         for tokenizer, model in self._pairs:
             found: list[str] = []
-            for start in range(0, len(sentences), HUB_BATCH):
-                some = list(sentences[start : start + HUB_BATCH])
+            asked = [sentence for sentence in sentences if sentence.strip()]  # the first model may say nothing
+            for start in range(0, len(asked), HUB_BATCH):
+                some = asked[start : start + HUB_BATCH]
                 read = tokenizer(some, return_tensors="pt", padding=True, truncation=True, max_length=HUB_MOST_TOKENS)
                 read.pop("token_type_ids", None)
                 made = model.generate(**read, num_beams=1, do_sample=False, max_new_tokens=HUB_MOST_TOKENS)
                 found += tokenizer.batch_decode(made, skip_special_tokens=True)
-            sentences = found
+            said = iter(found)
+            sentences = [next(said) if sentence.strip() else "" for sentence in sentences]
         return list(sentences)
 
     def flops(self, before: str, after: str) -> float:

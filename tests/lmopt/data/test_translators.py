@@ -143,5 +143,6 @@ def test_two_hub_models_in_folders(tmp_path: Any) -> None:
     assert len(first) == 2
     assert first == found.round_trip(["The sea.", "He had not eaten."])
     assert found.flops("The sea.", "The sea.") > 0
+    assert found.round_trip(["", "The sea.", " "]) == ["", first[0], ""], "nothing to say: nothing is asked"
     with pytest.raises(DataError, match=r"cannot be had(.|\n)*hint: is there a network"):
         translators.build(BackTranslation(translator="hub", models=(str(tmp_path / "none"), str(tmp_path))))
