@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import dataarguments
-from bench.fold import fold
+from bench.fold import fitted, width
 from bench.lasting import deafen, lasting
 from bench.mistakes import EXIT_CODES, FAILED, INTERRUPTED, INVALID, OK, code_of, hinted, with_values, words
 
@@ -37,16 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _width() -> int:
-    """Letters a line of the terminal; 100 where there is none."""
-    return shutil.get_terminal_size((100, 24)).columns
-
-
-def _fitted(text: str) -> str:
-    """Folded to the width of a terminal; as it is for a file or a pipe, where programs read lines."""
-    return fold(text, _width()) if sys.stdout.isatty() else text
-
-
 def _say(text: str) -> None:
     print(text, file=lasting(), flush=True)
 
@@ -68,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     result = api.run(arguments.suite, out=arguments.out, budget=arguments.budget, executor=arguments.executor)
     _say("")
-    _say(terminal(result.folder, _width()))
+    _say(terminal(result.folder, width()))
     for path in result.written:
         if path.suffix in (".html", ".pdf"):
             _say(f"report: {path}")
@@ -108,7 +97,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(json.loads(planned.to_json()) | {"prospect": prospect.describe(planned, noise)}, indent=1))
         return OK
-    print(_fitted(render(planned) + "\n\n" + prospect.render(planned, noise)))
+    print(fitted(render(planned) + "\n\n" + prospect.render(planned, noise)))
     return OK
 
 
@@ -117,14 +106,14 @@ def _judge(arguments: argparse.Namespace) -> int:
     from bench.report import terminal
 
     verdict = api.judge(arguments.run)
-    print(json.dumps(verdict, indent=1, ensure_ascii=False) if arguments.json else terminal(arguments.run, _width()))
+    print(json.dumps(verdict, indent=1, ensure_ascii=False) if arguments.json else terminal(arguments.run, width()))
     return OK
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from bench.explain import explain
 
-    print(_fitted(explain(arguments.run, arguments.arm)))
+    print(fitted(explain(arguments.run, arguments.arm)))
     return OK
 
 
@@ -152,12 +141,9 @@ def _export(arguments: argparse.Namespace) -> int:
 def _profile(arguments: argparse.Namespace) -> int:
     from bench.profile import profile
 
-    width = _width() if sys.stdout.isatty() else None
-    _show(
-        profile(
-            arguments.suite, arguments.arm, steps=arguments.steps, out=arguments.out, run=arguments.into, width=width
-        )
-    )
+    place = {"out": arguments.out, "run": arguments.into}
+    letters = width() if sys.stdout.isatty() else None
+    _show(profile(arguments.suite, arguments.arm, steps=arguments.steps, width=letters, **place))
     return OK
 
 
@@ -188,7 +174,7 @@ def _gate(arguments: argparse.Namespace) -> int:
         arguments.junit.write_text(result.to_junit(), encoding="utf-8")
     if arguments.markdown:
         arguments.markdown.write_text(result.to_markdown(), encoding="utf-8")
-    _show(result.to_json() if arguments.json else _fitted(result.to_text()))
+    _show(result.to_json() if arguments.json else fitted(result.to_text()))
     return result.exit_code
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 
 LEAST = 24
 """Letters that must be left under a last column for a line to be broken there."""
 NUMBER = 12
 """Letters of a last column up to which a row is left as it is: it ends in a number, and the terminal breaks it."""
+
+
+def width() -> int:
+    """Letters a line of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def fitted(text: str) -> str:
+    """Folded to the width of a terminal; as it is for a file or a pipe, where programs read lines."""
+    return fold(text, width()) if sys.stdout.isatty() else text
 
 
 def fold(text: str, width: int) -> str:

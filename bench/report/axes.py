@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report.labels import LABEL_CHARACTERS, shorten, spread
 from bench.report.numbers import MINUS, THIN
-from bench.report.tree import Series
+from bench.report.panels import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report import numbers
+from bench.report.panels import Tone
 from bench.report.runfolder import Mean
-from bench.report.tree import Cell, Tone, absent
+from bench.report.tree import Cell, absent
 from bench.words import NEAR_ALL, TENFOLD
 
 OUTCOME_TONES: dict[str, Tone] = {

@@ -17,7 +17,7 @@ from bench.report.axes import (
     marker,
     percent_ticks,
 )
-from bench.report.tree import Tradeoff
+from bench.report.panels import Tradeoff
 
 
 def tradeoff(figure: Any, panel: Tradeoff, height: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.report.axes import GRID, INK, MUTED, PAPER, colour, frame, marker, percent_ticks
 from bench.report.labels import shorten
-from bench.report.tree import Dots
+from bench.report.panels import Dots
 
 
 def dots(figure: Any, panel: Dots, height: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.report.axes import INK, MUTED, PAPER, THEME, WIDTH_PX
 from bench.report.painters import paint, panel_height
-from bench.report.tree import Panel
+from bench.report.panels import Panel
 
 _DPI = 72.0
 """matplotlib writes SVG in points, 72 an inch: at this resolution one unit is one pixel of the design."""

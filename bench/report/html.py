@@ -13,23 +13,8 @@ from bench.report import figures
 from bench.report.axes import THEME, colour, marker
 from bench.report.labels import LABEL_CHARACTERS
 from bench.report.numbers import count
-from bench.report.tree import (
-    Band,
-    Cell,
-    Column,
-    Curves,
-    Dots,
-    Figure,
-    Forest,
-    Law,
-    Page,
-    Panel,
-    Roofline,
-    Row,
-    Table,
-    Timeline,
-    Tradeoff,
-)
+from bench.report.panels import Band, Curves, Dots, Forest, Law, Panel, Roofline, Timeline, Tradeoff
+from bench.report.tree import Cell, Column, Figure, Page, Row, Table
 
 MAX_TRAIL = 6
 """Case ids named in a tooltip; the rest are counted."""

@@ -18,7 +18,7 @@ from bench.report.axes import (
     marker,
     percent_ticks,
 )
-from bench.report.tree import Band, Law
+from bench.report.panels import Band, Law
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ from bench.design import ArmDesign
 from bench.report import numbers
 from bench.report.cells import points_cell, share_cell, tone_of
 from bench.report.outcomes import ENDPOINTS, UNJUDGED, accuracy, arm_outcome, conditions, endpoint, sentence
+from bench.report.panels import Tone
 from bench.report.runfolder import RunFolder, mapping
 from bench.report.sections import (
     ablation,
@@ -36,7 +37,7 @@ from bench.report.sections import (
 from bench.report.sections import (
     accuracy as accuracy_section,
 )
-from bench.report.tree import Cell, Claim, Headline, Page, Tone, words
+from bench.report.tree import Cell, Claim, Headline, Page, words
 
 PARTS = {
     "Compute efficiency": (sample, arms, curves, savings, ablation, experts, inference, ledger),

@@ -23,7 +23,7 @@ from bench.report.axes import (
     percent_ticks,
 )
 from bench.report.labels import shorten, spread
-from bench.report.tree import Band, Curves, Dots, Estimate, Forest, Law, Panel, Roofline, Series, Timeline, Tradeoff
+from bench.report.panels import Band, Curves, Dots, Estimate, Forest, Law, Panel, Roofline, Series, Timeline, Tradeoff
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from bench.report.axes import (
     marker,
     short_tick,
 )
-from bench.report.tree import Roofline, Timeline
+from bench.report.panels import Roofline, Timeline
 
 LABELLED = 7
 """Operators told apart by marker and colour; the rest are small grey dots."""

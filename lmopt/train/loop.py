@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from lmopt.arch import transformer
-from lmopt.arch.loss import IGNORED
 from lmopt.arch.transformer import Losses
 from lmopt.compute import memory
 from lmopt.compute.pace import Scheduled, Update
 from lmopt.compute.precision import Compute
 from lmopt.recipe import Recipe, builder
 from lmopt.step import Step
+from lmopt.train.batch import Batch
 from lmopt.train.team import Alone, Team
 
 REPORT_EVERY = 50
@@ -211,30 +211,7 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
         yield _read(state)
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Sequences of one step, or of one forward pass."""
-
-    inputs_BL: Tensor
-    targets_BL: Tensor
-    segments_BL: Tensor | None = None
-    """Number of each token's document within its sequence, 0 for padding; None where a sequence is one text."""
-    weight: Tensor | None = None
-    """Share of the step's targets that are in this part; None where parts are equal."""
-
-    def parts(self, micro: int | None) -> Iterator[_Batch]:
-        """Equal numbers of sequences, in order."""
-        size = micro or len(self.inputs_BL)
-        inputs, targets = self.inputs_BL.split(size), self.targets_BL.split(size)
-        if self.segments_BL is None:
-            yield from (_Batch(x, y) for x, y in zip(inputs, targets, strict=True))
-            return
-        count = (self.targets_BL != IGNORED).sum()
-        for x, y, segments in zip(inputs, targets, self.segments_BL.split(size), strict=True):
-            yield _Batch(x, y, segments, (y != IGNORED).sum() / count)
-
-
-def _update(state: TrainState, batch: _Batch, update: Update, share: float) -> Tensor:
+def _update(state: TrainState, batch: Batch, update: Update, share: float) -> Tensor:
     """One optimizer step on one batch. Returns (2,): cross-entropy and gradient norm.
 
     Where memory runs out and the pace may choose, the step starts over in smaller parts: the batch stays the same.
@@ -257,7 +234,7 @@ def _update(state: TrainState, batch: _Batch, update: Update, share: float) -> T
     return torch.stack([state.team.mean(cross_entropy), norm])
 
 
-def _accumulate(state: TrainState, batch: _Batch, micro: int | None) -> tuple[Tensor, Tensor | None]:
+def _accumulate(state: TrainState, batch: Batch, micro: int | None) -> tuple[Tensor, Tensor | None]:
     """Gradients of the batch's mean loss, part by part; its cross-entropy, and the norm of the first part's gradient.
 
     An auxiliary loss (a router's balance) is computed within each part, as it would be on a device of its own.
@@ -277,7 +254,7 @@ def _accumulate(state: TrainState, batch: _Batch, micro: int | None) -> tuple[Te
     return total / passes, small_norm
 
 
-def _losses(state: TrainState, part: _Batch) -> Losses:
+def _losses(state: TrainState, part: Batch) -> Losses:
     if part.segments_BL is None:
         return state.loss(part.inputs_BL, part.targets_BL)
     return state.loss(part.inputs_BL, part.targets_BL, part.segments_BL)
@@ -292,7 +269,7 @@ def _read(state: TrainState) -> Step:
     return Step(index=done.step, tokens=done.tokens, loss=loss, notes={**done.notes, "grad_norm": norm})
 
 
-def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -> _Batch:
+def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -> Batch:
     """The step's portions, one below the other, cut to its length."""
     batching = state.recipe.batching
     taken = []
@@ -308,17 +285,10 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
         taken.append(portion)
     whole = torch.cat(taken, dim=-2) if len(taken) > 1 else taken[0]
     cut = whole.unfold(-1, update.length + 1, update.length).flatten(-3, -2).to(state.device, non_blocking=True)
-    if cut.ndim == 2:
-        cut = state.team.part(cut)
-        return _Batch(cut[:, :-1], cut[:, 1:])
-    tokens_BL1, segments_BL1, *learnt = cut
-    unasked = (segments_BL1[:, 1:] != segments_BL1[:, :-1]) | (segments_BL1[:, 1:] == 0)
-    for learnt_BL1 in learnt:
-        unasked = unasked | (learnt_BL1[:, 1:] == 0)
-    return _Batch(tokens_BL1[:, :-1], tokens_BL1[:, 1:].masked_fill(unasked, IGNORED), segments_BL1[:, :-1])
+    return Batch.of(state.team.part(cut) if cut.ndim == 2 else cut)
 
 
-def _compile(state: TrainState, part: _Batch) -> float:
+def _compile(state: TrainState, part: Batch) -> float:
     """Compile forward and backward on a part of a batch, leaving no trace in the state. Returns the seconds it took.
 
     Where the recipe leaves the choice to us and the compiler fails, the training goes on as it was written.

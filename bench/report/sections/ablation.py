@@ -8,23 +8,10 @@ from typing import Any
 from bench.report import numbers
 from bench.report.cells import interval_decimals, share_cell
 from bench.report.outcomes import pair, sentence
+from bench.report.panels import Estimate, Forest, Mark
 from bench.report.runfolder import RunFolder, mapping, number, sequence
 from bench.report.sections.savings import level_words
-from bench.report.tree import (
-    Block,
-    Cell,
-    Column,
-    Estimate,
-    Figure,
-    Forest,
-    Mark,
-    Paragraph,
-    Row,
-    Section,
-    Table,
-    absent,
-    words,
-)
+from bench.report.tree import Block, Cell, Column, Figure, Paragraph, Row, Section, Table, absent, words
 
 PLACES = (("alone", "alone"), ("within", "in the whole"), ("average", "on average"))
 """(key in the verdict, in words): what a factor is added to."""

@@ -9,25 +9,10 @@ from bench.record import Record
 from bench.report import numbers
 from bench.report.cells import outcome_cell, points_cell
 from bench.report.outcomes import accuracy, pair, sentence
+from bench.report.panels import Dots, Estimate, Forest, Mark, Panel
 from bench.report.runfolder import RunFolder, mapping, number, over_seeds, same
 from bench.report.sections.savings import level_words
-from bench.report.tree import (
-    Block,
-    Cell,
-    Column,
-    Dots,
-    Estimate,
-    Figure,
-    Forest,
-    Mark,
-    Panel,
-    Paragraph,
-    Row,
-    Section,
-    Table,
-    absent,
-    words,
-)
+from bench.report.tree import Block, Cell, Column, Figure, Paragraph, Row, Section, Table, absent, words
 
 PREFIX = "accuracy/"
 FAMILIES = {"lm": "language modelling", "qa": "question answering", "nli": "language inference"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bench.record import Record
 from bench.report import numbers
+from bench.report.panels import Tone
 from bench.report.runfolder import RunFolder
-from bench.report.tree import Cell, Column, Folded, Paragraph, Row, Section, Table, Tone, absent, words
+from bench.report.tree import Cell, Column, Folded, Paragraph, Row, Section, Table, absent, words
 
 STATUS_TONES: dict[str, Tone] = {"ok": "good", "diverged": "bad", "failed": "bad", "not_applicable": "none"}
 SHOWN = {

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from bench.record import Record
 from bench.report.numbers import count, listing
+from bench.report.panels import Curves, Series
 from bench.report.runfolder import RunFolder, mapping, number, over_seeds, sequence
-from bench.report.tree import Curves, Figure, Paragraph, Section, Series
+from bench.report.tree import Figure, Paragraph, Section
 
 COSTS = (
     ("flops", "train_flops", "train_flops", "Training compute (FLOP)", "FLOP"),

@@ -10,25 +10,10 @@ from bench.record import Record
 from bench.report import numbers
 from bench.report.cells import mean_cell, outcome_cell, points_cell, share_cell
 from bench.report.outcomes import UNJUDGED, pair, sentence
+from bench.report.panels import Estimate, Forest, Mark, Series, Tradeoff
 from bench.report.runfolder import RunFolder, mapping, number, over_seeds, sequence
 from bench.report.sections.savings import level_words
-from bench.report.tree import (
-    Block,
-    Cell,
-    Column,
-    Estimate,
-    Figure,
-    Forest,
-    Mark,
-    Paragraph,
-    Row,
-    Section,
-    Series,
-    Table,
-    Tradeoff,
-    absent,
-    words,
-)
+from bench.report.tree import Block, Cell, Column, Figure, Paragraph, Row, Section, Table, absent, words
 
 ENDPOINTS = (("time", "Time", "seconds"), ("flops", "Compute", "FLOPs"), ("energy", "Energy", "joules"))
 READINGS = (

@@ -7,22 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import numbers
+from bench.report.panels import Roofline, Timeline
 from bench.report.runfolder import RunFolder, mapping, number, sequence
-from bench.report.tree import (
-    Block,
-    Cell,
-    Column,
-    Facts,
-    Figure,
-    Paragraph,
-    Roofline,
-    Row,
-    Section,
-    Table,
-    Timeline,
-    absent,
-    words,
-)
+from bench.report.tree import Block, Cell, Column, Facts, Figure, Paragraph, Row, Section, Table, absent, words
 
 SHOWN_OPERATORS = 12
 MS, MIB, GIGA = 1e3, 2**20, 1e9

@@ -7,22 +7,9 @@ from typing import Any
 from bench.report import numbers
 from bench.report.cells import interval_decimals, one_sided, outcome_cell, share_cell
 from bench.report.outcomes import ENDPOINTS, UNJUDGED, Found, at_scale, endpoint, pair, sentence
+from bench.report.panels import Estimate, Forest, Mark
 from bench.report.runfolder import RunFolder, mapping, number, over_seeds
-from bench.report.tree import (
-    Block,
-    Cell,
-    Column,
-    Estimate,
-    Figure,
-    Forest,
-    Mark,
-    Paragraph,
-    Row,
-    Section,
-    Table,
-    absent,
-    words,
-)
+from bench.report.tree import Block, Cell, Column, Figure, Paragraph, Row, Section, Table, absent, words
 
 
 def section(study: RunFolder) -> Section:

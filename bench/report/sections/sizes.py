@@ -11,26 +11,11 @@ import numpy as np
 from bench.report import numbers
 from bench.report.cells import outcome_cell, share_cell
 from bench.report.outcomes import pair, sentence
+from bench.report.panels import Band, Law, Mark, Panel, Series
 from bench.report.runfolder import RunFolder, mapping, number, sequence
 from bench.report.sections.elsewhere import ladder
 from bench.report.sections.savings import level_words
-from bench.report.tree import (
-    Band,
-    Block,
-    Cell,
-    Column,
-    Figure,
-    Law,
-    Mark,
-    Panel,
-    Paragraph,
-    Row,
-    Section,
-    Series,
-    Table,
-    absent,
-    words,
-)
+from bench.report.tree import Block, Cell, Column, Figure, Paragraph, Row, Section, Table, absent, words
 
 GRID_POINTS = 40
 """Of a fitted law's line."""

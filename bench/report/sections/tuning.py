@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.report import numbers
+from bench.report.panels import Curves, Series
 from bench.report.runfolder import RunFolder, mapping, number, sequence
-from bench.report.tree import Block, Cell, Column, Curves, Figure, Paragraph, Row, Section, Series, Table, absent, words
+from bench.report.tree import Block, Cell, Column, Figure, Paragraph, Row, Section, Table, absent, words
 
 KNOBS = {"lr": "learning rate", "weight_decay": "weight decay"}
 

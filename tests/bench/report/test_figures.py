@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.report import axes, figures, labels
-from bench.report.tree import Curves, Dots, Estimate, Forest, Mark, Panel, Series
+from bench.report.panels import Curves, Dots, Estimate, Forest, Mark, Panel, Series
 
 EVIL = '<script>1</script> "$x_1$" &'
 

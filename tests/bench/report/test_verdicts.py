@@ -15,9 +15,10 @@ from bench.report.files import to_csv, to_latex
 from bench.report.html import render
 from bench.report.markdown import render as markdown
 from bench.report.page import compose
+from bench.report.panels import Forest
 from bench.report.runfolder import load
 from bench.report.sections import savings
-from bench.report.tree import Cell, Folded, Forest, Page, Table
+from bench.report.tree import Cell, Folded, Page, Table
 from bench.verdict import judge
 from tests.bench.synthetic import Planted, make_run
 
