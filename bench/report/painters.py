@@ -129,8 +129,12 @@ def _forest(figure: Any, panel: Forest, height: int) -> None:
 
 
 def _forest_limits(panel: Forest) -> tuple[float, float]:
-    """Limits that show every point and mark, and intervals as far as the points' own scale allows."""
-    values = [known for row in panel.rows for known in _points(row)]
+    """Limits that show every point and mark, and intervals as far as the points' own scale allows.
+
+    What is known on one side only sets no scale beside estimates: a bound of hundreds of percent would press them flat.
+    """
+    values = [row.value for row in panel.rows if row.value is not None]
+    values = values or [known for row in panel.rows for known in _points(row)]
     marks = [mark.value for mark in panel.marks]
     bounds = [bound for row in panel.rows for bound in (row.low, row.high) if bound is not None]
     low, high = min(values + marks), max(values + marks)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.report import axes, figures, labels
+from bench.report import axes, figures, labels, painters
 from bench.report.panels import Curves, Dots, Estimate, Forest, Mark, Panel, Series
 
 EVIL = '<script>1</script> "$x_1$" &'
@@ -79,6 +79,19 @@ def test_twenty_labels_do_not_overlap() -> None:
     places = sorted(float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>arm-', drawing))
     assert len(places) == 20
     assert min(b - a for a, b in pairwise(places)) > 9.5
+
+
+def test_a_far_bound_does_not_press_estimates_flat() -> None:
+    """A row known on one side only, hundreds of percent away, is an arrow at the edge; others keep their scale."""
+    near = Estimate(name="near", text="20%", style=1, value=20.0, low=10.0, high=30.0)
+    far = Estimate(name="far", text="\u2265 \u2212308%", style=1, value=None, low=-308.0, high=None)
+    marks = (Mark(value=0.0, label="0", kind="zero"),)
+    panel = Forest(id="f", title="t", x_label="x", rows=(far, near), marks=marks, alt="a")
+    low, high = painters._forest_limits(panel)
+    assert -60 < low < 0 < 30 < high < 60
+    alone = Forest(id="f", title="t", x_label="x", rows=(far,), marks=marks, alt="a")
+    assert painters._forest_limits(alone)[0] < -308
+    assert figures.draw(panel, themed=False, text=True)
 
 
 def test_spread_keeps_the_order_and_the_gap_and_stays_near() -> None:
