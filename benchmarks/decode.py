@@ -3,6 +3,7 @@
     python benchmarks/decode.py                            # needs the `bench` extra
     python benchmarks/decode.py --products                 # the matrix products alone, by width and rows
     python benchmarks/decode.py --attention                # one query a head over 1,024 keys: torch's way and ours
+    python benchmarks/decode.py --experts                  # sparse layers: expert by expert, or as in training
 
 All run the same random weights, from the same prompt. One round times each runner once forwards and once backwards,
 A B C C B A; the ratio is the median over rounds, so what drifts hits all alike. With one thread the clock is processor
@@ -29,10 +30,10 @@ from torch.nn import functional
 from lmopt.arch import transformer
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
-from lmopt.infer.decoder import Decoder, _attend
+from lmopt.infer.decoder import Decoder, ModuleFfn, _attend
 from lmopt.infer.generate import generate
 from lmopt.infer.weights import Format, pack
-from lmopt.recipe import FixedBatch, Model, Recipe, SwiGlu
+from lmopt.recipe import FixedBatch, Model, Moe, Recipe, SwiGlu
 
 Clock = Callable[[], float]
 
@@ -187,6 +188,33 @@ def attention(clock: Clock, rounds: int = 40, keys: int = 1024, width: int = 64)
     return result
 
 
+def experts(clock: Clock, rounds: int = 15, layers: int = 4) -> dict[str, Any]:
+    """Milliseconds of a bf16 pass over sparse layers, median: expert by expert, and by training's products."""
+    result: dict[str, Any] = {}
+    for width, count, chosen, split in ((512, 8, 2, 1), (256, 16, 4, None), (128, 64, 8, None)):
+        shape = Model(layers=layers, width=width, heads=4, vocab=512, context=512)
+        sparse = Moe(experts=count, top_k=chosen, split=split)
+        model = transformer.build(Recipe(model=shape, ffn=sparse, batching=FixedBatch(length=32), tokens=10**9), seed=0)
+        ours, training = Decoder(model.eval(), "bf16"), Decoder(model, "bf16")
+        for layer, block in zip(training.layers, model.blocks, strict=True):
+            layer.ffn = ModuleFfn(block.ffn, "bf16")
+        for label, (texts, tokens) in {"1 token": (1, 1), "256 of a prompt": (1, 256), "64 texts": (64, 1)}.items():
+            found: dict[str, list[float]] = {"one by one": [], "as in training": []}
+            for _ in range(rounds):
+                text_BT = torch.randint(0, 512, (texts, tokens))
+                for way, decoder in zip(found, (ours, training), strict=True):
+                    cache = decoder.new_cache(batch=texts, capacity=tokens)
+                    start_s = clock()
+                    decoder.extend(text_BT, cache)
+                    found[way].append(clock() - start_s)
+            times = {way: 1e3 * statistics.median(seconds[3:]) for way, seconds in found.items()}
+            ratio = times["one by one"] / times["as in training"]
+            result[f"width {width}, {chosen} of {count}, {label}"] = {
+                **{way: round(ms, 2) for way, ms in times.items()}, "ratio": round(ratio, 2)
+            }  # fmt: skip
+    return result
+
+
 def _product_s(weight: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, clock: Clock) -> float:
     start_s = clock()
     weight(x)
@@ -205,6 +233,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--products", action="store_true", help="time the matrix products alone")
     parser.add_argument("--attention", action="store_true", help="time attention with one query a head alone")
+    parser.add_argument("--experts", action="store_true", help="time sparse layers alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tune_allocator()
@@ -213,6 +242,8 @@ def main() -> None:
     with torch.inference_mode():
         if args.attention:
             result = attention(clock)
+        elif args.experts:
+            result = experts(clock)
         else:
             result = products(args.width, clock) if args.products else compare(args, clock)
     print(json.dumps(result, indent=1))
