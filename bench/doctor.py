@@ -141,6 +141,7 @@ def _kernels(facts: machine.Facts) -> list[Check]:
         _bf16(facts, device),
         _runs("int8 _int_mm", lambda: _int_mm(device), _int8_unit(facts, device)),
         _runs("grouped_mm", lambda: _grouped_mm(device), f"grouped bf16 products on {device}"),
+        _experts(),
         _compiles(device),
     ]
 
@@ -195,6 +196,14 @@ def _grouped_mm(device: str) -> None:
     product = torch.nn.functional.grouped_mm(rows, weights, offs=ends)
     if float(product[0, 0]) != 64.0:
         raise ArithmeticError(f"grouped_mm gives {float(product[0, 0])} for 64 products of ones")
+
+
+def _experts() -> Check:
+    """Compiles the kernel, where it was not yet."""
+    from lmopt.arch import experts_fused
+
+    found = experts_fused.obstacle()
+    return _check("fused experts", found is None, found or "sparse models train by a kernel of their own on this CPU")
 
 
 def _compiles(device: str) -> Check:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
-NVIDIA = Path("/dev/nvidiactl")
-"""There where NVIDIA's driver runs."""
+from lmopt import native
 
 
 class Toolchain(NamedTuple):
@@ -20,7 +18,7 @@ class Toolchain(NamedTuple):
 
 def likely_device() -> str:
     """`cuda` or `cpu`: where steps would be compiled, as far as can be told without torch."""
-    return "cuda" if NVIDIA.exists() else "cpu"
+    return "cuda" if native.has_gpu() else "cpu"
 
 
 def toolchain(device: str) -> Toolchain:

@@ -11,7 +11,8 @@ from bench.casefolder import Job
 from bench.instruments.flops import FlopCounts
 from bench.record import Reading, missing, reading
 from bench.trainlog import TrainLog
-from lmopt.recipe import Recipe
+from lmopt.arch.moe import kernel_in_use
+from lmopt.recipe import Moe, Recipe
 from lmopt.train.loop import TrainState
 
 
@@ -20,6 +21,15 @@ def compiled_detail(state: TrainState) -> dict[str, Any]:
     if not state.recipe.compile:
         return {}
     return {"compiled": {"is": state.eager is not None, "reason": state.not_compiled}}
+
+
+def experts_detail(state: TrainState) -> dict[str, Any]:
+    """By which kernel a sparse model's experts trained, and why not by the fused one; empty for dense models."""
+    ffn = state.recipe.ffn
+    if not isinstance(ffn, Moe):
+        return {}
+    kernel, reason = kernel_in_use(ffn, state.recipe.model.width, state.compute.dtype, state.device)
+    return {"experts": {"kernel": kernel, "reason": reason}}
 
 
 def counts_detail(counts: Mapping[int, FlopCounts], recipe: Recipe) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python benchmarks/moe.py --widths 192,384,512 --tokens 2048,4096
 
-Sparse layers: `grouped` and `loop` are our two kernels, `naive` is the block one writes first, with indexing, one
+Sparse layers: `fused`, `grouped` and `loop` are our kernels, `naive` is the block one writes first, with indexing, one
 `grouped_mm` a matrix and `index_add`; `mixtral` and `mixtral-grouped` are the block of transformers' Mixtral, with its
 loop and with its grouped products, where transformers is installed. `products` is no layer but the matrix products
 alone that an even load asks for, against the dense layer's: the ceiling of every kernel that is made of such products,
@@ -37,7 +37,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmopt.arch.experts import experts_grouped, experts_loop
+from lmopt.arch import experts_fused
+from lmopt.arch.experts import experts_auto, experts_grouped, experts_loop
 from lmopt.arch.ffn import SwiGluFfn
 from lmopt.arch.moe import MoeFfn
 from lmopt.compute.memory import tune_allocator
@@ -117,6 +118,9 @@ def step(layer: nn.Module, x_BTD: Tensor, clock: Callable[[], float]) -> float:
 
 
 KERNELS: dict[str, Experts] = {"grouped": experts_grouped, "naive": naive, "loop": experts_loop}
+FUSED = "fused"
+if experts_fused.obstacle() is None:
+    KERNELS = {FUSED: experts_auto, **KERNELS}
 PRODUCTS = "products"
 HEAP = "+heap"
 PEERS = {"mixtral": "eager", "mixtral-grouped": "grouped_mm"}
@@ -285,6 +289,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     arguments = parser.parse_args()
     for kernel in arguments.layers.split(","):
+        if kernel == FUSED and kernel not in known:
+            parser.error(f"--layers: no fused kernel here: {experts_fused.obstacle()}")
         if kernel not in known:
             parser.error(f"--layers: {kernel!r} is none of {', '.join(known)}")
     print(f"torch {torch.__version__}, {arguments.threads} threads", file=sys.stderr)

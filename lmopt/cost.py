@@ -81,6 +81,8 @@ class FfnCost:
     flops_per_token: int
     router_flops_per_token: int = 0
     activations_per_token: int = 0
+    fused_activations_per_token: int = 0
+    """The same where experts run in the fused kernel of a CPU, which keeps their inner layer alone."""
     """Numbers kept for the backward pass, a token."""
     noise_flops_per_token: int = 0
     """Of a router's noise, which is drawn in training only."""
@@ -142,6 +144,7 @@ def _moe_cost(ffn: Moe, width: int, tokens: int | None) -> FfnCost:
         rows = ffn.routing.capacity_factor
         if tokens is not None:
             rows = ffn.experts * ffn.routing.capacity(tokens, ffn.experts) / tokens
+    beside = width + 4 * ffn.experts + ffn.shared * matrices * hidden
     return FfnCost(
         parameters_total=ffn.experts * expert + shared + router,
         parameters_active=ffn.top_k * expert + shared + router,
@@ -150,9 +153,8 @@ def _moe_cost(ffn: Moe, width: int, tokens: int | None) -> FfnCost:
         noise_flops_per_token=2 * scores if noisy else 0,
         padding_flops_per_token=2 * expert * (rows - ffn.top_k),
         last_product_flops_per_token=2 * width * ffn.shared * hidden,
-        activations_per_token=round(
-            rows * (2 * width + matrices * hidden) + width + 4 * ffn.experts + ffn.shared * matrices * hidden
-        ),
+        activations_per_token=round(rows * (2 * width + matrices * hidden) + beside),
+        fused_activations_per_token=round(rows * (matrices - 1) * hidden + beside),
     )
 
 

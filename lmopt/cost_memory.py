@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lmopt import native
 from lmopt.cost import ffn_cost, keeps_probabilities, parameters
 from lmopt.recipe import Moe, Recipe, Recompute
 
@@ -71,7 +72,8 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
         numbers *= SPARSE_AGAIN_SHARE
     elif recipe.batching.kind == "length_warmup":
         numbers *= 1 + CHANGING_SHARE
-    copies = (held.total - held.embedding) * max(1, layers - again) / layers + held.embedding
+    copied = held.total - held.embedding - (_expert_parameters(recipe) if _fused(recipe) else 0)
+    copies = copied * max(1, layers - again) / layers + held.embedding
     copies *= recipe.precision.copy_bytes * (1.0 if again or sparse else CAST_SHARE)
     kept_and_gradient = 2 * recipe.precision.weight_bytes
     state = held.total * (kept_and_gradient + recipe.optimizer.state_bytes)
@@ -99,8 +101,25 @@ def _compiled_bytes(recipe: Recipe) -> int:
     if recipe.precision.arithmetic != "bf16":
         return 0
     # with a capacity experts have always as many rows
-    experts = COMPILED_EXPERTS_BYTES if isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch" else 0
-    return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+    changing = isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch" and not _fused(recipe)
+    return COMPILED_EXPERTS_BYTES * changing + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+
+
+def _fused(recipe: Recipe) -> bool:
+    """Whether experts will run in the fused kernel (lmopt.arch.experts_fused), as far as can be told without torch."""
+    ffn, width = recipe.ffn, recipe.model.width
+    if not isinstance(ffn, Moe) or ffn.kernel != "auto" or recipe.precision.arithmetic != "bf16":
+        return False
+    whole = width % native.MULTIPLE == 0 and ffn.hidden_for(width) % native.MULTIPLE == 0
+    return whole and not native.has_gpu() and native.obstacle() is None
+
+
+def _expert_parameters(recipe: Recipe) -> int:
+    """Those of all experts but the shared ones."""
+    ffn, model = recipe.ffn, recipe.model
+    assert isinstance(ffn, Moe)
+    matrices = 3 if ffn.activation == "swiglu" else 2
+    return model.layers * ffn.experts * matrices * model.width * ffn.hidden_for(model.width)
 
 
 def _fewer_sequences(recipe: Recipe) -> int:
@@ -119,13 +138,13 @@ def _product_bytes(recipe: Recipe) -> int:
 
 def _kept_per_token(recipe: Recipe) -> int:
     """Numbers that one block keeps for backward, a token."""
-    model, length = recipe.model, recipe.batching.length
+    model, length, ffn = recipe.model, recipe.batching.length, ffn_cost(recipe.ffn, recipe.model.width)
     return (
         2 * model.width  # residual stream before each half of a block
         + 2 * model.width  # normalised inputs of the two halves
         + (2 * model.heads + 3 * model.key_heads) * model.head_width  # projections, turned queries and keys
         + model.width  # attention's output
-        + ffn_cost(recipe.ffn, model.width).activations_per_token
+        + (ffn.fused_activations_per_token if _fused(recipe) else ffn.activations_per_token)
         + (model.heads * length * 5 // 8 if keeps_probabilities("cpu", length) else 0)  # causal half, by blocks
     )
 

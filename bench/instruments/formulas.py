@@ -74,8 +74,12 @@ def experts_flops(
 
 def experts_backward_flops(*arguments: Any, **__: Any) -> int:
     """Two products for each of the forward pass: gradients of its inputs and of its weights."""
-    up, down, kind, token, ends, rows = arguments[6:12]
-    return 2 * experts_flops((), up, down, kind, token, ends, rows)
+    return 2 * experts_flops((), *arguments[6:12])
+
+
+def experts_fused_backward_flops(*arguments: Any, **__: Any) -> int:
+    """The same, and what was kept for it is less."""
+    return 2 * experts_flops((), *arguments[4:10])
 
 
 FORMULAS: Mapping[str, Formula] = {
@@ -95,6 +99,8 @@ FORMULAS: Mapping[str, Formula] = {
     "lmopt::causal_attention_backward": attention_backward_kept,
     "lmopt::experts_forward": experts_flops,
     "lmopt::experts_backward": experts_backward_flops,
+    "lmopt::experts_fused_forward": experts_flops,
+    "lmopt::experts_fused_backward": experts_fused_backward_flops,
     "lmopt::filled_up_product": product_flops,
     "lmopt::grouped_linear": grouped_linear_flops,
     "lmopt::grouped_outer": grouped_outer_flops,

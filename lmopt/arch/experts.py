@@ -6,6 +6,7 @@ spare ones at the end (other letters: see transformer.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 from lmopt.arch import activation
 from lmopt.arch.experts_cpu import ROW_BLOCK, experts_backward, experts_forward
 from lmopt.arch.experts_cuda import grouped_backward, grouped_forward
+from lmopt.arch.experts_fused import fused_backward, fused_forward, suits
 
 
 def experts_loop(
@@ -38,6 +40,20 @@ def experts_loop(
     return y_ND
 
 
+def experts_auto(
+    x_ND: Tensor,
+    gate_NK: Tensor,
+    expert_NK: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    kind: str,
+    capacity: int | None = None,
+) -> Tensor:
+    """The fused kernel where there is one for these tensors, the grouped products elsewhere."""
+    passes = FUSED if suits(x_ND, up_EFD, down_EDF) else _grouped(x_ND)
+    return _in_rows(passes, x_ND, gate_NK, expert_NK, up_EFD, down_EDF, kind, capacity)
+
+
 def experts_grouped(
     x_ND: Tensor,
     gate_NK: Tensor,
@@ -51,11 +67,39 @@ def experts_grouped(
 
     With a capacity each expert computes that many rows, filled or not, and what does not fit adds nothing.
     """
+    return _in_rows(_grouped(x_ND), x_ND, gate_NK, expert_NK, up_EFD, down_EDF, kind, capacity)
+
+
+class _Passes(NamedTuple):
+    """Two operators, which take and return the same but for what the first keeps for the second."""
+
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+FUSED = _Passes(fused_forward, fused_backward)
+_CPU, _CUDA = _Passes(experts_forward, experts_backward), _Passes(grouped_forward, grouped_backward)
+
+
+def _grouped(x_ND: Tensor) -> _Passes:
+    return _CUDA if x_ND.is_cuda else _CPU
+
+
+def _in_rows(
+    passes: _Passes,
+    x_ND: Tensor,
+    gate_NK: Tensor,
+    expert_NK: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    kind: str,
+    capacity: int | None,
+) -> Tensor:
     experts = len(up_EFD)
     rows = sort_slots(expert_NK, experts) if capacity is None else place_slots(expert_NK, experts, capacity)
     if rows.kept_NK is not None:
         gate_NK = gate_NK * rows.kept_NK
-    return _Experts.apply(x_ND, gate_NK.to(x_ND.dtype), up_EFD, down_EDF, kind, *rows)
+    return _Experts.apply(passes, x_ND, gate_NK.to(x_ND.dtype), up_EFD, down_EDF, kind, *rows)
 
 
 class _Experts(torch.autograd.Function):
@@ -64,9 +108,10 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        passes: _Passes,
         x_ND: Tensor,
         gate_NK: Tensor,
-        up_EFD: Tensor,
+        up_EGD: Tensor,
         down_EDF: Tensor,
         kind: str,
         token_S: Tensor,
@@ -74,27 +119,27 @@ class _Experts(torch.autograd.Function):
         ends_E: Tensor,
         kept_NK: Tensor | None,
     ) -> Tensor:
-        forward = grouped_forward if x_ND.is_cuda else experts_forward
-        up, down = up_EFD.to(x_ND.dtype), down_EDF.to(x_ND.dtype)
-        made = forward(x_ND, up, down, kind, token_S, ends_E, len(token_S) - ROW_BLOCK)
-        ctx.save_for_backward(*made, up, down, gate_NK, token_S, slot_NK, ends_E, kept_NK)
-        ctx.kind, ctx.weight_dtype = kind, up_EFD.dtype
-        return functional.embedding_bag(slot_NK, made[0], mode="sum", per_sample_weights=gate_NK)
+        dtypes = () if passes is FUSED else (up_EGD.dtype,)  # the fused kernel takes weights as they are
+        up, down = (each if passes is FUSED else each.to(x_ND.dtype) for each in (up_EGD, down_EDF))
+        y_SD, *kept = passes.forward(x_ND, up, down, kind, token_S, ends_E, len(token_S) - ROW_BLOCK)
+        kept = [x_ND, *kept] if passes is FUSED else [y_SD, *kept]
+        ctx.save_for_backward(*kept, up, down, gate_NK, token_S, slot_NK, ends_E, kept_NK)
+        ctx.passes, ctx.kind, ctx.dtypes = passes, kind, dtypes
+        return functional.embedding_bag(slot_NK, y_SD, mode="sum", per_sample_weights=gate_NK)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        *made, gate_NK, token_S, slot_NK, ends_E, kept_NK = ctx.saved_tensors
-        backward = grouped_backward if grad_ND.is_cuda else experts_backward
+        *kept, gate_NK, token_S, slot_NK, ends_E, kept_NK = ctx.saved_tensors
         slot, rows = slot_NK.flatten(), len(token_S) - ROW_BLOCK
         # added, since dropped slots (gate 0) all name row 0; rows that no slot names have gate 0, and so no gradient
         gate_S = gate_NK.new_zeros(len(token_S)).scatter_add_(0, slot, gate_NK.flatten())
-        grad_x_SD, grad_gate_S, grad_up, grad_down = backward(
-            grad_ND, gate_S, *made, ctx.kind, token_S, ends_E, rows, ctx.weight_dtype
+        grad_x_SD, grad_gate_S, grad_up, grad_down = ctx.passes.backward(
+            grad_ND, gate_S, *kept, ctx.kind, token_S, ends_E, rows, *ctx.dtypes
         )
-        grad_gate_NK = grad_gate_S.index_select(0, slot).view_as(gate_NK)
+        grad_gate_NK = grad_gate_S.index_select(0, slot).view_as(gate_NK).to(gate_NK.dtype)
         weight_NK = None if kept_NK is None else kept_NK.to(grad_x_SD.dtype)
         grad_x_ND = functional.embedding_bag(slot_NK, grad_x_SD, mode="sum", per_sample_weights=weight_NK)
-        return grad_x_ND, grad_gate_NK, grad_up, grad_down, *[None] * 5
+        return None, grad_x_ND, grad_gate_NK, grad_up, grad_down, *[None] * 5
 
 
 # --- which row holds which slot ------------------------------------------------------------------

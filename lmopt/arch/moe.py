@@ -8,25 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lmopt.arch.experts import experts_grouped, experts_loop
+from lmopt.arch import experts_fused
+from lmopt.arch.experts import experts_auto, experts_grouped, experts_loop
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.routing import balance_loss, slots_per_expert
 from lmopt.recipe import Model, Moe, builder
 
+KERNELS = {"auto": experts_auto, "grouped": experts_grouped, "loop": experts_loop}
+
 
 class MoeFfn(nn.Module):
-    """Router and experts. Expert matrices are stored outputs x inputs, stacked.
-
-    The kernel `auto` is the grouped one, which was the faster at every shape measured (docs/techniques/moe.md).
-    """
+    """Router and experts. Expert matrices are stored outputs x inputs, stacked."""
 
     def __init__(self, config: Moe, width: int) -> None:
         super().__init__()
         hidden = config.hidden_for(width)
         gated = config.activation == "swiglu"
         self.config = config
-        self.experts = experts_loop if config.kernel == "loop" else experts_grouped
+        self.experts = KERNELS[config.kernel]
         self.router = builder(config.routing)(config, width)
         self.up = nn.Parameter(torch.empty(config.experts, 2 * hidden if gated else hidden, width))
         self.down = nn.Parameter(torch.empty(config.experts, width, hidden))
@@ -70,6 +70,14 @@ class MoeFfn(nn.Module):
             "drop_rate": dropped / expert_NK.numel(),
             "load_max": load_E.max().item() * self.config.experts,
         } | {f"load/{expert}": share for expert, share in enumerate(load_E.tolist())}
+
+
+def kernel_in_use(config: Moe, width: int, dtype: torch.dtype, device: torch.device) -> tuple[str, str | None]:
+    """The kernel that trains a layer whose products are in this format, and why it is not the fused one."""
+    if config.kernel != "auto":
+        return config.kernel, "the recipe names another"
+    reason = experts_fused.unsuited(dtype, device, width, config.hidden_for(width))
+    return ("fused" if reason is None else "grouped"), reason
 
 
 def build(config: Moe, model: Model) -> nn.Module:

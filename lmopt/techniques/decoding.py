@@ -66,6 +66,10 @@ class EarlyExit(Technique):
     def misfits(self) -> Iterator[str]:
         if list(self.exits) != sorted(set(self.exits)):
             yield f"exits {list(self.exits)} must ascend"
+        if self.threshold is not None:
+            for name in ("risk", "level"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    yield f"{name} is that of a calibrated threshold, and `threshold` is given: leave out one of them"
 
 
 class ModelDraft(Plain):

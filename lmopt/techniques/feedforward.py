@@ -70,7 +70,8 @@ class Moe(Technique):
     z_loss: Weight | None = None
     """Weight of mean(logsumexp(router logits)^2). Default: 0.001, and 0 where `routing` has means of its own."""
     kernel: Literal["auto", "grouped", "loop"] = "auto"
-    """`grouped`: one grouped matrix product; `loop`: one product an expert (the reference); `auto`: the faster here."""
+    """`grouped`: products over rows sorted by expert; `loop`: one expert after the other (the reference); `auto`: a
+    kernel in C++ where bfloat16 trains on a CPU that can compile and run it, `grouped` elsewhere."""
 
     def hidden_for(self, width: int) -> int:
         """Inner width of one expert in a model of this width, rounded up to a multiple of 8 (grouped products)."""

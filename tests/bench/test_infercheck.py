@@ -45,6 +45,7 @@ def test_a_sound_one_is_sound(tmp_path: Path) -> None:
         (("name: int8", "name: draft"), "name 'draft' is given twice"),
         (("exits: [1]", "exits: [1, 2]"), "exit 2 of a model of 2 layers: 1 is possible"),
         (("exits: [1]", "exits: [2, 1]"), "must ascend"),
+        (("exits: [1]", "exits: [1], threshold: 0.9, risk: 0.2"), "risk is that of a calibrated threshold"),
         (("{kind: model, arm: all}", "{kind: exit, layer: 2}"), "drafts of layer 2 of 2"),
         (("new_tokens: 32", "new_tokens: 300"), "exceed the context of 256"),
         (("model: moe", "model: moe\n  validation: wiki"), "no validation set is named 'wiki'"),

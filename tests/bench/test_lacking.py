@@ -117,7 +117,7 @@ def test_without_a_compiler_the_arms_that_insist_on_one_are_named(
     moe = "change: {ffn: {kind: moe, experts: 8, top_k: 2}"
     suite = loaded(tmp_path, (f"{moe}}}", f"{moe}, compile: true}}"))
     assert lacking(suite) == ()
-    monkeypatch.setattr("bench.toolchain.NVIDIA", tmp_path / "no-driver")
+    monkeypatch.setattr("lmopt.native.NVIDIA", tmp_path / "no-driver")
     monkeypatch.setattr("bench.toolchain.shutil.which", lambda _program: None)
     (line,) = lacking(suite)
     assert line.startswith("not here: arm moe, compile: true: no C++ compiler")

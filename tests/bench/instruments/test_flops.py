@@ -239,6 +239,18 @@ def experts_backward_on_a_gpu():
     grouped_backward(x, torch.ones(16), *made, up, down, "relu2", token, ends, 12, torch.float32)
 
 
+def experts_backward_fused():
+    from lmopt.arch.experts_fused import fused_backward, fused_forward
+
+    def numbers(*shape, dtype=torch.bfloat16):
+        return torch.ones(shape, dtype=dtype, device="meta")
+
+    x, up, down = numbers(6, 16), numbers(3, 8, 16), numbers(3, 16, 8)
+    where = "relu2", numbers(16, dtype=torch.int64), numbers(3, dtype=torch.int32), 12
+    _, inner = fused_forward(x, up, down, *where)
+    fused_backward(x, numbers(16), x, inner, up, down, *where)
+
+
 PAIR = 2 * 2 * 4 * 8 * 8 * 16
 """One product of an attention of 2 sequences, 4 heads, 8 positions, head width 16."""
 GROUPED = 2 * 12 * 16 * 8
@@ -254,6 +266,8 @@ NEEDED = {
     "lmopt::causal_attention_backward": (lambda: attention_backward(True), 6 * PAIR, 4 * PAIR),
     "lmopt::experts_forward": (experts_backward, 6 * GROUPED, 2 * GROUPED),
     "lmopt::experts_backward": (experts_backward, 6 * GROUPED, 4 * GROUPED),
+    "lmopt::experts_fused_forward": (experts_backward_fused, 6 * GROUPED, 2 * GROUPED),
+    "lmopt::experts_fused_backward": (experts_backward_fused, 6 * GROUPED, 4 * GROUPED),
     "lmopt::grouped_linear": (experts_backward_on_a_gpu, 6 * GROUPED, 4 * GROUPED),
     "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
