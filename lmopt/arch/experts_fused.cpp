@@ -14,7 +14,10 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <set>
 #include <type_traits>
+#include <utility>
 
 namespace {
 
@@ -26,9 +29,11 @@ using word = uint32_t;  // two of them, the lower one first
 constexpr int64_t kLanes = 16;     // float32 numbers of a register
 constexpr int64_t kRows = 256;     // of a tile
 constexpr int64_t kColumns = 64;   // of a tile
-constexpr int64_t kDepth = 512;    // rows that one product sums into a weight's gradient
+constexpr int64_t kDepth = 256;    // rows that one product sums into a weight's gradient
+constexpr int64_t kLead = 288;     // numbers between columns of so many rows: no power of two, which share cache lines
 constexpr int64_t kFilled = 8;     // rows are filled up with zeros to a multiple of this, in backward
 constexpr int64_t kBlock = 16;     // of this: products are compiled for every shape
+static_assert(kDepth == kRows);    // a tile's columns are one piece
 constexpr int64_t kAhead = 64;     // numbers between what is packed of a matrix and what is fetched of it
 
 int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -138,23 +143,37 @@ void pack(const W* w, int64_t ldw, int64_t n, int64_t k, word* to, int64_t ldo) 
     }
 }
 
-// A tile of a weight's gradient, m x n of `to`: the sum over k rows of a (already transposed) times b.
+// A tile of a weight's gradient, m x n of `to`: the sum over k rows of a^T b. Of `a` each column lies in one piece, of all
+// columns first kDepth rows, `stride` numbers on the next.
 template <typename W>
-void outer(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda, const word* b, int64_t ldb, W* to, int64_t ldo,
-           float* c) {
+void outer(int64_t m, int64_t n, int64_t k, const half* a, int64_t stride, const word* b, int64_t ldb, W* to,
+           int64_t ldo, float* c) {
   for (int64_t at = 0; at < k; at += kDepth)
-    product(m, n, std::min(kDepth, k - at), a + at, lda, b + at / 2 * ldb, ldb, c, at > 0);
+    product(m, n, std::min(kDepth, k - at), a + at / kDepth * stride, kLead, b + at / 2 * ldb, ldb, c, at > 0);
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < n; j += kLanes) store_past(to + i * ldo + j, Vec::loadu(c + i * n + j));
 }
 
 // --- one expert's rows ---------------------------------------------------------------------------
 
+// Memory that the next call uses again: experts have other numbers of rows at every step, and blocks of ever other sizes
+// would leave holes in the heap. It grows with the largest expert met, by a quarter more than was asked for.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : memory_(std::aligned_alloc(64, filled_up(bytes, 64)), &std::free) {
-    if (!memory_) throw std::bad_alloc();
-    next_ = static_cast<char*>(memory_.get());
+  explicit Scratch(int64_t bytes) {
+    thread_local struct {
+      std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+      int64_t bytes = 0;
+    } kept;
+    if (bytes > kept.bytes) {
+      kept.memory.reset();  // first, or both are held
+      kept.bytes = 0;
+      const int64_t asked = filled_up(bytes + bytes / 4, 64);
+      kept.memory.reset(std::aligned_alloc(64, asked));
+      if (!kept.memory) throw std::bad_alloc();
+      kept.bytes = asked;
+    }
+    next_ = static_cast<char*>(kept.memory.get());
   }
   template <typename T>
   T* take(int64_t count) {
@@ -164,7 +183,6 @@ class Scratch {
   }
 
  private:
-  std::unique_ptr<void, decltype(&std::free)> memory_;
   char* next_;
 };
 
@@ -190,6 +208,32 @@ struct Tile {
         high(std::min(kRows, rows - row)) {}
 };
 
+// Compile every product that a layer of this shape can ask for, in each thread that will: oneDNN does so when it meets one,
+// and what it then keeps for good would lie between blocks of activations, whose holes nothing fits in any more.
+template <bool gated>
+void compile(int64_t D, int64_t F) {
+  thread_local std::set<std::pair<int64_t, int64_t>> compiled;
+  if (!compiled.emplace(D, F).second) return;
+  constexpr int64_t P = gated ? 2 : 1, FB = kColumns / P;
+  const int64_t G = P * F;
+  const std::unique_ptr<half[]> operand(new half[kRows * std::max({D, G, kLead})]());
+  const std::unique_ptr<word[]> packed(new word[std::max(D, G) / 2 * kColumns + kDepth / 2 * std::max(D, F)]());
+  const std::unique_ptr<float[]> c(new float[kRows * kColumns]);
+  const auto ask = [&](int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, bool add) {
+    if (m > 0 && n > 0) product(m, n, k, operand.get(), lda, packed.get(), ldb, c.get(), add);
+  };
+  const auto tile = [&](int64_t m, int64_t columns, int64_t most, int64_t parts, int64_t k) {
+    for (int64_t n : {std::min(columns, most), columns % most}) ask(m, parts * n, k, k, parts * n, false);
+  };
+  for (int64_t m = kFilled; m <= kRows; m += kFilled) tile(m, F, FB, P, D), tile(m, D, kColumns, 1, F);
+  for (int64_t m = kBlock; m <= kRows; m += kBlock) tile(m, F, FB, 1, D), tile(m, D, kColumns, 1, G);
+  for (int64_t k = kBlock; k <= kDepth; k += kBlock)
+    for (bool add : {false, true})
+      for (auto [rows, columns] : {std::pair(D, F), std::pair(G, D)})
+        for (int64_t m : {std::min(rows, kRows), rows % kRows})
+          for (int64_t n : {std::min(columns, kColumns), columns % kColumns}) ask(m, n, k, kLead, columns, add);
+}
+
 // `y` gets a row's result each. `inner` (S x G) is for the backward pass alone: of each expert block after block of its
 // columns, in each row after row, gate before up: it is read in the order in which it was written.
 template <bool gated, typename W>
@@ -206,6 +250,7 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
   auto* down_T = scratch.take<word>(F / 2 * D);
 #pragma omp parallel num_threads(shape.threads)
   {
+    compile<gated>(D, F);
     alignas(64) float c[kRows * kColumns];
     for (int64_t e = 0, start = 0; e < E; start = ends[e++]) {
       const int64_t rows = ends[e] - start, padded = filled_up(rows, kFilled), tiles = blocks(padded, kRows);
@@ -272,17 +317,14 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
   const int64_t* token = shape.token;
   const int32_t* ends = shape.ends;
   const int64_t G = P * F, most = shape.most_rows();
-  int64_t ld = 512;
-  while (ld < most) ld += ld / 2;  // few leading dimensions, each is compiled for
-  ld = filled_up(ld, kBlock) + kBlock;  // and none a power of two, whose rows share one place in the cache
   const int64_t f_blocks = blocks(F, FB), d_blocks = blocks(D, kColumns);
-  Scratch scratch(2 * (most * (2 * D + F + G) + (D + G) * ld + G * D + F * D + D) + 4 * most * f_blocks + 10 * 64);
+  Scratch scratch(2 * (most * (2 * D + F + G) + blocks(most, kDepth) * kLead * (D + G) + G * D + F * D + D) + 4 * most * f_blocks + 10 * 64);
   auto* grad_RD = scratch.take<half>(most * D);
-  auto* grad_DR = scratch.take<half>(D * ld);
+  auto* grad_DR = scratch.take<half>(blocks(most, kDepth) * D * kLead);
   auto* x_RD = scratch.take<word>(most / 2 * D);
   auto* h_RF = scratch.take<word>(most / 2 * F);
   auto* inner_RG = scratch.take<half>(most * G);  // gradients of the inner layer
-  auto* inner_GR = scratch.take<half>(G * ld);
+  auto* inner_GR = scratch.take<half>(blocks(most, kDepth) * G * kLead);
   auto* down_T = scratch.take<word>(D / 2 * F);
   auto* up_T = scratch.take<word>(G / 2 * D);
   auto* gate_RB = scratch.take<float>(most * f_blocks);
@@ -311,7 +353,8 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
         }
         for (int64_t d = 0; d < D; d += kLanes) {
           pack(grad_RD + block * D + d, D, kLanes, kBlock, words, kLanes);
-          transpose(words, kLanes, reinterpret_cast<word*>(grad_DR + d * ld + block), ld / 2, kBlock / 2, kLanes);
+          half* columns = grad_DR + block / kDepth * D * kLead + d * kLead + block % kDepth;
+          transpose(words, kLanes, reinterpret_cast<word*>(columns), kLead / 2, kBlock / 2, kLanes);
         }
       }
 #pragma omp for nowait
@@ -354,10 +397,10 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
             }
             for (int64_t i = 0; i < 2; i++) gate_RB[(tile.row + r + i) * f_blocks + b] = _mm512_reduce_add_ps(sum[i]);
           }
-          for (int64_t p = 0; p < P; p++)
-            transpose(words + p * kRows / 2 * FB, FB,
-                      reinterpret_cast<word*>(inner_GR + (p * F + tile.column) * ld + tile.row), ld / 2, tile.high / 2,
-                      tile.wide);
+          for (int64_t p = 0; p < P; p++) {
+            half* columns = inner_GR + t * G * kLead + (p * F + tile.column) * kLead;
+            transpose(words + p * kRows / 2 * FB, FB, reinterpret_cast<word*>(columns), kLead / 2, tile.high / 2, tile.wide);
+          }
         }
 #pragma omp for nowait
       for (int64_t r = 0; r < rows; r++) {
@@ -378,14 +421,14 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
       for (int64_t b = 0; b < blocks(F, kColumns); b++)
         for (int64_t t = 0; t < blocks(D, kRows); t++) {
           const Tile tile(b, t, F, D);
-          outer(tile.high, tile.wide, padded, grad_DR + tile.row * ld, ld, h_RF + tile.column, F,
+          outer(tile.high, tile.wide, padded, grad_DR + tile.row * kLead, D * kLead, h_RF + tile.column, F,
                 grad_down + (e * D + tile.row) * F + tile.column, F, c);
         }
 #pragma omp for collapse(2)
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < blocks(G, kRows); t++) {
           const Tile tile(b, t, D, G);
-          outer(tile.high, tile.wide, padded, inner_GR + tile.row * ld, ld, x_RD + tile.column, D,
+          outer(tile.high, tile.wide, padded, inner_GR + tile.row * kLead, G * kLead, x_RD + tile.column, D,
                 grad_up + (e * G + tile.row) * D + tile.column, D, c);
         }
     }
