@@ -32,6 +32,8 @@ to block. Read off a billion parameters, with sequences of one length and growin
 COMPILED_EXPERTS_BYTES = 240 * 2**20
 """What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step: one is compiled
 for each, most of them in the first fifty steps (docs/techniques/moe.md)."""
+FUSED_EXPERTS_BYTES = 16 * 2**20
+"""The same of the fused kernel, which compiles a few hundred small products before it begins."""
 COMPILED_BLOCK_BYTES = 12 * 2**20
 """The same of a dense block's products, forward and backward, for each number of sequences that go through it: 12 to 15
 products of 0.6 to 0.7 MiB. Read off layers left out for some of 8, 16 and 32 sequences."""
@@ -100,9 +102,12 @@ def _compiled_bytes(recipe: Recipe) -> int:
     """What products take that are compiled anew, as they have other numbers of rows from step to step."""
     if recipe.precision.arithmetic != "bf16":
         return 0
-    # with a capacity experts have always as many rows
-    changing = isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch" and not _fused(recipe)
-    return COMPILED_EXPERTS_BYTES * changing + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+    experts = 0
+    if _fused(recipe):
+        experts = FUSED_EXPERTS_BYTES
+    elif isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch":  # with a capacity rows are always as many
+        experts = COMPILED_EXPERTS_BYTES
+    return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
 
 
 def _fused(recipe: Recipe) -> bool:

@@ -216,9 +216,11 @@ void compile(int64_t D, int64_t F) {
   if (!compiled.emplace(D, F).second) return;
   constexpr int64_t P = gated ? 2 : 1, FB = kColumns / P;
   const int64_t G = P * F;
-  const std::unique_ptr<half[]> operand(new half[kRows * std::max({D, G, kLead})]());
-  const std::unique_ptr<word[]> packed(new word[std::max(D, G) / 2 * kColumns + kDepth / 2 * std::max(D, F)]());
-  const std::unique_ptr<float[]> c(new float[kRows * kColumns]);
+  const std::unique_ptr<half[]> operand(new (std::nothrow) half[kRows * std::max({D, G, kLead})]());
+  const std::unique_ptr<word[]> packed(
+      new (std::nothrow) word[std::max(D, G) / 2 * kColumns + kDepth / 2 * std::max(D, F)]());
+  const std::unique_ptr<float[]> c(new (std::nothrow) float[kRows * kColumns]);
+  if (!operand || !packed || !c) return;  // an exception would end the process here
   const auto ask = [&](int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, bool add) {
     if (m > 0 && n > 0) product(m, n, k, operand.get(), lda, packed.get(), ldb, c.get(), add);
   };
@@ -437,32 +439,42 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
   }
 }
 
-}  // namespace
-
-// Weights, and so their gradients, are float32 if `full`, bfloat16 otherwise; everything else is bfloat16, but gates.
-extern "C" {
-
-void lmopt_experts_forward(bool gated, bool full, int64_t D, int64_t F, int64_t E, int threads, const int64_t* token,
-                           const int32_t* ends, const half* x, const void* up, const void* down, half* y, half* inner) {
-  const Shape shape{D, F, E, token, ends, threads};
-  const auto run = [&]<typename W>(const W* matrices) {
-    auto* made = gated ? &forward<true, W> : &forward<false, W>;
-    made(shape, x, matrices, static_cast<const W*>(down), y, inner);
-  };
-  full ? run(static_cast<const float*>(up)) : run(static_cast<const half*>(up));
+// Calls a pass with weights of their type; no exception may reach the caller, which is not C++.
+template <typename Pass>
+bool enough_memory(bool full, const void* weights, const Pass& pass) {
+  try {
+    full ? pass(static_cast<const float*>(weights)) : pass(static_cast<const half*>(weights));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
 }
 
-void lmopt_experts_backward(bool gated, bool full, int64_t D, int64_t F, int64_t E, int threads, const int64_t* token,
+}  // namespace
+
+// False where memory does not suffice. Weights, and so their gradients, are float32 if `full`, bfloat16 otherwise;
+// everything else is bfloat16, but gates.
+extern "C" {
+
+bool lmopt_experts_forward(bool gated, bool full, int64_t D, int64_t F, int64_t E, int threads, const int64_t* token,
+                           const int32_t* ends, const half* x, const void* up, const void* down, half* y, half* inner) {
+  const Shape shape{D, F, E, token, ends, threads};
+  return enough_memory(full, up, [&]<typename W>(const W* matrices) {
+    auto* made = gated ? &forward<true, W> : &forward<false, W>;
+    made(shape, x, matrices, static_cast<const W*>(down), y, inner);
+  });
+}
+
+bool lmopt_experts_backward(bool gated, bool full, int64_t D, int64_t F, int64_t E, int threads, const int64_t* token,
                             const int32_t* ends, const half* grad, const float* gate, const half* x, const half* inner,
                             const void* up, const void* down, half* grad_x, float* grad_gate, void* grad_up,
                             void* grad_down) {
   const Shape shape{D, F, E, token, ends, threads};
-  const auto run = [&]<typename W>(const W* matrices) {
+  return enough_memory(full, up, [&]<typename W>(const W* matrices) {
     auto* made = gated ? &backward<true, W> : &backward<false, W>;
     made(shape, grad, gate, x, inner, matrices, static_cast<const W*>(down), grad_x, grad_gate,
          static_cast<W*>(grad_up), static_cast<W*>(grad_down));
-  };
-  full ? run(static_cast<const float*>(up)) : run(static_cast<const half*>(up));
+  });
 }
 
 }  // extern "C"

@@ -132,12 +132,14 @@ def _gradients(gate_S: Tensor, x_ND: Tensor, up_EGD: Tensor, down_EDF: Tensor) -
 
 def _call(name: str, kind: str, up_EGD: Tensor, down_EDF: Tensor, token_S: Tensor, ends_E: Tensor, *of: Tensor) -> None:
     experts, width, hidden = down_EDF.shape
-    _kernel()[name](
+    done = _kernel()[name](
         kind == "swiglu",
         up_EGD.dtype == torch.float32,
         *(width, hidden, experts, torch.get_num_threads()),
         *(tensor.data_ptr() for tensor in (token_S, ends_E, *of)),
     )
+    if not done:
+        raise MemoryError(f"not enough memory for the {name} pass of {experts} experts ({len(token_S)} rows)")
 
 
 @functools.cache
@@ -148,5 +150,5 @@ def _kernel() -> dict[str, Any]:
     sizes = [ctypes.c_bool, ctypes.c_bool, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     for name, pointers in (("forward", 7), ("backward", 12)):
         passes[name].argtypes = sizes + [ctypes.c_void_p] * pointers
-        passes[name].restype = None
+        passes[name].restype = ctypes.c_bool
     return passes

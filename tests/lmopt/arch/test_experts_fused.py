@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -162,6 +165,29 @@ def test_shapes_without_data():
         return [(each.shape, each.dtype) for each in (y, inner, *made)]
 
     assert shapes("meta") == shapes("cpu")
+
+
+@needs_kernel
+def test_no_memory_is_an_error_like_any_other():
+    """In a process of its own, whose address space ends a little above what it has."""
+    script = """
+import resource, torch
+from lmopt.arch import experts_fused
+assert experts_fused.obstacle() is None
+torch.set_num_threads(1)
+up, down = torch.ones(1, 8192, 512), torch.ones(1, 512, 4096)
+x, token = torch.ones(64, 512).bfloat16(), torch.zeros(64, dtype=torch.int64)
+ends = torch.tensor([64], dtype=torch.int32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, used + 2**23))
+try:
+    experts_fused.fused_forward(x, up, down, "swiglu", token, ends, 64)
+except MemoryError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not enough memory for the forward pass of 1 experts (64 rows)" in done.stdout
 
 
 # --- where it is not used ------------------------------------------------------------------------
