@@ -1,5 +1,5 @@
-// What experts compute on a CPU in bfloat16, forward and backward: one expert after the other, each in a few passes over
-// tiles that stay in the cache. Gathering, casting, packing, activations and gates are done on the way.
+// What experts compute on a CPU in bfloat16, forward and backward: one expert after the other, each in a few passes
+// over tiles that stay in the cache. Gathering, casting, packing, activations and gates are done on the way.
 //
 // Letters: N tokens, S rows (slots in the order of their experts), E experts, D width, F inner width, P parts of the
 // inner layer (gate and up, or one), G = P x F. Products are oneDNN's, as torch offers them to its own kernels
@@ -26,15 +26,15 @@ using Vec = at::vec::Vectorized<float>;
 using half = uint16_t;  // a bfloat16's bits
 using word = uint32_t;  // two of them, the lower one first
 
-constexpr int64_t kLanes = 16;     // float32 numbers of a register
-constexpr int64_t kRows = 256;     // of a tile
-constexpr int64_t kColumns = 64;   // of a tile
-constexpr int64_t kDepth = 256;    // rows that one product sums into a weight's gradient
-constexpr int64_t kLead = 288;     // numbers between columns of so many rows: no power of two, which share cache lines
-constexpr int64_t kFilled = 8;     // rows are filled up with zeros to a multiple of this, in backward
-constexpr int64_t kBlock = 16;     // of this: products are compiled for every shape
-static_assert(kDepth == kRows);    // a tile's columns are one piece
-constexpr int64_t kAhead = 64;     // numbers between what is packed of a matrix and what is fetched of it
+constexpr int64_t kLanes = 16;    // float32 numbers of a register
+constexpr int64_t kRows = 256;    // of a tile
+constexpr int64_t kColumns = 64;  // of a tile
+constexpr int64_t kDepth = 256;   // rows that one product sums into a weight's gradient
+constexpr int64_t kLead = 288;    // numbers between columns of so many rows: no power of two, which share cache lines
+constexpr int64_t kFilled = 8;    // rows are filled up with zeros to a multiple of this, in backward
+constexpr int64_t kBlock = 16;    // of this: products are compiled for every shape
+static_assert(kDepth == kRows);   // a tile's columns are one piece
+constexpr int64_t kAhead = 64;    // numbers between what is packed of a matrix and what is fetched of it
 
 int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 int64_t filled_up(int64_t n, int64_t size) { return blocks(n, size) * size; }
@@ -108,10 +108,9 @@ void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda, const 
 void transpose(const word* from, int64_t ld_from, word* to, int64_t ld_to, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; i += kLanes)
     for (int64_t j = 0; j < columns; j += kLanes)
-      at::vec::transpose_mxn<float>(reinterpret_cast<const float*>(from + i * ld_from + j), ld_from,
-                                    reinterpret_cast<float*>(to + j * ld_to + i), ld_to,
-                                    static_cast<int>(std::min(kLanes, rows - i)),
-                                    static_cast<int>(std::min(kLanes, columns - j)));
+      at::vec::transpose_mxn<float>(
+          reinterpret_cast<const float*>(from + i * ld_from + j), ld_from, reinterpret_cast<float*>(to + j * ld_to + i),
+          ld_to, static_cast<int>(std::min(kLanes, rows - i)), static_cast<int>(std::min(kLanes, columns - j)));
 }
 
 // B of a product with W^T, from `n` rows of W (n x k).
@@ -143,8 +142,8 @@ void pack(const W* w, int64_t ldw, int64_t n, int64_t k, word* to, int64_t ldo) 
     }
 }
 
-// A tile of a weight's gradient, m x n of `to`: the sum over k rows of a^T b. Of `a` each column lies in one piece, of all
-// columns first kDepth rows, `stride` numbers on the next.
+// A tile of a weight's gradient, m x n of `to`: the sum over k rows of a^T b. Of `a` each column lies in one piece, of
+// all columns first kDepth rows, `stride` numbers on the next.
 template <typename W>
 void outer(int64_t m, int64_t n, int64_t k, const half* a, int64_t stride, const word* b, int64_t ldb, W* to,
            int64_t ldo, float* c) {
@@ -156,8 +155,8 @@ void outer(int64_t m, int64_t n, int64_t k, const half* a, int64_t stride, const
 
 // --- one expert's rows ---------------------------------------------------------------------------
 
-// Memory that the next call uses again: experts have other numbers of rows at every step, and blocks of ever other sizes
-// would leave holes in the heap. It grows with the largest expert met, by a quarter more than was asked for.
+// Memory that the next call uses again: experts have other numbers of rows at every step, and blocks of ever other
+// sizes would leave holes in the heap. It grows with the largest expert met, by a quarter more than was asked for.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
@@ -208,8 +207,8 @@ struct Tile {
         high(std::min(kRows, rows - row)) {}
 };
 
-// Compile every product that a layer of this shape can ask for, in each thread that will: oneDNN does so when it meets one,
-// and what it then keeps for good would lie between blocks of activations, whose holes nothing fits in any more.
+// Compile every product that a layer of this shape can ask for, in each thread that will: oneDNN does so when it meets
+// one, and what it then keeps for good would lie between blocks of activations, whose holes nothing fits in any more.
 template <bool gated>
 void compile(int64_t D, int64_t F) {
   thread_local std::set<std::pair<int64_t, int64_t>> compiled;
@@ -217,8 +216,8 @@ void compile(int64_t D, int64_t F) {
   constexpr int64_t P = gated ? 2 : 1, FB = kColumns / P;
   const int64_t G = P * F;
   const std::unique_ptr<half[]> operand(new (std::nothrow) half[kRows * std::max({D, G, kLead})]());
-  const std::unique_ptr<word[]> packed(
-      new (std::nothrow) word[std::max(D, G) / 2 * kColumns + kDepth / 2 * std::max(D, F)]());
+  const std::unique_ptr<word[]> packed(new (std::nothrow)
+                                           word[std::max(D, G) / 2 * kColumns + kDepth / 2 * std::max(D, F)]());
   const std::unique_ptr<float[]> c(new (std::nothrow) float[kRows * kColumns]);
   if (!operand || !packed || !c) return;  // an exception would end the process here
   const auto ask = [&](int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, bool add) {
@@ -320,7 +319,8 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
   const int32_t* ends = shape.ends;
   const int64_t G = P * F, most = shape.most_rows();
   const int64_t f_blocks = blocks(F, FB), d_blocks = blocks(D, kColumns);
-  Scratch scratch(2 * (most * (2 * D + F + G) + blocks(most, kDepth) * kLead * (D + G) + G * D + F * D + D) + 4 * most * f_blocks + 10 * 64);
+  Scratch scratch(2 * (most * (2 * D + F + G) + blocks(most, kDepth) * kLead * (D + G) + G * D + F * D + D) +
+                  4 * most * f_blocks + 10 * 64);
   auto* grad_RD = scratch.take<half>(most * D);
   auto* grad_DR = scratch.take<half>(blocks(most, kDepth) * D * kLead);
   auto* x_RD = scratch.take<word>(most / 2 * D);
@@ -350,7 +350,8 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
       for (int64_t block = 0; block < padded; block += kBlock) {
         for (int64_t r = block; r < block + kBlock; r += 2) {
           const half *low = row(x, r), *high = row(x, r + 1);
-          for (int64_t d = 0; d < D; d += kLanes) _mm512_storeu_si512(x_RD + r / 2 * D + d, paired(both(low + d, high + d)));
+          for (int64_t d = 0; d < D; d += kLanes)
+            _mm512_storeu_si512(x_RD + r / 2 * D + d, paired(both(low + d, high + d)));
           for (int64_t i = r; i < r + 2; i++) std::memcpy(grad_RD + i * D, row(grad, i), sizeof(half) * D);
         }
         for (int64_t d = 0; d < D; d += kLanes) {
@@ -401,7 +402,8 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
           }
           for (int64_t p = 0; p < P; p++) {
             half* columns = inner_GR + t * G * kLead + (p * F + tile.column) * kLead;
-            transpose(words + p * kRows / 2 * FB, FB, reinterpret_cast<word*>(columns), kLead / 2, tile.high / 2, tile.wide);
+            transpose(words + p * kRows / 2 * FB, FB, reinterpret_cast<word*>(columns), kLead / 2, tile.high / 2,
+                      tile.wide);
           }
         }
 #pragma omp for nowait
