@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from lmopt import native
 from lmopt.cost import ffn_cost, keeps_probabilities, parameters
@@ -32,8 +33,9 @@ to block. Read off a billion parameters, with sequences of one length and growin
 COMPILED_EXPERTS_BYTES = 240 * 2**20
 """What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step: one is compiled
 for each, most of them in the first fifty steps (docs/techniques/moe.md)."""
-FUSED_EXPERTS_BYTES = 16 * 2**20
-"""The same of the fused kernel, which compiles a few hundred small products before it begins."""
+FUSED_EXPERTS_BYTES = 10 * 2**20
+FUSED_THREAD_BYTES = 6 * 2**20
+"""The same of the fused kernel, which compiles a few hundred small products before it begins, in each thread."""
 COMPILED_BLOCK_BYTES = 12 * 2**20
 """The same of a dense block's products, forward and backward, for each number of sequences that go through it: 12 to 15
 products of 0.6 to 0.7 MiB. Read off layers left out for some of 8, 16 and 32 sequences."""
@@ -65,7 +67,10 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     """
     held, model, layers, sparse = parameters(recipe), recipe.model, recipe.model.layers, isinstance(recipe.ffn, Moe)
     again = recipe.activations.layers_of(layers) if isinstance(recipe.activations, Recompute) else 0
-    block, inputs = _kept_per_token(recipe), model.width * (again + 4)  # and of the embedding, last norm and head
+    block, inputs = (
+        _kept_per_token(recipe, fused=_fused(recipe)),
+        model.width * (again + 4),
+    )  # and of the embedding, last norm and head
     numbers = (layers - (0 if sparse else again)) * block + inputs
     numbers += block * (1 + TRANSIENT_SHARE) if again and not sparse else (layers * block + inputs) * TRANSIENT_SHARE
     if again and not sparse:
@@ -88,7 +93,8 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     if recipe.teacher is not None:
         whole += 4 * parameters(recipe.teacher).total + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
-        numbers += _kept_per_token(recipe.teacher)  # a block at a time, nothing is kept
+        whole += _changing_bytes(recipe.teacher)
+        numbers += _kept_per_token(recipe.teacher, fused=False)  # a block at a time, nothing is kept
     return whole, round(recipe.batching.length * numbers * _product_bytes(recipe))
 
 
@@ -102,12 +108,16 @@ def _compiled_bytes(recipe: Recipe) -> int:
     """What products take that are compiled anew, as they have other numbers of rows from step to step."""
     if recipe.precision.arithmetic != "bf16":
         return 0
-    experts = 0
+    experts = _changing_bytes(recipe)
     if _fused(recipe):
-        experts = FUSED_EXPERTS_BYTES
-    elif isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch":  # with a capacity rows are always as many
-        experts = COMPILED_EXPERTS_BYTES
+        experts = FUSED_EXPERTS_BYTES + FUSED_THREAD_BYTES * (os.cpu_count() or 1)
     return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+
+
+def _changing_bytes(recipe: Recipe) -> int:
+    """What grouped products of experts take: with a capacity their rows are always as many."""
+    sparse = isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch"
+    return COMPILED_EXPERTS_BYTES if sparse and recipe.precision.arithmetic == "bf16" else 0
 
 
 def _fused(recipe: Recipe) -> bool:
@@ -141,7 +151,7 @@ def _product_bytes(recipe: Recipe) -> int:
     return 2 if recipe.precision.arithmetic == "bf16" else 4
 
 
-def _kept_per_token(recipe: Recipe) -> int:
+def _kept_per_token(recipe: Recipe, *, fused: bool) -> int:
     """Numbers that one block keeps for backward, a token."""
     model, length, ffn = recipe.model, recipe.batching.length, ffn_cost(recipe.ffn, recipe.model.width)
     return (
@@ -149,7 +159,7 @@ def _kept_per_token(recipe: Recipe) -> int:
         + 2 * model.width  # normalised inputs of the two halves
         + (2 * model.heads + 3 * model.key_heads) * model.head_width  # projections, turned queries and keys
         + model.width  # attention's output
-        + (ffn.fused_activations_per_token if _fused(recipe) else ffn.activations_per_token)
+        + (ffn.fused_activations_per_token if fused else ffn.activations_per_token)
         + (model.heads * length * 5 // 8 if keeps_probabilities("cpu", length) else 0)  # causal half, by blocks
     )
 

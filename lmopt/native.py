@@ -1,7 +1,7 @@
 """Kernels in C++: compiled once on the machine they run on, and kept in the user's cache.
 
-They need a compiler, torch's headers and libraries (which hold oneDNN), and a processor with arithmetic in bfloat16.
-Where something is missing their callers do without. No torch is loaded here.
+They need a compiler once, torch's headers and libraries (which hold oneDNN), and a processor with arithmetic in
+bfloat16. Where something is missing their callers do without. No torch is loaded here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
+EXPERTS = Path(__file__).parent / "arch" / "experts_fused.cpp"
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 """Instructions of the processor that the kernels are written for, as /proc/cpuinfo names them."""
 FLAGS = (
@@ -24,6 +28,10 @@ FLAGS = (
     *("-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),  # which of its vectors torch's headers define
 )
 TIMEOUT_S = 300
+FAILURE_S = 3600
+"""For so long a compiler's complaint is believed, before it is asked again."""
+DIGEST_BYTES = 32
+"""Of a library's end: the SHA-256 of what stands before. Loading half a file would end the process."""
 CPUINFO = Path("/proc/cpuinfo")
 NVIDIA = Path("/dev/nvidiactl")
 """There where NVIDIA's driver runs."""
@@ -32,7 +40,7 @@ MULTIPLE = 16
 
 
 class BuildError(Exception):
-    """A kernel could not be compiled; the message is the compiler's first complaint, or what is missing."""
+    """A kernel cannot be had; the message says what is missing, or is the compiler's complaint."""
 
 
 def has_gpu() -> bool:
@@ -41,79 +49,125 @@ def has_gpu() -> bool:
 
 
 @functools.cache
-def obstacle() -> str | None:
-    """What keeps this machine from compiling and running kernels; None if nothing does that can be told beforehand."""
-    if missing := [flag for flag in NEEDED if flag not in _processor()[1]]:
-        return f"{platform.machine()} processor without {missing[0]}"
-    if _compiler() is None:
-        return "no C++ compiler (Debian: apt-get install g++; or set CXX)"
+def obstacle(source: Path = EXPERTS) -> str | None:
+    """What keeps this machine from having a kernel; None if nothing does that can be told without compiling it."""
+    try:
+        _refuse_processor()
+        place = _place(source)
+        if not _is_whole(place):
+            _refuse_folder(place.parent)
+            _compiler()
+            _refuse_failure(place)
+    except (BuildError, OSError) as error:
+        return str(error)
     return None
 
 
 def library(source: Path) -> Path:
-    """One C++ file as a shared library for this processor, compiler and torch; compiled unless it was before.
+    """One C++ file as a shared library for this processor and version of torch; compiled unless it was before.
 
     Raises:
         BuildError: it could not be.
     """
-    if (found := obstacle()) is not None:
+    if (found := obstacle(source)) is not None:
         raise BuildError(found)
-    made = _cache() / f"{source.stem}-{_identity(source)}.so"
-    if not made.exists():
-        _compile(source, made)
-    return made
+    place = _place(source)
+    if not _is_whole(place):
+        try:
+            _compile(source, place)
+        except OSError as error:
+            raise BuildError(
+                f"{error}; kernels are kept in {place.parent}: XDG_CACHE_HOME names another place"
+            ) from error
+    return place
 
 
 def _compile(source: Path, place: Path) -> None:
     """Beside its place first: processes that compile at once do not see each other's halves."""
-    torch = _torch()
-    command = [str(_compiler()), *FLAGS, "-isystem", str(torch / "include"), str(source), "-L", str(torch / "lib")]
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            made = Path(folder) / place.name
-            done = subprocess.run(
-                [*command, "-o", str(made), "-ltorch_cpu", "-lc10"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-            if done.returncode:
-                complaints = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
-                raise BuildError(f"{os.path.basename(command[0])}: {complaints[0]}")
-            made.replace(place)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(str(error)) from error
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as folder:
+        torch, made = _torch(), Path(folder) / place.name
+        command = [*_compiler(), *FLAGS, "-isystem", str(torch / "include"), str(source), "-L", str(torch / "lib")]
+        complaint = _complaint([*command, "-o", str(made), "-ltorch_cpu", "-lc10"])
+        if complaint is None and not made.exists():
+            complaint = "wrote no library"
+        if complaint is not None:
+            failed = f"{os.path.basename(command[0])}: {complaint}"
+            _failure(place).write_text(failed, encoding="utf-8")
+            raise BuildError(failed)
+        with made.open("ab") as file:
+            file.write(hashlib.sha256(made.read_bytes()).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(place)
 
 
-def _identity(source: Path) -> str:
-    """Changes with whatever the library was made from and for."""
-    compiler = subprocess.run([str(_compiler()), "--version"], capture_output=True, text=True, check=False).stdout
-    name, flags = _processor()
-    parts = (
-        source.read_text(),
-        importlib.metadata.version("torch"),
-        str(_torch()),
-        compiler,
-        *FLAGS,
-        name,
-        *sorted(flags),
+def _complaint(command: list[str]) -> str | None:
+    """What a compiler found wrong first; None if nothing."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    try:
+        said = process.communicate(timeout=TIMEOUT_S)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the compiler proper, which the driver has started
+        process.communicate()
+        return f"was not done after {TIMEOUT_S} s"
+    if process.returncode == 0:
+        return None
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [
+        line for line in lines if any(words in line for words in ("error:", "cannot find", "undefined reference"))
+    ]
+    causes = [line for line in telling if "collect2:" not in line and "linker command failed" not in line]
+    return next(iter(causes or telling or lines), f"ended with {process.returncode} and said nothing")
 
 
-def _torch() -> Path:
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        raise BuildError("torch is not installed")
-    return Path(found.origin).parent
+# --- what is looked at before --------------------------------------------------------------------
 
 
-@functools.cache
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+def _refuse_processor() -> None:
+    flags = _processor()[1]
+    if not flags:
+        raise BuildError(f"{CPUINFO} does not say what this {platform.machine()} processor can do")
+    if missing := [flag for flag in NEEDED if flag not in flags]:
+        raise BuildError(f"{platform.machine()} processor without {missing[0]}")
+
+
+def _refuse_folder(folder: Path) -> None:
+    """Nothing is written: the folder may be there tomorrow."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    why = None
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        why = "cannot be written"
+    elif os.statvfs(existing).f_flag & os.ST_NOEXEC:
+        why = "is mounted noexec"
+    if why is not None:
+        raise BuildError(f"{existing}, where kernels would be kept, {why}: XDG_CACHE_HOME names another place")
+
+
+def _refuse_failure(place: Path) -> None:
+    path = _failure(place)
+    if path.exists() and time.time() - path.stat().st_mtime < FAILURE_S:
+        raise BuildError(f"{path.read_text(encoding='utf-8')} (remove {path} to try again)")
+
+
+def _compiler() -> list[str]:
+    """The command that CXX names, with its arguments, or g++ or clang++."""
+    if named := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(named[0]) is None:
+            raise BuildError(f"CXX names {named[0]!r}, which is not found")
+        return named
+    for known in ("g++", "clang++"):
+        if (found := shutil.which(known)) is not None:
+            return [found]
+    raise BuildError("no C++ compiler (Debian: apt-get install g++; or set CXX)")
 
 
 @functools.cache
@@ -130,5 +184,38 @@ def _processor() -> tuple[str, frozenset[str]]:
     return name, flags
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmbench" / "kernels"
+# --- where it is kept ----------------------------------------------------------------------------
+
+
+def _place(source: Path) -> Path:
+    """A name that changes with whatever the library is made from and for. The compiler may be gone tomorrow."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        version = importlib.metadata.version("torch")
+    except RuntimeError as error:  # of Path.home
+        raise BuildError(f"no home folder to keep kernels in ({error}): set XDG_CACHE_HOME") from error
+    except importlib.metadata.PackageNotFoundError as error:
+        raise BuildError("torch is not installed") from error
+    name, flags = _processor()
+    parts = (source.read_text(encoding="utf-8"), version, str(_torch()), *FLAGS, name, *sorted(flags))
+    identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return Path(home) / "lmbench" / "kernels" / f"{source.stem}-{identity}.so"
+
+
+def _failure(place: Path) -> Path:
+    return place.with_suffix(".failed")
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        content = place.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
+
+
+def _torch() -> Path:
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise BuildError("torch is not installed")
+    return Path(found.origin).parent

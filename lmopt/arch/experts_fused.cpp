@@ -9,6 +9,7 @@
 
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -33,8 +34,9 @@ constexpr int64_t kDepth = 256;   // rows that one product sums into a weight's 
 constexpr int64_t kLead = 288;    // numbers between columns of so many rows: no power of two, which share cache lines
 constexpr int64_t kFilled = 8;    // rows are filled up with zeros to a multiple of this, in backward
 constexpr int64_t kBlock = 16;    // of this: products are compiled for every shape
-static_assert(kDepth == kRows);   // a tile's columns are one piece
-constexpr int64_t kAhead = 64;    // numbers between what is packed of a matrix and what is fetched of it
+constexpr size_t kCodeBytes = size_t(160) << 20;  // of address space that the products of one shape take, at most
+static_assert(kDepth == kRows);                   // a tile's columns are one piece
+constexpr int64_t kAhead = 64;  // numbers between what is packed of a matrix and what is fetched of it
 
 int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 int64_t filled_up(int64_t n, int64_t size) { return blocks(n, size) * size; }
@@ -210,9 +212,14 @@ struct Tile {
 // Compile every product that a layer of this shape can ask for, in each thread that will: oneDNN does so when it meets
 // one, and what it then keeps for good would lie between blocks of activations, whose holes nothing fits in any more.
 template <bool gated>
+std::set<std::pair<int64_t, int64_t>>& compiled() {
+  thread_local std::set<std::pair<int64_t, int64_t>> shapes;
+  return shapes;
+}
+
+template <bool gated>
 void compile(int64_t D, int64_t F) {
-  thread_local std::set<std::pair<int64_t, int64_t>> compiled;
-  if (!compiled.emplace(D, F).second) return;
+  if (!compiled<gated>().emplace(D, F).second) return;
   constexpr int64_t P = gated ? 2 : 1, FB = kColumns / P;
   const int64_t G = P * F;
   const std::unique_ptr<half[]> operand(new (std::nothrow) half[kRows * std::max({D, G, kLead})]());
@@ -235,6 +242,16 @@ void compile(int64_t D, int64_t F) {
           for (int64_t n : {std::min(columns, kColumns), columns % kColumns}) ask(m, n, k, kLead, columns, add);
 }
 
+// Out of address space oneDNN does not throw but crash: there must be room for what every thread compiles.
+template <bool gated>
+void refuse_without_room(const Shape& shape) {
+  if (compiled<gated>().count({shape.D, shape.F})) return;
+  const size_t bytes = shape.threads * kCodeBytes;
+  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  munmap(room, bytes);
+}
+
 // `y` gets a row's result each. `inner` (S x G) is for the backward pass alone: of each expert block after block of its
 // columns, in each row after row, gate before up: it is read in the order in which it was written.
 template <bool gated, typename W>
@@ -249,6 +266,7 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
   auto* h_RF = scratch.take<half>(most * F);
   auto* up_T = scratch.take<word>(D / 2 * G);
   auto* down_T = scratch.take<word>(F / 2 * D);
+  refuse_without_room<gated>(shape);
 #pragma omp parallel num_threads(shape.threads)
   {
     compile<gated>(D, F);
@@ -453,6 +471,20 @@ bool enough_memory(bool full, const void* weights, const Pass& pass) {
 }
 
 }  // namespace
+
+// Whether oneDNN multiplies bfloat16 here: told to do without, it throws, and inside a parallel region that is the end.
+extern "C" bool lmopt_experts_work() {
+  try {
+    const half a[kLanes * kLanes] = {};
+    const word b[kLanes * kLanes / 2] = {};
+    float c[kLanes * kLanes];
+    product(kLanes, kLanes, kLanes, a, kLanes, b, kLanes, c);
+    at::native::cpublas::brgemm_release();
+  } catch (...) {
+    return false;
+  }
+  return true;
+}
 
 // False where memory does not suffice. Weights, and so their gradients, are float32 if `full`, bfloat16 otherwise;
 // everything else is bfloat16, but gates.

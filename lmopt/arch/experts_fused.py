@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,11 @@ from torch import Tensor
 
 from lmopt import native
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-
 
 @torch.compiler.assume_constant_result
 def obstacle() -> str | None:
     """Why the kernel cannot be had in this process; None if it can. The first call compiles it."""
-    return _obstacle()
+    return _obstacle() if torch.backends.mkldnn.enabled else "oneDNN is switched off (torch.backends.mkldnn)"
 
 
 @functools.cache
@@ -47,7 +44,7 @@ def unsuited(dtype: torch.dtype, device: torch.device, width: int, hidden: int) 
 
 def suits(x_ND: Tensor, up_EGD: Tensor, down_EDF: Tensor) -> bool:
     """Whether the kernel is there and made for such tensors, of a training."""
-    weights = up_EGD.dtype in (torch.float32, torch.bfloat16)
+    weights = up_EGD.dtype == down_EDF.dtype and up_EGD.dtype in (torch.float32, torch.bfloat16)
     made_for = unsuited(x_ND.dtype, x_ND.device, x_ND.shape[1], down_EDF.shape[2]) is None
     return torch.is_grad_enabled() and weights and made_for
 
@@ -145,7 +142,10 @@ def _call(name: str, kind: str, up_EGD: Tensor, down_EDF: Tensor, token_S: Tenso
 @functools.cache
 def _kernel() -> dict[str, Any]:
     """Both passes. They follow torch, whose libraries they call, into the process."""
-    found = ctypes.CDLL(str(native.library(SOURCE)))
+    found = ctypes.CDLL(str(native.library(native.EXPERTS)))
+    found.lmopt_experts_work.restype = ctypes.c_bool
+    if not found.lmopt_experts_work():
+        raise native.BuildError("oneDNN multiplies no bfloat16 here (ONEDNN_MAX_CPU_ISA may forbid it)")
     passes = {"forward": found.lmopt_experts_forward, "backward": found.lmopt_experts_backward}
     sizes = [ctypes.c_bool, ctypes.c_bool, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     for name, pointers in (("forward", 7), ("backward", 12)):

@@ -4,62 +4,60 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import os
 import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from lmopt import native
 
 SOURCE = 'extern "C" int lmopt_answer() { return 42; }\n'
+ABLE = frozenset(native.NEEDED)
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A small kernel, and a cache of its own on a machine that can compile."""
-    if native._compiler() is None:
-        pytest.skip("no C++ compiler")
+    try:
+        native._compiler()
+    except native.BuildError as error:
+        pytest.skip(str(error))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "obstacle", lambda: None)
+    monkeypatch.setattr(native, "_processor", lambda: ("A CPU", ABLE))
+    monkeypatch.setattr(native, "obstacle", inspect.unwrap(native.obstacle))
     path = tmp_path / "answer.cpp"
     path.write_text(SOURCE)
     return path
 
 
-def machine(monkeypatch, tmp_path, flags, compiler="/usr/bin/c++"):
-    path = tmp_path / "cpuinfo"
-    path.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(native, "CPUINFO", path)
-    monkeypatch.setattr(native, "_processor", inspect.unwrap(native._processor))
-    monkeypatch.setattr(native, "_compiler", lambda: compiler)
-    return native.obstacle.__wrapped__()
+def answer(library: Path) -> int:
+    return ctypes.CDLL(str(library)).lmopt_answer()
 
 
-def test_what_a_machine_needs(monkeypatch, tmp_path):
-    able = " ".join(native.NEEDED)
-    assert machine(monkeypatch, tmp_path, able) is None
-    assert "without avx512_bf16" in machine(monkeypatch, tmp_path, able.replace("avx512_bf16", ""))
-    assert "without avx512f" in machine(monkeypatch, tmp_path, "sse2")
-    assert "apt-get install g++" in machine(monkeypatch, tmp_path, able, compiler=None)
-    monkeypatch.setattr(native, "CPUINFO", tmp_path / "none")
-    assert "without avx512f" in native.obstacle.__wrapped__()
+def kept(source: Path) -> list[str]:
+    folder = source.parent / "cache" / "lmbench" / "kernels"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_a_library_is_compiled_once(source, monkeypatch):
+def test_a_library_is_compiled_once(source):
     made = native.library(source)
-    assert ctypes.CDLL(str(made)).lmopt_answer() == 42
+    assert answer(made) == 42
     before = made.stat().st_mtime_ns
     assert native.library(source) == made
     assert made.stat().st_mtime_ns == before
-    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    assert kept(source) == [made.name]
 
 
 def test_another_source_torch_or_processor_is_another_library(source, monkeypatch):
     first = native.library(source)
     source.write_text(SOURCE.replace("42", "43"))
     second = native.library(source)
-    assert ctypes.CDLL(str(second)).lmopt_answer() == 43
-    monkeypatch.setattr(native, "_processor", lambda: ("Another", frozenset(native.NEEDED)))
+    assert answer(second) == 43
+    monkeypatch.setattr(native, "_processor", lambda: ("Another", ABLE))
     third = native.library(source)
     monkeypatch.setattr(native.importlib.metadata, "version", lambda _: "2.99")
     assert len({first, second, third, native.library(source)}) == 4
@@ -74,36 +72,123 @@ def test_processes_that_compile_at_once_all_get_it(source):
         thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
-    assert ctypes.CDLL(str(found[0])).lmopt_answer() == 42
+    assert answer(found[0]) == 42
 
 
-def test_the_compilers_first_complaint(source):
+@pytest.mark.parametrize("left", [0, 100, 4096])
+def test_half_a_library_is_made_again(source, left):
+    made = native.library(source)
+    whole = made.read_bytes()
+    made.write_bytes(whole[:left])  # loaded, the last of these would end the process
+    assert answer(native.library(source)) == 42
+
+
+def test_a_library_outlives_its_compiler(source, monkeypatch):
+    made = native.library(source)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(source.parent))
+    assert native.library(source) == made
+    source.write_text(SOURCE.replace("42", "43"))
+    with pytest.raises(native.BuildError, match=r"no C\+\+ compiler \(Debian: apt-get install g\+\+"):
+        native.library(source)
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def test_what_a_processor_needs(source, monkeypatch):
+    assert native.obstacle(source) is None
+    monkeypatch.setattr(native, "_processor", lambda: ("", ABLE - {"avx512_bf16"}))
+    assert "processor without avx512_bf16" in native.obstacle(source)
+
+
+def test_linux_is_asked_what_the_processor_can_do(source, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(native, "_processor", inspect.unwrap(native._processor))
+    assert "does not say what this" in inspect.unwrap(native.obstacle)()
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx512f\n")
+    assert native._processor() == ("A CPU", {"fpu", "avx512f"})
+    assert "without avx512bw" in inspect.unwrap(native.obstacle)()
+
+
+def test_the_compilers_complaint_is_believed_for_a_while(source, monkeypatch):
     source.write_text("int broken( {\n")
-    with pytest.raises(native.BuildError, match=r"answer\.cpp:1:.*error"):
+    with pytest.raises(native.BuildError, match=r"answer\.cpp:1:.*error:"):
         native.library(source)
-    assert list((source.parent / "cache" / "lmbench" / "kernels").iterdir()) == []
+    (failed,) = kept(source)
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert f"{failed} to try again" in native.obstacle(source)
+    path = source.parent / "cache" / "lmbench" / "kernels" / failed
+    os.utime(path, (time.time() - native.FAILURE_S - 1,) * 2)
+    assert native.obstacle(source) is None
 
 
-def test_a_cache_that_cannot_be_written(source, monkeypatch):
+def script(folder: Path, text: str) -> str:
+    path = folder / "c++"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("echo 'ld: cannot find -lomp' >&2; echo 'collect2: error: ld returned 1 exit status' >&2; exit 1", "-lomp"),
+        ("echo 'clang: error: linker command failed' >&2; exit 1", "linker command failed"),
+        ("kill -9 $$", "ended with -9 and said nothing"),
+        ("exit 0", "wrote no library"),
+    ],
+)
+def test_what_compilers_say(source, monkeypatch, text, words):
+    monkeypatch.setenv("CXX", script(source.parent, text))
+    with pytest.raises(native.BuildError, match=rf"^c\+\+: .*{words}"):
+        native.library(source)
+
+
+def test_a_compiler_that_hangs_is_ended_with_its_children(source, monkeypatch):
+    monkeypatch.setenv("CXX", script(source.parent, f"sleep 60 & echo $! > {source.parent}/child; wait"))
+    monkeypatch.setattr(native, "TIMEOUT_S", 0.5)
+    with pytest.raises(native.BuildError, match=r"was not done after 0\.5 s"):
+        native.library(source)
+    child = int((source.parent / "child").read_text())
+    for _ in range(50):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the compiler's child lives")
+
+
+def test_a_compiler_may_come_with_arguments(source, monkeypatch):
+    monkeypatch.setenv("CXX", " ".join([*native._compiler(), "-DTWO=2"]))
+    source.write_text('extern "C" int lmopt_answer() { return TWO; }\n')
+    assert answer(native.library(source)) == 2
+    source.write_text(SOURCE)
+    monkeypatch.setenv("CXX", "nosuch -O3")
+    with pytest.raises(native.BuildError, match="CXX names 'nosuch', which is not found"):
+        native.library(source)
+
+
+def test_a_folder_that_cannot_be_written(source, monkeypatch):
     (source.parent / "cache").write_text("a file")
-    with pytest.raises(native.BuildError, match="Not a directory"):
-        native.library(source)
+    assert "cannot be written: XDG_CACHE_HOME names another place" in native.obstacle(source)
+    (source.parent / "cache").unlink()
+    monkeypatch.setattr(native.os, "statvfs", lambda _: type("Mount", (), {"f_flag": os.ST_NOEXEC}))
+    assert "is mounted noexec" in native.obstacle(source)
 
 
-def test_a_compiler_that_hangs(source, monkeypatch):
-    run = subprocess.run
+def test_nobody_without_a_home(source, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
 
-    def hangs(command, **options):
-        if "--version" in command:
-            return run(command, **options)
-        raise subprocess.TimeoutExpired(command, native.TIMEOUT_S)
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(native.subprocess, "run", hangs)
-    with pytest.raises(native.BuildError, match="timed out"):
-        native.library(source)
+    monkeypatch.setattr(native.Path, "home", nowhere)
+    assert "set XDG_CACHE_HOME" in native.obstacle(source)
 
 
-def test_an_obstacle_is_said(source, monkeypatch):
-    monkeypatch.setattr(native, "obstacle", lambda: "no C++ compiler")
-    with pytest.raises(native.BuildError, match=r"no C\+\+ compiler"):
-        native.library(source)
+def test_no_torch_is_loaded():
+    code = "import sys; from lmopt import native; native.obstacle(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

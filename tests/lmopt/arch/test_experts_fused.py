@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -168,26 +169,60 @@ def test_shapes_without_data():
 
 
 @needs_kernel
-def test_no_memory_is_an_error_like_any_other():
-    """In a process of its own, whose address space ends a little above what it has."""
+@pytest.mark.parametrize("sizes", [(512, 4096, 8), (336, 176, 8), (336, 176, 64)], ids=str)
+def test_no_memory_is_an_error_like_any_other(sizes):
+    """In a process of its own, whose address space ends a little above what it has: too little for the kernel's own
+    memory, or for what oneDNN compiles, which would crash."""
     script = """
 import resource, torch
 from lmopt.arch import experts_fused
 assert experts_fused.obstacle() is None
 torch.set_num_threads(1)
-up, down = torch.ones(1, 8192, 512), torch.ones(1, 512, 4096)
-x, token = torch.ones(64, 512).bfloat16(), torch.zeros(64, dtype=torch.int64)
+width, hidden, mebibytes = SIZES
+up, down = torch.ones(1, 2 * hidden, width), torch.ones(1, width, hidden)
+x, token = torch.ones(64, width).bfloat16(), torch.zeros(64, dtype=torch.int64)
 ends = torch.tensor([64], dtype=torch.int32)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, used + 2**23))
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (mebibytes << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
 try:
     experts_fused.fused_forward(x, up, down, "swiglu", token, ends, 64)
 except MemoryError as error:
     print(error)
 """
+    script = script.replace("SIZES", str(sizes))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "not enough memory for the forward pass of 1 experts (64 rows)" in done.stdout
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", ["AVX2", "AVX512_CORE"])
+def test_onednn_may_be_told_to_do_without(level):
+    """In a process of its own: oneDNN reads it once."""
+    script = """
+import torch
+from lmopt.arch import experts_fused
+from lmopt.arch.moe import MoeFfn
+from lmopt.recipe import Moe
+print(experts_fused.obstacle())
+layer = MoeFfn(Moe(experts=2, top_k=1, hidden=32), 32)
+for parameter in layer.parameters():
+    torch.nn.init.normal_(parameter)
+with torch.autocast("cpu", torch.bfloat16):
+    y, _ = layer(torch.randn(1, 20, 32))
+y.float().sum().backward()
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": level}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "oneDNN multiplies no bfloat16 here" in done.stdout
+
+
+@needs_kernel
+def test_onednn_may_be_switched_off(monkeypatch):
+    assert kernel_in_use(Moe(), 64, torch.bfloat16, CPU) == ("fused", None)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert "switched off" in kernel_in_use(Moe(), 64, torch.bfloat16, CPU)[1]
 
 
 # --- where it is not used ------------------------------------------------------------------------
