@@ -231,7 +231,7 @@ def test_positions_in_bfloat16_are_turned_without_slow_halves_to_the_same_bits(w
     halves = x * cos
     halves[..., : width // 2].addcmul_(x[..., width // 2 :], sin[..., : width // 2])
     halves[..., width // 2 :].addcmul_(x[..., : width // 2], sin[..., width // 2 :])
-    with torch.profiler.profile() as seen, torch.no_grad():
+    with torch.profiler.profile(acc_events=True) as seen, torch.no_grad():
         turned = rotate(x, cos, sin)
     assert torch.equal(turned, halves)
     assert [event.count for event in seen.key_averages() if event.key == "aten::addcmul_"] == [1]
