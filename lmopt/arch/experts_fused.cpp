@@ -32,8 +32,8 @@ constexpr int64_t kRows = 256;    // of a tile
 constexpr int64_t kColumns = 64;  // of a tile
 constexpr int64_t kDepth = 256;   // rows that one product sums into a weight's gradient
 constexpr int64_t kLead = 288;    // numbers between columns of so many rows: no power of two, which share cache lines
-constexpr int64_t kFilled = 8;    // rows are filled up with zeros to a multiple of this, in backward
-constexpr int64_t kBlock = 16;    // of this: products are compiled for every shape
+constexpr int64_t kFilled = 8;    // forward, rows are filled up with zeros to a multiple of this,
+constexpr int64_t kBlock = 16;    // backward, of this: products are compiled for every shape
 constexpr size_t kCodeBytes = size_t(160) << 20;  // of address space that the products of one shape take, at most
 static_assert(kDepth == kRows);                   // a tile's columns are one piece
 constexpr int64_t kAhead = 64;  // numbers between what is packed of a matrix and what is fetched of it
@@ -209,14 +209,15 @@ struct Tile {
         high(std::min(kRows, rows - row)) {}
 };
 
-// Compile every product that a layer of this shape can ask for, in each thread that will: oneDNN does so when it meets
-// one, and what it then keeps for good would lie between blocks of activations, whose holes nothing fits in any more.
+// (D, F) of the layers whose products this thread has compiled.
 template <bool gated>
 std::set<std::pair<int64_t, int64_t>>& compiled() {
   thread_local std::set<std::pair<int64_t, int64_t>> shapes;
   return shapes;
 }
 
+// Compile every product that a layer of this shape can ask for, in each thread that will: oneDNN does so when it meets
+// one, and what it then keeps for good would lie between blocks of activations, whose holes nothing fits in any more.
 template <bool gated>
 void compile(int64_t D, int64_t F) {
   if (!compiled<gated>().emplace(D, F).second) return;
