@@ -293,7 +293,7 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
         const Tile tile(b, 0, D, padded);
         pack_transposed(down + (e * D + tile.column) * F, F, tile.wide, F, down_T + F / 2 * tile.column, tile.wide);
       }
-#pragma omp for collapse(2)
+#pragma omp for collapse(2) schedule(dynamic)
       for (int64_t b = 0; b < f_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, F, padded, FB);
@@ -312,7 +312,7 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
             }
           }
         }
-#pragma omp for collapse(2)
+#pragma omp for collapse(2) schedule(dynamic)
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, D, padded);
@@ -389,7 +389,7 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
         const Tile tile(b, 0, D, padded);
         pack(up + e * G * D + tile.column, D, tile.wide, G, up_T + G / 2 * tile.column, tile.wide);
       }
-#pragma omp for collapse(2)
+#pragma omp for collapse(2) schedule(dynamic)
       for (int64_t b = 0; b < f_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, F, padded, FB);
@@ -431,7 +431,7 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
         for (int64_t b = 0; b < f_blocks; b++) sum += gate_RB[r * f_blocks + b];
         grad_gate[start + r] = sum;
       }
-#pragma omp for collapse(2) nowait
+#pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, D, padded);
@@ -440,14 +440,14 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
             for (int64_t j = 0; j < tile.wide; j += kLanes)
               store(grad_x + (start + tile.row + r) * D + tile.column + j, Vec::loadu(c + r * tile.wide + j));
         }
-#pragma omp for collapse(2) nowait
+#pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < blocks(F, kColumns); b++)
         for (int64_t t = 0; t < blocks(D, kRows); t++) {
           const Tile tile(b, t, F, D);
           outer(tile.high, tile.wide, padded, grad_DR + tile.row * kLead, D * kLead, h_RF + tile.column, F,
                 grad_down + (e * D + tile.row) * F + tile.column, F, c);
         }
-#pragma omp for collapse(2)
+#pragma omp for collapse(2) schedule(dynamic)
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < blocks(G, kRows); t++) {
           const Tile tile(b, t, D, G);
