@@ -30,9 +30,11 @@ CAST_SHARE = 0.5
 SPARSE_AGAIN_SHARE = 0.6
 """Holes that sparse blocks computed again leave, over the activations of all of them: their odd sizes differ from block
 to block. Read off a billion parameters, with sequences of one length and growing ones."""
-COMPILED_EXPERTS_BYTES = 240 * 2**20
-"""What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step: one is compiled
-for each, most of them in the first fifty steps (docs/techniques/moe.md)."""
+COMPILED_EXPERT_BYTES = 30 * 2**20
+"""What oneDNN's bfloat16 products take on a CPU where experts have other numbers of rows at every step, for each
+expert: one is compiled for each number, most in the first fifty steps (docs/techniques/moe.md). Read off 8 experts."""
+COMPILED_MOST_BYTES = 600 * 2**20
+"""The most that they take: oneDNN keeps 1,024. Read off 31 experts."""
 FUSED_EXPERTS_BYTES = 10 * 2**20
 FUSED_THREAD_BYTES = 6 * 2**20
 """The same of the fused kernel, which compiles a few hundred small products before it begins, in each thread."""
@@ -116,8 +118,9 @@ def _compiled_bytes(recipe: Recipe) -> int:
 
 def _changing_bytes(recipe: Recipe) -> int:
     """What grouped products of experts take: with a capacity their rows are always as many."""
-    sparse = isinstance(recipe.ffn, Moe) and recipe.ffn.routing.kind != "switch"
-    return COMPILED_EXPERTS_BYTES if sparse and recipe.precision.arithmetic == "bf16" else 0
+    if not isinstance(recipe.ffn, Moe) or recipe.ffn.routing.kind == "switch" or recipe.precision.arithmetic != "bf16":
+        return 0
+    return min(COMPILED_EXPERT_BYTES * recipe.ffn.experts, COMPILED_MOST_BYTES)
 
 
 def _fused(recipe: Recipe) -> bool:
