@@ -209,6 +209,15 @@ struct Tile {
         high(std::min(kRows, rows - row)) {}
 };
 
+// A tile of the product of an expert's rows (K numbers each) with a packed matrix: those of its rows that hold a slot.
+void rows_product(const Tile& tile, int64_t rows, int64_t K, const half* a, const word* b, half* to, int64_t ldo,
+                  float* c) {
+  product(tile.high, tile.wide, K, a + tile.row * K, K, b + K / 2 * tile.column, tile.wide, c);
+  for (int64_t r = 0; r < std::min(tile.high, rows - tile.row); r++)
+    for (int64_t j = 0; j < tile.wide; j += kLanes)
+      store(to + (tile.row + r) * ldo + tile.column + j, Vec::loadu(c + r * tile.wide + j));
+}
+
 // (D, F) of the layers whose products this thread has compiled.
 template <bool gated>
 std::set<std::pair<int64_t, int64_t>>& compiled() {
@@ -316,10 +325,7 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, D, padded);
-          product(tile.high, tile.wide, F, h_RF + tile.row * F, F, down_T + F / 2 * tile.column, tile.wide, c);
-          for (int64_t r = 0; r < std::min(tile.high, rows - tile.row); r++)
-            for (int64_t j = 0; j < tile.wide; j += kLanes)
-              store(y + (start + tile.row + r) * D + tile.column + j, Vec::loadu(c + r * tile.wide + j));
+          rows_product(tile, rows, F, h_RF, down_T, y + start * D, D, c);
         }
     }
     at::native::cpublas::brgemm_release();
@@ -435,10 +441,7 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, D, padded);
-          product(tile.high, tile.wide, G, inner_RG + tile.row * G, G, up_T + G / 2 * tile.column, tile.wide, c);
-          for (int64_t r = 0; r < std::min(tile.high, rows - tile.row); r++)
-            for (int64_t j = 0; j < tile.wide; j += kLanes)
-              store(grad_x + (start + tile.row + r) * D + tile.column + j, Vec::loadu(c + r * tile.wide + j));
+          rows_product(tile, rows, G, inner_RG, up_T, grad_x + start * D, D, c);
         }
 #pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < blocks(F, kColumns); b++)
