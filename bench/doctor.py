@@ -200,9 +200,9 @@ def _grouped_mm(device: str) -> None:
 
 def _experts() -> Check:
     """Compiles the kernel, where it was not yet."""
-    from lmopt.arch import experts_fused
+    from lmopt.arch import fused
 
-    found = experts_fused.obstacle()
+    found = fused.obstacle()
     if found is None:
         return _check("fused experts", True, "sparse models train by a kernel of their own on this CPU")
     return _check("fused experts", False, found, "sparse models train by grouped products instead, which take longer")

@@ -10,10 +10,11 @@ since router, sorting, gathering and casts of all experts come on top.
 
 Each lives in a process of its own (they would evict each other's compiled products from oneDNN's cache), with the dense
 layer, SwiGLU, beside it. One works at a time, in palindromic rounds: dense and sparse of the first, of the second, and
-so on, then all of it backwards. Ours run with our allocator thresholds, as in training; Mixtral's as they ship, and as
-`mixtral+heap` with those thresholds too. Tokens are drawn anew for every step, because an expert's number of rows then
-differs from step to step as it does in training. With one thread the clock is the thread's processor time, which
-neighbours on the machine disturb less than wall time; with more it is wall time.
+so on, then all of it backwards. Each turn begins with a step of both that is not counted: the threads of the process
+before still spin for some milliseconds, on cores that this one wants. Ours run with our allocator thresholds, as in
+training; Mixtral's as they ship, and as `mixtral+heap` with those thresholds too. Tokens are drawn anew for every step,
+because an expert's number of rows then differs from step to step as it does in training. With one thread the clock is
+the thread's processor time, which neighbours on the machine disturb less than wall time; with more it is wall time.
 
 Rate = 6 x active weights x tokens / seconds; the ratios are medians over rounds: of the rate against the dense layer in
 the same process, and of the first layer's speed over each other one's.
@@ -37,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmopt.arch import experts_fused
+from lmopt.arch import fused
 from lmopt.arch.experts import experts_auto, experts_grouped, experts_loop
 from lmopt.arch.ffn import SwiGluFfn
 from lmopt.arch.moe import MoeFfn
@@ -119,7 +120,7 @@ def step(layer: nn.Module, x_BTD: Tensor, clock: Callable[[], float]) -> float:
 
 KERNELS: dict[str, Experts] = {"grouped": experts_grouped, "naive": naive, "loop": experts_loop}
 FUSED = "fused"
-if experts_fused.obstacle() is None:
+if fused.obstacle() is None:
     KERNELS = {FUSED: experts_auto, **KERNELS}
 PRODUCTS = "products"
 HEAP = "+heap"
@@ -158,7 +159,8 @@ def layers(kernel: str, shape: Shape, clock: Callable[[], float]) -> tuple[Turn,
     if kernel in PEERS:
         sparse: nn.Module = Mixtral(config, width, PEERS[kernel])
     else:
-        sparse = MoeFfn(config, width)
+        auto = kernel == FUSED  # with a router of its own
+        sparse = MoeFfn(config if auto else config.model_copy(update={"kernel": "grouped"}), width)
         sparse.experts = KERNELS[kernel]
     for parameter in (*dense.parameters(), *sparse.parameters()):
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -225,6 +227,8 @@ def child(pipe: Connection, kernel: str, shape: Shape, threads: int) -> None:
         sparse()
     pipe.send(None)
     while (backwards := pipe.recv()) is not None:
+        dense()
+        sparse()
         if backwards:
             sparse_s, dense_s = sparse(), dense()
         else:
@@ -290,7 +294,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for kernel in arguments.layers.split(","):
         if kernel == FUSED and kernel not in known:
-            parser.error(f"--layers: no fused kernel here: {experts_fused.obstacle()}")
+            parser.error(f"--layers: no fused kernel here: {fused.obstacle()}")
         if kernel not in known:
             parser.error(f"--layers: {kernel!r} is none of {', '.join(known)}")
     print(f"torch {torch.__version__}, {arguments.threads} threads", file=sys.stderr)

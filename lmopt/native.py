@@ -20,7 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-EXPERTS = Path(__file__).parent / "arch" / "experts_fused.cpp"
+SOURCES = tuple(
+    Path(__file__).parent / "arch" / name for name in ("experts_fused.cpp", "routing_fused.cpp", "kernels.h")
+)
+"""Of the one library that all kernels are in, headers among them."""
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 """Instructions of the processor that the kernels are written for, as /proc/cpuinfo names them."""
 FLAGS = (
@@ -49,11 +52,11 @@ def has_gpu() -> bool:
 
 
 @functools.cache
-def obstacle(source: Path = EXPERTS) -> str | None:
-    """What keeps this machine from having a kernel; None if nothing does that can be told without compiling it."""
+def obstacle(*sources: Path) -> str | None:
+    """What keeps this machine from having the kernels; None if nothing does that can be told without compiling them."""
     try:
         _refuse_processor()
-        place = _place(source)
+        place = _place(sources or SOURCES)
         if not _is_whole(place):
             _refuse_folder(place.parent)
             _compiler()
@@ -63,18 +66,18 @@ def obstacle(source: Path = EXPERTS) -> str | None:
     return None
 
 
-def library(source: Path) -> Path:
-    """One C++ file as a shared library for this processor and version of torch; compiled unless it was before.
+def library(*sources: Path) -> Path:
+    """C++ files as a shared library for this processor and version of torch; compiled unless it was before.
 
     Raises:
         BuildError: it could not be.
     """
-    if (found := obstacle(source)) is not None:
+    if (found := obstacle(*sources)) is not None:
         raise BuildError(found)
-    place = _place(source)
+    place = _place(sources or SOURCES)
     if not _is_whole(place):
         try:
-            _compile(source, place)
+            _compile(sources or SOURCES, place)
         except OSError as error:
             raise BuildError(
                 f"{error}; kernels are kept in {place.parent}: XDG_CACHE_HOME names another place"
@@ -82,12 +85,13 @@ def library(source: Path) -> Path:
     return place
 
 
-def _compile(source: Path, place: Path) -> None:
+def _compile(sources: tuple[Path, ...], place: Path) -> None:
     """Beside its place first: processes that compile at once do not see each other's halves."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as folder:
         torch, made = _torch(), Path(folder) / place.name
-        command = [*_compiler(), *FLAGS, "-isystem", str(torch / "include"), str(source), "-L", str(torch / "lib")]
+        files = [str(source) for source in sources if source.suffix == ".cpp"]
+        command = [*_compiler(), *FLAGS, "-isystem", str(torch / "include"), *files, "-L", str(torch / "lib")]
         complaint = _complaint([*command, "-o", str(made), "-ltorch_cpu", "-lc10"])
         if complaint is None and not made.exists():
             complaint = "wrote no library"
@@ -187,7 +191,7 @@ def _processor() -> tuple[str, frozenset[str]]:
 # --- where it is kept ----------------------------------------------------------------------------
 
 
-def _place(source: Path) -> Path:
+def _place(sources: tuple[Path, ...]) -> Path:
     """A name that changes with whatever the library is made from and for. The compiler may be gone tomorrow."""
     try:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -197,9 +201,10 @@ def _place(source: Path) -> Path:
     except importlib.metadata.PackageNotFoundError as error:
         raise BuildError("torch is not installed") from error
     name, flags = _processor()
-    parts = (source.read_text(encoding="utf-8"), version, str(_torch()), *FLAGS, name, *sorted(flags))
+    texts = [source.read_text(encoding="utf-8") for source in sources]
+    parts = (*texts, version, str(_torch()), *FLAGS, name, *sorted(flags))
     identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return Path(home) / "lmbench" / "kernels" / f"{source.stem}-{identity}.so"
+    return Path(home) / "lmbench" / "kernels" / f"{sources[0].stem}-{identity}.so"
 
 
 def _failure(place: Path) -> Path:

@@ -66,7 +66,7 @@ def grouped_linear_flops(x: Shape, weight: Shape, _ends: Shape, rows: int, **__:
 
 
 def experts_flops(
-    _x: Shape, up: Shape, down: Shape, _kind: str, _token: Shape, _ends: Shape, rows: int, **__: Any
+    _x: Shape, up: Shape, down: Shape, _kind: str, _token: Shape, _ends: Shape, rows: int, *_: Any, **__: Any
 ) -> int:
     """Rows, each that is an expert's times both of its matrices (E x G x D, E x D x F)."""
     return 2 * rows * (up[1] * up[2] + down[1] * down[2])
@@ -79,7 +79,12 @@ def experts_backward_flops(*arguments: Any, **__: Any) -> int:
 
 def experts_fused_backward_flops(*arguments: Any, **__: Any) -> int:
     """The same, and what was kept for it is less."""
-    return 2 * experts_flops((), *arguments[4:10])
+    return 2 * experts_flops((), *arguments[3:9])
+
+
+def route_backward_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """A router's two gradients: of the tokens (N x D) and of its weight (E x D)."""
+    return 2 * product_transposed_flops(x, weight)
 
 
 FORMULAS: Mapping[str, Formula] = {
@@ -101,6 +106,8 @@ FORMULAS: Mapping[str, Formula] = {
     "lmopt::experts_backward": experts_backward_flops,
     "lmopt::experts_fused_forward": experts_flops,
     "lmopt::experts_fused_backward": experts_fused_backward_flops,
+    "lmopt::route_forward": product_transposed_flops,
+    "lmopt::route_backward": route_backward_flops,
     "lmopt::filled_up_product": product_flops,
     "lmopt::grouped_linear": grouped_linear_flops,
     "lmopt::grouped_outer": grouped_outer_flops,

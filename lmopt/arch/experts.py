@@ -16,7 +16,7 @@ from torch.nn import functional
 from lmopt.arch import activation
 from lmopt.arch.experts_cpu import ROW_BLOCK, experts_backward, experts_forward
 from lmopt.arch.experts_cuda import grouped_backward, grouped_forward
-from lmopt.arch.experts_fused import fused_backward, fused_forward, suits
+from lmopt.arch.experts_fused import FusedExperts, rows_of, suits
 
 
 def experts_loop(
@@ -50,8 +50,9 @@ def experts_auto(
     capacity: int | None = None,
 ) -> Tensor:
     """The fused kernel where there is one for these tensors, the grouped products elsewhere."""
-    passes = FUSED if suits(x_ND, up_EFD, down_EDF) else _grouped(x_ND)
-    return _in_rows(passes, x_ND, gate_NK, expert_NK, up_EFD, down_EDF, kind, capacity)
+    if not suits(x_ND, up_EFD, down_EDF):
+        return experts_grouped(x_ND, gate_NK, expert_NK, up_EFD, down_EDF, kind, capacity)
+    return FusedExperts.apply(x_ND, gate_NK, up_EFD, down_EDF, kind, *rows_of(expert_NK, len(up_EFD), capacity))
 
 
 def experts_grouped(
@@ -67,39 +68,22 @@ def experts_grouped(
 
     With a capacity each expert computes that many rows, filled or not, and what does not fit adds nothing.
     """
-    return _in_rows(_grouped(x_ND), x_ND, gate_NK, expert_NK, up_EFD, down_EDF, kind, capacity)
+    experts = len(up_EFD)
+    rows = sort_slots(expert_NK, experts) if capacity is None else place_slots(expert_NK, experts, capacity)
+    if rows.kept_NK is not None:
+        gate_NK = gate_NK * rows.kept_NK
+    passes = _CUDA if x_ND.is_cuda else _CPU
+    return _Experts.apply(passes, x_ND, gate_NK.to(x_ND.dtype), up_EFD, down_EDF, kind, *rows)
 
 
 class _Passes(NamedTuple):
-    """Two operators, which take and return the same but for what the first keeps for the second."""
+    """Two operators, which take and return the same on every device but for what the first keeps for the second."""
 
     forward: Callable[..., tuple[Tensor, ...]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-FUSED = _Passes(fused_forward, fused_backward)
 _CPU, _CUDA = _Passes(experts_forward, experts_backward), _Passes(grouped_forward, grouped_backward)
-
-
-def _grouped(x_ND: Tensor) -> _Passes:
-    return _CUDA if x_ND.is_cuda else _CPU
-
-
-def _in_rows(
-    passes: _Passes,
-    x_ND: Tensor,
-    gate_NK: Tensor,
-    expert_NK: Tensor,
-    up_EFD: Tensor,
-    down_EDF: Tensor,
-    kind: str,
-    capacity: int | None,
-) -> Tensor:
-    experts = len(up_EFD)
-    rows = sort_slots(expert_NK, experts) if capacity is None else place_slots(expert_NK, experts, capacity)
-    if rows.kept_NK is not None:
-        gate_NK = gate_NK * rows.kept_NK
-    return _Experts.apply(passes, x_ND, gate_NK.to(x_ND.dtype), up_EFD, down_EDF, kind, *rows)
 
 
 class _Experts(torch.autograd.Function):
@@ -119,12 +103,10 @@ class _Experts(torch.autograd.Function):
         ends_E: Tensor,
         kept_NK: Tensor | None,
     ) -> Tensor:
-        dtypes = () if passes is FUSED else (up_EGD.dtype,)  # the fused kernel takes weights as they are
-        up, down = (each if passes is FUSED else each.to(x_ND.dtype) for each in (up_EGD, down_EDF))
+        up, down = up_EGD.to(x_ND.dtype), down_EDF.to(x_ND.dtype)
         y_SD, *kept = passes.forward(x_ND, up, down, kind, token_S, ends_E, len(token_S) - ROW_BLOCK)
-        kept = [x_ND, *kept] if passes is FUSED else [y_SD, *kept]
-        ctx.save_for_backward(*kept, up, down, gate_NK, token_S, slot_NK, ends_E, kept_NK)
-        ctx.passes, ctx.kind, ctx.dtypes = passes, kind, dtypes
+        ctx.save_for_backward(y_SD, *kept, up, down, gate_NK, token_S, slot_NK, ends_E, kept_NK)
+        ctx.passes, ctx.kind, ctx.dtype = passes, kind, up_EGD.dtype
         return functional.embedding_bag(slot_NK, y_SD, mode="sum", per_sample_weights=gate_NK)
 
     @staticmethod
@@ -134,7 +116,7 @@ class _Experts(torch.autograd.Function):
         # added, since dropped slots (gate 0) all name row 0; rows that no slot names have gate 0, and so no gradient
         gate_S = gate_NK.new_zeros(len(token_S)).scatter_add_(0, slot, gate_NK.flatten())
         grad_x_SD, grad_gate_S, grad_up, grad_down = ctx.passes.backward(
-            grad_ND, gate_S, *kept, ctx.kind, token_S, ends_E, rows, *ctx.dtypes
+            grad_ND, gate_S, *kept, ctx.kind, token_S, ends_E, rows, ctx.dtype
         )
         grad_gate_NK = grad_gate_S.index_select(0, slot).view_as(gate_NK).to(gate_NK.dtype)
         weight_NK = None if kept_NK is None else kept_NK.to(grad_x_SD.dtype)

@@ -1,33 +1,26 @@
 // What experts compute on a CPU in bfloat16, forward and backward: one expert after the other, each in a few passes
 // over tiles that stay in the cache. Gathering, casting, packing, activations and gates are done on the way.
 //
-// Letters: N tokens, S rows (slots in the order of their experts), E experts, D width, F inner width, P parts of the
-// inner layer (gate and up, or one), G = P x F. Products are oneDNN's, as torch offers them to its own kernels
+// Letters: N tokens, K of E experts each, S rows (slots in the order of their experts), D width, F inner width, P parts
+// of the inner layer (gate and up, or one), G = P x F. Products are oneDNN's, as torch offers them to its own kernels
 // (at::native::cpublas::brgemm): A is row-major, B holds pairs of rows as 32-bit words, [K/2][columns], C is float32.
 // Threads share the tiles of one expert; every number is computed by one of them, in an order of its own: the bits do
 // not depend on their number. D and F are multiples of 16.
 
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <set>
-#include <type_traits>
 #include <utility>
+
+#include "kernels.h"
+
+using namespace lmopt;
 
 namespace {
 
-using std::int64_t;
-using Vec = at::vec::Vectorized<float>;
-using half = uint16_t;  // a bfloat16's bits
-using word = uint32_t;  // two of them, the lower one first
-
-constexpr int64_t kLanes = 16;    // float32 numbers of a register
 constexpr int64_t kRows = 256;    // of a tile
 constexpr int64_t kColumns = 64;  // of a tile
 constexpr int64_t kDepth = 256;   // rows that one product sums into a weight's gradient
@@ -38,22 +31,7 @@ constexpr size_t kCodeBytes = size_t(160) << 20;  // of address space that the p
 static_assert(kDepth == kRows);                   // a tile's columns are one piece
 constexpr int64_t kAhead = 64;  // numbers between what is packed of a matrix and what is fetched of it
 
-int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
-int64_t filled_up(int64_t n, int64_t size) { return blocks(n, size) * size; }
-
 // --- numbers -------------------------------------------------------------------------------------
-
-inline __m256i bits(const half* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
-
-inline Vec load(const half* from) {
-  __m512 numbers;
-  at::vec::cvtbf16_fp32(bits(from), numbers);
-  return numbers;
-}
-
-inline void store(half* to, Vec numbers) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(numbers));
-}
 
 // Past the caches: nothing reads a weight's gradient soon, and lines that are written whole need not be read first.
 inline void store_past(float* to, Vec numbers) { _mm512_stream_ps(to, numbers); }
@@ -106,15 +84,6 @@ void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda, const 
                               reinterpret_cast<const at::BFloat16*>(b), c);
 }
 
-// Words: to[column][row] = from[row][column].
-void transpose(const word* from, int64_t ld_from, word* to, int64_t ld_to, int64_t rows, int64_t columns) {
-  for (int64_t i = 0; i < rows; i += kLanes)
-    for (int64_t j = 0; j < columns; j += kLanes)
-      at::vec::transpose_mxn<float>(
-          reinterpret_cast<const float*>(from + i * ld_from + j), ld_from, reinterpret_cast<float*>(to + j * ld_to + i),
-          ld_to, static_cast<int>(std::min(kLanes, rows - i)), static_cast<int>(std::min(kLanes, columns - j)));
-}
-
 // B of a product with W^T, from `n` rows of W (n x k).
 template <typename W>
 void pack_transposed(const W* w, int64_t ldw, int64_t n, int64_t k, word* to, int64_t ldo) {
@@ -157,41 +126,16 @@ void outer(int64_t m, int64_t n, int64_t k, const half* a, int64_t stride, const
 
 // --- one expert's rows ---------------------------------------------------------------------------
 
-// Memory that the next call uses again: experts have other numbers of rows at every step, and blocks of ever other
-// sizes would leave holes in the heap. It grows with the largest expert met, by a quarter more than was asked for.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) {
-    thread_local struct {
-      std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
-      int64_t bytes = 0;
-    } kept;
-    if (bytes > kept.bytes) {
-      kept.memory.reset();  // first, or both are held
-      kept.bytes = 0;
-      const int64_t asked = filled_up(bytes + bytes / 4, 64);
-      kept.memory.reset(std::aligned_alloc(64, asked));
-      if (!kept.memory) throw std::bad_alloc();
-      kept.bytes = asked;
-    }
-    next_ = static_cast<char*>(kept.memory.get());
-  }
-  template <typename T>
-  T* take(int64_t count) {
-    auto* taken = reinterpret_cast<T*>(next_);
-    next_ += filled_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return taken;
-  }
-
- private:
-  char* next_;
-};
-
 struct Shape {
-  int64_t D, F, E;
+  int64_t N, K, D, F, E, S;
+  int threads;
   const int64_t* token;  // of each row
   const int32_t* ends;   // of each expert's rows
-  int threads;
+  const int64_t* slot;   // N x K: the row
+  const bool* kept;      // N x K: whether there is one; null where there always is
+  const float* gate;     // N x K
+
+  bool has_row(int64_t i) const { return kept == nullptr || kept[i]; }
 
   int64_t most_rows() const {
     int64_t most = 1, start = 0;
@@ -208,6 +152,19 @@ struct Tile {
         row(row_block * kRows),
         high(std::min(kRows, rows - row)) {}
 };
+
+// To a token's number the sum over its rows, here a thread's part of all tokens: weighted with the gates or not.
+void combine(const Shape& shape, bool weighted, const half* rows, half* to) {
+#pragma omp for
+  for (int64_t n = 0; n < shape.N; n++)
+    for (int64_t d = 0; d < shape.D; d += kLanes) {
+      Vec sum(0);
+      for (int64_t i = n * shape.K; i < (n + 1) * shape.K; i++)
+        if (shape.has_row(i))
+          sum = at::vec::fmadd(load(rows + shape.slot[i] * shape.D + d), Vec(weighted ? shape.gate[i] : 1.f), sum);
+      store(to + n * shape.D + d, sum);
+    }
+}
 
 // A tile of the product of an expert's rows (K numbers each) with a packed matrix: those of its rows that hold a slot.
 void rows_product(const Tile& tile, int64_t rows, int64_t K, const half* a, const word* b, half* to, int64_t ldo,
@@ -262,10 +219,11 @@ void refuse_without_room(const Shape& shape) {
   munmap(room, bytes);
 }
 
-// `y` gets a row's result each. `inner` (S x G) is for the backward pass alone: of each expert block after block of its
-// columns, in each row after row, gate before up: it is read in the order in which it was written.
+// `y` gets the tokens' results, `rows_y` (S x D) is room for the rows'. `inner` (S x G) is for the backward pass alone:
+// of each expert block after block of its columns, in each row after row, gate before up: it is read in the order in
+// which it was written.
 template <bool gated, typename W>
-void forward(const Shape& shape, const half* x, const W* up, const W* down, half* y, half* inner) {
+void forward(const Shape& shape, const half* x, const W* up, const W* down, half* rows_y, half* inner, half* y) {
   constexpr int64_t P = gated ? 2 : 1, FB = kColumns / P;
   const int64_t D = shape.D, F = shape.F, E = shape.E;
   const int64_t* token = shape.token;
@@ -325,19 +283,20 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, D, padded);
-          rows_product(tile, rows, F, h_RF, down_T, y + start * D, D, c);
+          rows_product(tile, rows, F, h_RF, down_T, rows_y + start * D, D, c);
         }
     }
+    combine(shape, true, rows_y, y);
     at::native::cpublas::brgemm_release();
   }
 }
 
-// Of each row the gradient of its input and of its gate, of each expert those of its matrices. A row's gate multiplies
-// the inner layer and its gradient, so that neither the result nor its weighted gradient is needed: the gate's own
-// gradient is the product of the inner layer and its gradient before the gate.
+// Of each token the gradient of its input and of its gates, of each expert those of its matrices. A row's gate
+// multiplies the inner layer and its gradient, so that neither the result nor its weighted gradient is needed: the
+// gate's own gradient is the product of the inner layer and its gradient before the gate. `rows_grad` (S x D) is room.
 template <bool gated, typename W>
-void backward(const Shape& shape, const half* grad, const float* gate, const half* x, const half* inner, const W* up,
-              const W* down, half* grad_x, float* grad_gate, W* grad_up, W* grad_down) {
+void backward(const Shape& shape, const half* grad, const half* x, const half* inner, const W* up, const W* down,
+              half* rows_grad, half* grad_x, float* grad_gate, W* grad_up, W* grad_down) {
   constexpr int64_t P = gated ? 2 : 1, FB = kColumns / P;
   const int64_t D = shape.D, F = shape.F, E = shape.E;
   const int64_t* token = shape.token;
@@ -345,7 +304,7 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
   const int64_t G = P * F, most = shape.most_rows();
   const int64_t f_blocks = blocks(F, FB), d_blocks = blocks(D, kColumns);
   Scratch scratch(2 * (most * (2 * D + F + G) + blocks(most, kDepth) * kLead * (D + G) + G * D + F * D + D) +
-                  4 * most * f_blocks + 10 * 64);
+                  4 * (most * f_blocks + 2 * shape.S) + 12 * 64);
   auto* grad_RD = scratch.take<half>(most * D);
   auto* grad_DR = scratch.take<half>(blocks(most, kDepth) * D * kLead);
   auto* x_RD = scratch.take<word>(most / 2 * D);
@@ -356,7 +315,12 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
   auto* up_T = scratch.take<word>(G / 2 * D);
   auto* gate_RB = scratch.take<float>(most * f_blocks);
   auto* nothing = scratch.take<half>(D);
+  auto* gate_S = scratch.take<float>(shape.S);  // 0 of a row that holds no slot
+  auto* grad_gate_S = scratch.take<float>(shape.S);
   std::fill_n(nothing, D, half(0));
+  std::fill_n(gate_S, shape.S, 0.f);
+  for (int64_t i = 0; i < shape.N * shape.K; i++)
+    if (shape.has_row(i)) gate_S[shape.slot[i]] = shape.gate[i];
 #pragma omp parallel num_threads(shape.threads)
   {
     alignas(64) float c[kRows * kColumns];
@@ -407,7 +371,8 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
               for (int64_t i = 0; i < 2 && tile.row + r + i < rows; i++) {
                 const int64_t own = tile.row + r + i;
                 const half* kept = inner + start * G + rows * P * tile.column + own * P * tile.wide + j;
-                const Vec g = Vec::loadu(c + (r + i) * tile.wide + j), weight(gate[start + own]), weighted = g * weight;
+                const Vec g = Vec::loadu(c + (r + i) * tile.wide + j), weight(gate_S[start + own]),
+                          weighted = g * weight;
                 const auto found = derived<gated>(load(kept), gated ? load(kept + tile.wide) : Vec(0));
                 sum[i] = sum[i] + g * found.value;
                 h[i] = found.value * weight, by_a[i] = weighted * found.by_a, by_u[i] = weighted * found.by_u;
@@ -435,13 +400,13 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
       for (int64_t r = 0; r < rows; r++) {
         float sum = 0;
         for (int64_t b = 0; b < f_blocks; b++) sum += gate_RB[r * f_blocks + b];
-        grad_gate[start + r] = sum;
+        grad_gate_S[start + r] = sum;
       }
 #pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < d_blocks; b++)
         for (int64_t t = 0; t < tiles; t++) {
           const Tile tile(b, t, D, padded);
-          rows_product(tile, rows, G, inner_RG, up_T, grad_x + start * D, D, c);
+          rows_product(tile, rows, G, inner_RG, up_T, rows_grad + start * D, D, c);
         }
 #pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < blocks(F, kColumns); b++)
@@ -458,20 +423,12 @@ void backward(const Shape& shape, const half* grad, const float* gate, const hal
                 grad_up + (e * G + tile.row) * D + tile.column, D, c);
         }
     }
+    combine(shape, false, rows_grad, grad_x);
+#pragma omp for
+    for (int64_t i = 0; i < shape.N * shape.K; i++) grad_gate[i] = shape.has_row(i) ? grad_gate_S[shape.slot[i]] : 0;
     _mm_sfence();
     at::native::cpublas::brgemm_release();
   }
-}
-
-// Calls a pass with weights of their type; no exception may reach the caller, which is not C++.
-template <typename Pass>
-bool enough_memory(bool full, const void* weights, const Pass& pass) {
-  try {
-    full ? pass(static_cast<const float*>(weights)) : pass(static_cast<const half*>(weights));
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
-  return true;
 }
 
 }  // namespace
@@ -490,29 +447,60 @@ extern "C" bool lmopt_experts_work() {
   return true;
 }
 
-// False where memory does not suffice. Weights, and so their gradients, are float32 if `full`, bfloat16 otherwise;
-// everything else is bfloat16, but gates.
 extern "C" {
 
-bool lmopt_experts_forward(bool gated, bool full, int64_t D, int64_t F, int64_t E, int threads, const int64_t* token,
-                           const int32_t* ends, const half* x, const void* up, const void* down, half* y, half* inner) {
-  const Shape shape{D, F, E, token, ends, threads};
-  return enough_memory(full, up, [&]<typename W>(const W* matrices) {
-    auto* made = gated ? &forward<true, W> : &forward<false, W>;
-    made(shape, x, matrices, static_cast<const W*>(down), y, inner);
-  });
+// The row of each slot and the token of each row: one expert's rows after the other's, each in the order of the tokens.
+// With a capacity (none: -1) an expert has so many rows, and what finds none is not kept and names row 0. `next` is
+// room for E numbers. False where an expert is none of E.
+bool lmopt_place_slots(int64_t N, int64_t K, int64_t E, int64_t capacity, const int64_t* expert, int64_t* token,
+                       int64_t* slot, int32_t* ends, bool* kept, int64_t* next) {
+  for (int64_t i = 0; i < N * K; i++)
+    if (expert[i] < 0 || expert[i] >= E) return false;
+  std::fill_n(ends, E, static_cast<int32_t>(std::max(capacity, int64_t(0))));
+  if (capacity < 0)
+    for (int64_t i = 0; i < N * K; i++) ends[expert[i]]++;
+  for (int64_t e = 0; e < E; e++) {
+    next[e] = e == 0 ? 0 : ends[e - 1];
+    ends[e] += static_cast<int32_t>(next[e]);
+  }
+  if (capacity >= 0) std::fill_n(token, E * capacity, int64_t(0));
+  for (int64_t n = 0; n < N; n++)
+    for (int64_t i = n * K; i < (n + 1) * K; i++) {
+      const int64_t row = next[expert[i]]++;
+      const bool fits = row < ends[expert[i]];
+      if (fits) token[row] = n;
+      slot[i] = fits ? row : 0;
+      if (capacity >= 0) kept[i] = fits;
+    }
+  return true;
 }
 
-bool lmopt_experts_backward(bool gated, bool full, int64_t D, int64_t F, int64_t E, int threads, const int64_t* token,
-                            const int32_t* ends, const half* grad, const float* gate, const half* x, const half* inner,
-                            const void* up, const void* down, half* grad_x, float* grad_gate, void* grad_up,
-                            void* grad_down) {
-  const Shape shape{D, F, E, token, ends, threads};
-  return enough_memory(full, up, [&]<typename W>(const W* matrices) {
+// False where memory does not suffice. Weights, and so their gradients, are float32 if `full`, bfloat16 otherwise;
+// everything else is bfloat16, but gates.
+bool lmopt_experts_forward(bool gated, bool full, int64_t N, int64_t K, int64_t D, int64_t F, int64_t E, int64_t S,
+                           int threads, const int64_t* token, const int32_t* ends, const int64_t* slot,
+                           const bool* kept, const float* gate, const half* x, const void* up, const void* down,
+                           half* rows_y, half* inner, half* y) {
+  const Shape shape{N, K, D, F, E, S, threads, token, ends, slot, kept, gate};
+  const auto pass = [&]<typename W>(const W* matrices) {
+    auto* made = gated ? &forward<true, W> : &forward<false, W>;
+    made(shape, x, matrices, static_cast<const W*>(down), rows_y, inner, y);
+  };
+  return enough_memory([&] { full ? pass(static_cast<const float*>(up)) : pass(static_cast<const half*>(up)); });
+}
+
+bool lmopt_experts_backward(bool gated, bool full, int64_t N, int64_t K, int64_t D, int64_t F, int64_t E, int64_t S,
+                            int threads, const int64_t* token, const int32_t* ends, const int64_t* slot,
+                            const bool* kept, const float* gate, const half* grad, const half* x, const half* inner,
+                            const void* up, const void* down, half* rows_grad, half* grad_x, float* grad_gate,
+                            void* grad_up, void* grad_down) {
+  const Shape shape{N, K, D, F, E, S, threads, token, ends, slot, kept, gate};
+  const auto pass = [&]<typename W>(const W* matrices) {
     auto* made = gated ? &backward<true, W> : &backward<false, W>;
-    made(shape, grad, gate, x, inner, matrices, static_cast<const W*>(down), grad_x, grad_gate,
+    made(shape, grad, x, inner, matrices, static_cast<const W*>(down), rows_grad, grad_x, grad_gate,
          static_cast<W*>(grad_up), static_cast<W*>(grad_down));
-  });
+  };
+  return enough_memory([&] { full ? pass(static_cast<const float*>(up)) : pass(static_cast<const half*>(up)); });
 }
 
 }  // extern "C"

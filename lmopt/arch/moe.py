@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lmopt.arch import experts_fused
+from lmopt.arch import fused
 from lmopt.arch.experts import experts_auto, experts_grouped, experts_loop
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.numbers import compute_dtype
@@ -76,7 +76,7 @@ def kernel_in_use(config: Moe, width: int, dtype: torch.dtype, device: torch.dev
     """The kernel that trains a layer whose products are in this format, and why it is not the fused one."""
     if config.kernel != "auto":
         return config.kernel, "the recipe names another"
-    reason = experts_fused.unsuited(dtype, device, width, config.hidden_for(width))
+    reason = fused.unsuited(dtype, device, width, config.hidden_for(width))
     return ("fused" if reason is None else "grouped"), reason
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmopt.arch.numbers import without_autocast
+from lmopt.arch.routing_fused import Route, suits
 from lmopt.recipe import Moe
 from lmopt.techniques.routing import LossFree, NoisyTopK, Switch
 
@@ -43,11 +44,16 @@ class DroplessRouter(nn.Module):
     def __init__(self, config: Moe, width: int) -> None:
         super().__init__()
         self.config = config
+        self.hidden = config.hidden_for(width)
         self.weight = nn.Parameter(torch.empty(config.experts, width))
 
     def forward(self, x_ND: Tensor) -> Choice:
+        config = self.config
+        if config.kernel == "auto" and suits(x_ND, self.weight, self.hidden):
+            losses = config.balance_weight, config.z_weight
+            return Choice(*Route.apply(x_ND, self.weight, config.top_k, config.gates_sum_to_one, *losses))
         logits_NE = scores(x_ND, self.weight)
-        gate_NK, expert_NK = choose(logits_NE, self.config.top_k, self.config.gates_sum_to_one)
+        gate_NK, expert_NK = choose(logits_NE, config.top_k, config.gates_sum_to_one)
         return Choice(logits_NE, gate_NK, expert_NK, self.auxiliary(logits_NE, expert_NK))
 
     def auxiliary(self, logits_NE: Tensor, expert_NK: Tensor) -> Tensor:

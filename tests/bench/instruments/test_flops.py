@@ -246,14 +246,24 @@ def experts_backward_fused():
         return torch.ones(shape, dtype=dtype, device="meta")
 
     x, up, down = numbers(6, 16), numbers(3, 8, 16), numbers(3, 16, 8)
-    where = "relu2", numbers(16, dtype=torch.int64), numbers(3, dtype=torch.int32), 12
-    _, inner = fused_forward(x, up, down, *where)
-    fused_backward(x, numbers(16), x, inner, up, down, *where)
+    where = "relu2", numbers(12, dtype=torch.int64), numbers(3, dtype=torch.int32), 12
+    slots = numbers(6, 2, dtype=torch.float32), numbers(6, 2, dtype=torch.int64), None
+    _, inner = fused_forward(x, up, down, *where, *slots)
+    fused_backward(x, x, inner, up, down, *where, *slots)
+
+
+def routing_backward_fused():
+    from lmopt.arch.routing_fused import route_backward, route_forward
+
+    x, weight = torch.ones(6, 16, dtype=torch.bfloat16, device="meta"), torch.ones(3, 16, device="meta")
+    logits, gate, expert, loss, log_sum, pull = route_forward(x, weight, 2, True, 0.1, 0.1)
+    route_backward(x, weight, logits, gate, expert, log_sum, pull, gate, loss, True, 0.1)
 
 
 PAIR = 2 * 2 * 4 * 8 * 8 * 16
 """One product of an attention of 2 sequences, 4 heads, 8 positions, head width 16."""
 GROUPED = 2 * 12 * 16 * 8
+SCORES = 2 * 6 * 16 * 3
 
 NEEDED = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": (lambda: attention_backward(False), 7 * PAIR, 2 * PAIR),
@@ -268,6 +278,8 @@ NEEDED = {
     "lmopt::experts_backward": (experts_backward, 6 * GROUPED, 4 * GROUPED),
     "lmopt::experts_fused_forward": (experts_backward_fused, 6 * GROUPED, 2 * GROUPED),
     "lmopt::experts_fused_backward": (experts_backward_fused, 6 * GROUPED, 4 * GROUPED),
+    "lmopt::route_forward": (routing_backward_fused, 3 * SCORES, SCORES),
+    "lmopt::route_backward": (routing_backward_fused, 3 * SCORES, 2 * SCORES),
     "lmopt::grouped_linear": (experts_backward_on_a_gpu, 6 * GROUPED, 4 * GROUPED),
     "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lmopt import native
-from lmopt.arch import experts_fused
-from lmopt.arch.experts import experts_auto, experts_grouped, experts_loop
+from lmopt.arch import experts_fused, fused
+from lmopt.arch.experts import ROW_BLOCK, experts_auto, experts_grouped, experts_loop, place_slots, sort_slots
 from lmopt.arch.moe import KERNELS, MoeFfn, kernel_in_use
 from lmopt.recipe import Moe
 
@@ -154,18 +154,51 @@ def test_a_compiled_layer_descends_the_same_gradient():
 @needs_kernel
 def test_shapes_without_data():
     x, grad = torch.empty(10, 32, dtype=torch.bfloat16), torch.empty(10, 32, dtype=torch.bfloat16)
-    up, down, gate = torch.empty(3, 96, 32), torch.empty(3, 32, 48), torch.ones(52)
-    where = "swiglu", torch.zeros(52, dtype=torch.int64), torch.tensor([8, 8, 20], dtype=torch.int32), 20
+    up, down, gate = torch.empty(3, 96, 32), torch.empty(3, 32, 48), torch.ones(10, 2)
 
-    def shapes(device):
+    def shapes(device, capacity):
+        chosen = torch.tensor([[0, 2]] * 10, device=device)
         x_, grad_, up_, down_, gate_ = (each.to(device) for each in (x, grad, up, down, gate))
-        kind, token, ends, rows = where
-        place = kind, token.to(device), ends.to(device), rows
+        token, ends, slot, kept = experts_fused.placed(chosen, 3, capacity)
+        place = "swiglu", token, ends, len(token), gate_, slot, kept if capacity > 0 else None
         y, inner = experts_fused.fused_forward(x_, up_, down_, *place)
-        made = experts_fused.fused_backward(grad_, gate_, x_, inner, up_, down_, *place)
-        return [(each.shape, each.dtype) for each in (y, inner, *made)]
+        made = experts_fused.fused_backward(grad_, x_, inner, up_, down_, *place)
+        return [(each.shape, each.dtype) for each in (token, ends, slot, kept, y, inner, *made)]
 
-    assert shapes("meta") == shapes("cpu")
+    assert shapes("meta", -1) == shapes("cpu", -1)
+    assert shapes("meta", 4) == shapes("cpu", 4)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_rows_are_those_of_the_grouped_products(shape):
+    _, _, chosen, *_, capacity = operands(shape, "swiglu")
+    reference = sort_slots(chosen, shape[3]) if capacity is None else place_slots(chosen, shape[3], capacity)
+    token_S, ends_E, slot_NK, kept_NK = experts_fused.rows_of(chosen, shape[3], capacity)
+    assert torch.equal(token_S, reference.token_S[:-ROW_BLOCK])
+    assert torch.equal(ends_E, reference.ends_E)
+    assert torch.equal(slot_NK, reference.slot_NK)
+    assert (kept_NK is None) == (capacity is None)
+    assert capacity is None or torch.equal(kept_NK, reference.kept_NK)
+
+
+@needs_kernel
+@pytest.mark.parametrize("chosen", [[[0, 3]], [[-1, 0]]], ids=str)
+def test_an_expert_that_there_is_not(chosen):
+    with pytest.raises(IndexError, match="experts are 0 to 2, tokens go to"):
+        experts_fused.rows_of(torch.tensor(chosen), 3, None)
+
+
+@needs_kernel
+def test_a_dropped_slot_adds_nothing_even_to_what_is_no_number():
+    x, gate, chosen, up, down, grad, kind, _ = operands(SHAPES["usual"], "swiglu")
+    x[0] = float("nan")
+    chosen[:, 0], chosen[:, 1] = 0, 1
+    y, grad_x, grad_gate, *_ = passes(experts_auto, x, gate, chosen, up, down, grad, kind, 300)
+    assert y[0].isnan().all()
+    assert torch.isfinite(y[1:]).all()
+    for dropped in (y[300:], grad_x[300:], grad_gate[300:]):
+        assert not dropped.any()
 
 
 @needs_kernel
@@ -175,17 +208,18 @@ def test_no_memory_is_an_error_like_any_other(sizes):
     memory, or for what oneDNN compiles, which would crash."""
     script = """
 import resource, torch
-from lmopt.arch import experts_fused
-assert experts_fused.obstacle() is None
+from lmopt.arch import experts_fused, fused
+assert fused.obstacle() is None
 torch.set_num_threads(1)
 width, hidden, mebibytes = SIZES
 up, down = torch.ones(1, 2 * hidden, width), torch.ones(1, width, hidden)
 x, token = torch.ones(64, width).bfloat16(), torch.zeros(64, dtype=torch.int64)
+slots = torch.ones(64, 1), torch.arange(64)[:, None], None
 ends = torch.tensor([64], dtype=torch.int32)
 most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (mebibytes << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 try:
-    experts_fused.fused_forward(x, up, down, "swiglu", token, ends, 64)
+    experts_fused.fused_forward(x, up, down, "swiglu", token, ends, 64, *slots)
 except MemoryError as error:
     print(error)
 """
@@ -201,10 +235,10 @@ def test_onednn_may_be_told_to_do_without(level):
     """In a process of its own: oneDNN reads it once."""
     script = """
 import torch
-from lmopt.arch import experts_fused
+from lmopt.arch import fused
 from lmopt.arch.moe import MoeFfn
 from lmopt.recipe import Moe
-print(experts_fused.obstacle())
+print(fused.obstacle())
 layer = MoeFfn(Moe(experts=2, top_k=1, hidden=32), 32)
 for parameter in layer.parameters():
     torch.nn.init.normal_(parameter)
@@ -254,8 +288,8 @@ def test_a_machine_that_cannot_compile_trains_by_grouped_products(monkeypatch):
     def fails():
         raise native.BuildError("g++: no such option")
 
-    monkeypatch.setattr(experts_fused, "_kernel", fails)
-    monkeypatch.setattr(experts_fused, "_obstacle", experts_fused._obstacle.__wrapped__)
+    monkeypatch.setattr(fused, "_kernels", fails)
+    monkeypatch.setattr(fused, "_obstacle", fused._obstacle.__wrapped__)
     assert kernel_in_use(Moe(), 64, torch.bfloat16, CPU) == ("grouped", "g++: no such option")
     given = operands(SHAPES["usual"], "swiglu")
     ours, theirs = passes(experts_auto, *given), passes(experts_grouped, *given)

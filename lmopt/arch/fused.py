@@ -1,0 +1,65 @@
+"""Kernels of our own for a CPU that multiplies bfloat16, in C++ (lmopt.native): whether there are any; calls."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lmopt import native
+
+TYPES = {"b": ctypes.c_bool, "q": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "p": ctypes.c_void_p}
+SIGNATURES = {
+    "experts_work": "",
+    "experts_forward": "bbqqqqqqi" + "p" * 11,
+    "experts_backward": "bbqqqqqqi" + "p" * 15,
+    "route_forward": "bbqqqqiff" + "p" * 8,
+    "route_backward": "bbqqqqiff" + "p" * 11,
+    "place_slots": "qqqq" + "p" * 6,
+}
+"""Arguments of each kernel, by the letters of `TYPES`; all return a truth value."""
+
+
+@torch.compiler.assume_constant_result
+def obstacle() -> str | None:
+    """Why the kernels cannot be had in this process; None if they can. The first call compiles them."""
+    return _obstacle() if torch.backends.mkldnn.enabled else "oneDNN is switched off (torch.backends.mkldnn)"
+
+
+@functools.cache
+def _obstacle() -> str | None:
+    try:
+        _kernels()
+    except (native.BuildError, OSError) as error:
+        return str(error)
+    return None
+
+
+def unsuited(dtype: torch.dtype, device: torch.device, width: int, hidden: int) -> str | None:
+    """Why a training in this format, on this device, with these widths has no kernels; None if it has them."""
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        return f"made for bfloat16 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
+    if width % native.MULTIPLE or hidden % native.MULTIPLE:
+        return f"widths {width} and {hidden} must be multiples of {native.MULTIPLE}"
+    return obstacle()
+
+
+def call(name: str, *arguments: bool | int | float | Tensor | None) -> bool:
+    """What the kernel says, given scalars and where contiguous tensors lie; None is a tensor that there is not."""
+    return _kernels()[name](*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+
+
+@functools.cache
+def _kernels() -> dict[str, Callable[..., bool]]:
+    """They follow torch, whose libraries they call, into the process."""
+    library = ctypes.CDLL(str(native.library()))
+    found = {name: getattr(library, f"lmopt_{name}") for name in SIGNATURES}
+    for name, signature in SIGNATURES.items():
+        found[name].argtypes = [TYPES[letter] for letter in signature]
+        found[name].restype = ctypes.c_bool
+    if not found["experts_work"]():
+        raise native.BuildError("oneDNN multiplies no bfloat16 here (ONEDNN_MAX_CPU_ISA may forbid it)")
+    return found

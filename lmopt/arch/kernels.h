@@ -1,0 +1,90 @@
+// What the kernels share: 16 float32 numbers a register, bfloat16 in memory, and memory that is kept between calls.
+
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace lmopt {
+
+using std::int64_t;
+using Vec = at::vec::Vectorized<float>;
+using half = uint16_t;  // a bfloat16's bits
+using word = uint32_t;  // two of them, the lower one first
+
+constexpr int64_t kLanes = 16;  // float32 numbers of a register
+
+inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
+inline int64_t filled_up(int64_t n, int64_t size) { return blocks(n, size) * size; }
+
+inline __m256i bits(const half* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+
+inline Vec load(const float* from) { return Vec::loadu(from); }
+inline Vec load(const half* from) {
+  __m512 numbers;
+  at::vec::cvtbf16_fp32(bits(from), numbers);
+  return numbers;
+}
+
+inline void store(float* to, Vec numbers) { numbers.store(to); }
+inline void store(half* to, Vec numbers) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(numbers));
+}
+
+// Words or float32 numbers: to[column][row] = from[row][column].
+template <typename T>
+void transpose(const T* from, int64_t ld_from, T* to, int64_t ld_to, int64_t rows, int64_t columns) {
+  static_assert(sizeof(T) == sizeof(float));
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < columns; j += kLanes)
+      at::vec::transpose_mxn<float>(
+          reinterpret_cast<const float*>(from + i * ld_from + j), ld_from, reinterpret_cast<float*>(to + j * ld_to + i),
+          ld_to, static_cast<int>(std::min(kLanes, rows - i)), static_cast<int>(std::min(kLanes, columns - j)));
+}
+
+// Memory that this thread's next call uses again: experts have other numbers of rows at every step, and blocks of ever
+// other sizes would leave holes in the heap. It grows with the most that was asked for, by a quarter more than that.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    thread_local struct {
+      std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+      int64_t bytes = 0;
+    } kept;
+    if (bytes > kept.bytes) {
+      kept.memory.reset();  // first, or both are held
+      kept.bytes = 0;
+      const int64_t asked = filled_up(bytes + bytes / 4, 64);
+      kept.memory.reset(std::aligned_alloc(64, asked));
+      if (!kept.memory) throw std::bad_alloc();
+      kept.bytes = asked;
+    }
+    next_ = static_cast<char*>(kept.memory.get());
+  }
+  template <typename T>
+  T* take(int64_t count) {
+    auto* taken = reinterpret_cast<T*>(next_);
+    next_ += filled_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return taken;
+  }
+
+ private:
+  char* next_;
+};
+
+// Whether there was memory for it. No exception may reach a caller that is not C++.
+template <typename Work>
+bool enough_memory(const Work& work) {
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace lmopt
