@@ -20,9 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-SOURCES = tuple(
-    Path(__file__).parent / "arch" / name for name in ("experts_fused.cpp", "routing_fused.cpp", "kernels.h")
-)
+NAMES = "kernels.h", "experts_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"
+SOURCES = tuple(Path(__file__).parent / "arch" / name for name in NAMES)
 """Of the one library that all kernels are in, headers among them."""
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 """Instructions of the processor that the kernels are written for, as /proc/cpuinfo names them."""

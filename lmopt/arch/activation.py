@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lmopt.arch import rows_fused
+
 Kind = Literal["swiglu", "relu2"]
 
 
@@ -20,14 +22,20 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
-    return _Activation.apply(gate_up, "swiglu")
+    return _activated(gate_up, "swiglu")
 
 
 def relu2(x: Tensor) -> Tensor:
     """relu(x)^2 (So et al., arXiv 2109.08668)."""
     if torch.compiler.is_compiling():
         return _squared(functional.relu(x))
-    return _Activation.apply(x, "relu2")
+    return _activated(x, "relu2")
+
+
+def _activated(x: Tensor, kind: Kind) -> Tensor:
+    width = x.shape[-1] // (2 if kind == "swiglu" else 1)
+    function = rows_fused.Activation if rows_fused.suits(x, width) else _Activation
+    return function.apply(x, kind)
 
 
 class _Activation(torch.autograd.Function):

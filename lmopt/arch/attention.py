@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch import rows_fused
 from lmopt.arch.causal import causal_attention
 from lmopt.arch.linear import Linear
 from lmopt.arch.norm import RmsNorm
@@ -87,6 +88,8 @@ class Attention(nn.Module):
     def project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B x H x T x C, keys and values B x K x T x C; queries and keys turned to their positions."""
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))
+        if self.query_norm is None and rows_fused.suits(qkv_BTHC, self.head_width // 2):
+            return rows_fused.Heads.apply(qkv_BTHC, cos_TC, sin_TC, self.heads, self.key_heads)
         q_BTHC, k_BTKC, v_BTKC = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHC, k_BTKC = self._normed(q_BTHC, self.query_norm), self._normed(k_BTKC, self.key_norm)

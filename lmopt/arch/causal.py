@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmopt.arch import rows_fused
+
 BLOCK = 128
 """Queries handled at once: a block sees only the keys up to its end, which skips most of the masked half. Measured on
 a CPU with AVX512-BF16: 64 and 128 equal at 256 tokens, 128 to 256 best at 512 and more."""
@@ -54,7 +56,8 @@ def causal_attention(
     """
     batch, heads, length, width = q_BHTC.shape
     key_heads = k_BKTC.shape[1]
-    scaled_BHTC = q_BHTC * width**-0.5
+    fused = segments_BT is None and rows_fused.there(q_BHTC)
+    scaled_BHTC = q_BHTC if fused else q_BHTC * width**-0.5
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
     out_BTHC = q_BHTC.new_empty(batch, length, heads, width)
     kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
@@ -63,16 +66,17 @@ def causal_attention(
     for start, end in _blocks(length):
         rows = end - start
         scores = torch.bmm(_group(scaled_BHTC, key_heads, slice(start, end)), k[:, :end].transpose(1, 2))
-        scores.view(batch * heads, rows, end)[:, :, start:].add_(mask[:rows, :rows])
-        if segments_BT is not None:
-            apart_BRS = segments_BT[:, start:end, None] != segments_BT[:, None, :end]
-            scores.view(batch, heads, rows, end).masked_fill_(apart_BRS[:, None], float("-inf"))
-        if keep:
-            p = kept[used : used + scores.numel()].view_as(scores)
-            torch.softmax(scores, -1, out=p)
-            used += p.numel()
+        p = kept[used : used + scores.numel()].view_as(scores) if keep else torch.empty_like(scores)
+        used += p.numel()
+        if fused:
+            shape = batch * heads, rows, end
+            rows_fused.causal_softmax(scores.view(shape), start, width**-0.5, p.view(shape))
         else:
-            p = torch.softmax(scores, -1)
+            scores.view(batch * heads, rows, end)[:, :, start:].add_(mask[:rows, :rows])
+            if segments_BT is not None:
+                apart_BRS = segments_BT[:, start:end, None] != segments_BT[:, None, :end]
+                scores.view(batch, heads, rows, end).masked_fill_(apart_BRS[:, None], float("-inf"))
+            torch.softmax(scores, -1, out=p)
         block = torch.bmm(p, v[:, :end]).view(batch, heads, rows, width)
         out_BTHC[:, start:end] = block.transpose(1, 2)
     return out_BTHC, kept
@@ -94,7 +98,7 @@ def causal_attention_backward(
     key_heads = k_BKTC.shape[1]
     grad_BHTC = grad_BTHC.transpose(1, 2)
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
-    scale = width**-0.5
+    scale, fused = width**-0.5, rows_fused.there(kept)
     grad_q = torch.empty_like(q_BHTC, memory_format=torch.contiguous_format)
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
     used = kept.numel()
@@ -104,7 +108,12 @@ def causal_attention_backward(
         used -= q.shape[0] * q.shape[1] * end
         p = kept[used : used + q.shape[0] * q.shape[1] * end].view(q.shape[0], q.shape[1], end)
         grad_p = torch.bmm(grad, v[:, :end].transpose(1, 2))
-        grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+        if fused:
+            shape = batch * heads, end - start, end
+            rows_fused.causal_softmax_backward(p.view(shape), start, scale, grad_p.view(shape))
+            grad_scores = grad_p
+        else:
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
         if end == length:  # the last block sees every key: it sets what the others add to
             torch.bmm(p.transpose(1, 2), grad, out=grad_v)
             torch.bmm(grad_scores.transpose(1, 2), q, out=grad_k)
@@ -112,7 +121,9 @@ def causal_attention_backward(
             grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad)
             grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q)
         grad_q[:, :, rows] = torch.bmm(grad_scores, k[:, :end]).view(batch, heads, end - start, width)
-    return grad_q.mul_(scale), grad_k.mul_(scale).view(k_BKTC.shape), grad_v.view(v_BKTC.shape)
+    if not fused:  # whose gradients are scaled already
+        grad_q, grad_k = grad_q.mul_(scale), grad_k.mul_(scale)
+    return grad_q, grad_k.view(k_BKTC.shape), grad_v.view(v_BKTC.shape)
 
 
 @causal_attention_backward.register_fake

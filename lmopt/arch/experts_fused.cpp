@@ -51,31 +51,6 @@ inline __m512i paired(__m512i rows) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(order), rows);
 }
 
-inline Vec sigmoid(Vec x) { return Vec(1) / (Vec(1) + x.neg().exp_u20()); }
-
-// silu(a) u, or relu(a)^2 where there is one part.
-template <bool gated>
-inline Vec activated(Vec a, Vec u) {
-  if constexpr (gated) return a * sigmoid(a) * u;
-  const Vec rectified = at::vec::maximum(a, Vec(0));
-  return rectified * rectified;
-}
-
-struct Activated {
-  Vec value, by_a, by_u;
-};
-
-// The same with its two derivatives.
-template <bool gated>
-inline Activated derived(Vec a, Vec u) {
-  if constexpr (gated) {
-    const Vec s = sigmoid(a), silu = a * s;
-    return {silu * u, u * (s + silu * (Vec(1) - s)), silu};
-  }
-  const Vec rectified = at::vec::maximum(a, Vec(0));
-  return {rectified * rectified, rectified + rectified, Vec(0)};
-}
-
 // --- matrices ------------------------------------------------------------------------------------
 
 void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda, const word* b, int64_t ldb, float* c,

@@ -165,8 +165,8 @@ def rows_of(expert_NK: Tensor, experts: int, capacity: int | None) -> tuple[Tens
 
 @torch.library.custom_op("lmopt::place_slots", mutates_args=())
 def placed(expert_NK: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same as an operator: a capacity of -1 is none, and all slots are kept where nothing is returned of it."""
-    expert_NK = expert_NK.contiguous()
+    """The same as an operator: a capacity of -1 is none, and what is returned last is empty then."""
+    expert_NK = expert_NK.contiguous().long()
     made, next_E = _rows(expert_NK, experts, capacity), expert_NK.new_empty(experts)
     token_S, ends_E, slot_NK, kept_NK = made
     if not fused.call(
@@ -179,6 +179,6 @@ def placed(expert_NK: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tens
 @placed.register_fake
 def _rows(expert_NK: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, kept = (expert_NK.numel(), 0) if capacity < 0 else (experts * capacity, expert_NK.numel())
-    slot_NK = torch.empty_like(expert_NK)
-    kept_NK = torch.empty_like(expert_NK, dtype=torch.bool) if kept else expert_NK.new_empty(0, dtype=torch.bool)
-    return expert_NK.new_empty(rows), expert_NK.new_empty(experts, dtype=torch.int32), slot_NK, kept_NK
+    token_S, slot_NK = (expert_NK.new_empty(shape, dtype=torch.int64) for shape in ((rows,), expert_NK.shape))
+    kept_NK = expert_NK.new_empty(expert_NK.shape if kept else 0, dtype=torch.bool)
+    return token_S, expert_NK.new_empty(experts, dtype=torch.int32), slot_NK, kept_NK

@@ -17,8 +17,16 @@ SIGNATURES = {
     "experts_forward": "bbqqqqqqi" + "p" * 11,
     "experts_backward": "bbqqqqqqi" + "p" * 15,
     "route_forward": "bbqqqqiff" + "p" * 8,
-    "route_backward": "bbqqqqiff" + "p" * 11,
+    "route_backward": "bbqqqqif" + "p" * 11,
     "place_slots": "qqqq" + "p" * 6,
+    "norm_forward": "qqfi" + "p" * 4,
+    "norm_backward": "qqi" + "p" * 6,
+    "activation_forward": "bqqi" + "p" * 2,
+    "activation_backward": "bqqi" + "p" * 3,
+    "heads": "bqqqqqi" + "p" * 6,
+    "causal_softmax_forward": "qqqqfi" + "p" * 2,
+    "causal_softmax_backward": "qqqqfi" + "p" * 2,
+    "softmax_minus_target": "qqi" + "p" * 3,
 }
 """Arguments of each kernel, by the letters of `TYPES`; all return a truth value."""
 

@@ -4,6 +4,8 @@
 
 #include <ATen/cpu/vec/vec.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -33,6 +35,31 @@ inline Vec load(const half* from) {
 inline void store(float* to, Vec numbers) { numbers.store(to); }
 inline void store(half* to, Vec numbers) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(numbers));
+}
+
+inline Vec sigmoid(Vec x) { return Vec(1) / (Vec(1) + x.neg().exp_u20()); }
+
+// silu(a) u, or relu(a)^2 where there is one part.
+template <bool gated>
+inline Vec activated(Vec a, Vec u) {
+  if constexpr (gated) return a * sigmoid(a) * u;
+  const Vec rectified = at::vec::maximum(a, Vec(0));
+  return rectified * rectified;
+}
+
+struct Activated {
+  Vec value, by_a, by_u;
+};
+
+// The same with its two derivatives.
+template <bool gated>
+inline Activated derived(Vec a, Vec u) {
+  if constexpr (gated) {
+    const Vec s = sigmoid(a), silu = a * s;
+    return {silu * u, u * (s + silu * (Vec(1) - s)), silu};
+  }
+  const Vec rectified = at::vec::maximum(a, Vec(0));
+  return {rectified * rectified, rectified + rectified, Vec(0)};
 }
 
 // Words or float32 numbers: to[column][row] = from[row][column].

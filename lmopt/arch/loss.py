@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lmopt.arch import rows_fused
 from lmopt.arch.numbers import compute_dtype
 
 IGNORED = -100
@@ -20,7 +21,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
     """Loss and gradients in one pass: what backward needs is ready when forward returns, the logits are gone."""
 
     @staticmethod
-    def forward(ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, chunk: int) -> Tensor:
+    def forward(
+        ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, chunk: int, fused: bool
+    ) -> Tensor:
         weight = weight_VD.to(dtype)
         count = (targets_N != IGNORED).sum().clamp(min=1)
         high = torch.promote_types(x_ND.dtype, torch.float32)
@@ -32,7 +35,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
             logits = torch.mm(x, weight.T)
-            total += _softmax_minus_target(logits, targets, high)
+            if fused:
+                total += rows_fused.softmax_minus_target(logits, targets).sum()
+            else:
+                total += _softmax_minus_target(logits, targets, high)
             if grad_x_ND is None:
                 continue
             ignored = (targets == IGNORED)[:, None]
@@ -45,11 +51,11 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_x_ND, grad_weight_VD, count = ctx.saved_tensors
         grad = grad / count
         x_dtype, weight_dtype = ctx.dtypes
-        return (grad_x_ND * grad).to(x_dtype), (grad_weight_VD * grad).to(weight_dtype), None, None, None
+        return (grad_x_ND * grad).to(x_dtype), (grad_weight_VD * grad).to(weight_dtype), *[None] * 4
 
 
 MANY_ROWS = 4
@@ -108,4 +114,6 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     chunk = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
     if not torch.is_grad_enabled():
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, compute_dtype(weight_VD), chunk)
+    dtype = compute_dtype(weight_VD)
+    fused = dtype == torch.bfloat16 and rows_fused.suits(x_ND, len(weight_VD))
+    return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, dtype, chunk, fused)

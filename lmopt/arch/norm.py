@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch import rows_fused
+
 
 class RmsNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension; same type out as in."""
@@ -18,6 +20,8 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if rows_fused.suits(x, x.shape[-1]):
+            return rows_fused.Norm.apply(x, self.weight, self.eps)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return _EagerRmsNorm.apply(x, self.weight, self.eps)
         return nn.functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)

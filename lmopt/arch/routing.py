@@ -39,7 +39,10 @@ class Choice:
 
 
 class DroplessRouter(nn.Module):
-    """Top-k by softmax; balance loss and z-loss. The other kinds are built upon it."""
+    """Top-k by softmax; balance loss and z-loss. The other kinds are built upon it.
+
+    Its `forward` has a kernel for all of this: what differs in a kind must be in a `forward` of its own.
+    """
 
     def __init__(self, config: Moe, width: int) -> None:
         super().__init__()

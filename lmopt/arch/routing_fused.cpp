@@ -1,9 +1,9 @@
 // Which experts tokens go to: scores, softmax, the largest K, gates and the router's losses, forward and backward.
-// 16 tokens at a time, one in each lane of a register: nothing is summed across lanes but what is summed over tokens.
+// 16 tokens at a time, one in each lane of a register, so that what is done for a token takes no sums across lanes.
 //
-// Letters: N tokens, E experts, K of them chosen a token, D width, a multiple of 16. A tile is 16 tokens, [E][16] of
-// it a register an expert. Each number is computed by one thread; what is summed over tokens is summed chunk by chunk,
-// in their order: the bits do not depend on the number of threads.
+// Letters: N tokens, E experts, K of them chosen a token, D width, a multiple of 16. A tile is 16 tokens, and
+// of each expert one register. Each number is computed by one thread, and what is summed over tokens is summed in
+// chunks of as many and in their order, whoever does it: the bits do not depend on the number of threads.
 
 #include <omp.h>
 
@@ -71,7 +71,7 @@ void choose(const Shape& shape, const float* logits, __mmask16* left, float* lar
     __mmask16 found = 0;
     for (int64_t e = 0; e < shape.E; e++) {
       const __m512 logit = load(logits + e * kLanes);
-      const __mmask16 beats = _mm512_cmp_ps_mask(logit, best, _CMP_NLE_UQ);
+      const __mmask16 beats = _mm512_cmp_ps_mask(logit, best, _CMP_NLE_UQ) & _mm512_cmp_ps_mask(best, best, _CMP_ORD_Q);
       const __mmask16 takes = left[e] & (beats | static_cast<__mmask16>(~found));
       best = _mm512_mask_mov_ps(best, takes, logit);
       expert = _mm512_mask_mov_epi32(expert, takes, _mm512_set1_epi32(static_cast<int>(e)));
@@ -103,7 +103,7 @@ void gates(const Shape& shape, float* largest, Vec log_sum) {
 class Pieces {
  public:
   explicit Pieces(int64_t floats) : floats_(filled_up(floats, kLanes)) {}
-  int64_t all(int threads) const { return floats_ * threads; }
+  int64_t of_all(int threads) const { return floats_ * threads; }
   float* of(float* all, int thread) const { return all + floats_ * thread; }
 
  private:
@@ -114,15 +114,15 @@ class Pieces {
 template <typename X>
 void forward(const Shape& shape, const X* x, const float* w, float balance, float z, float* logits, float* gate,
              int64_t* expert, float* loss, float* log_sum, float* pull) {
-  const auto [N, D, E, K, threads, sum_to_one] = shape;
-  const int64_t chunks = blocks(N, kChunk), summed = 2 * E + 1;  // of a chunk: probabilities, loads, squares
-  const Pieces own((D + 2 * E + 2 * K) * kLanes + E);
-  Scratch scratch(4 * (chunks * summed + own.all(threads)) + 2 * 64);
+  const int64_t N = shape.N, D = shape.D, E = shape.E, K = shape.K;  // clang shares no structured bindings
+  const int64_t chunks = blocks(N, kChunk), summed = 2 * E + 1;      // of a chunk: probabilities, loads, squares
+  const Pieces piece((D + 2 * E + 2 * K) * kLanes + E);
+  Scratch scratch(4 * (chunks * summed + piece.of_all(shape.threads)) + 2 * 64);
   auto* sums = scratch.take<float>(chunks * summed);
-  auto* pieces = scratch.take<float>(own.all(threads));
-#pragma omp parallel num_threads(threads)
+  auto* pieces = scratch.take<float>(piece.of_all(shape.threads));
+#pragma omp parallel num_threads(shape.threads)
   {
-    float* columns_D16 = own.of(pieces, omp_get_thread_num());
+    float* columns_D16 = piece.of(pieces, omp_get_thread_num());
     float *logit_E16 = columns_D16 + D * kLanes, *p_E16 = logit_E16 + E * kLanes, *largest_K16 = p_E16 + E * kLanes;
     auto* whose_K16 = reinterpret_cast<int32_t*>(largest_K16 + K * kLanes);
     auto* left_E = reinterpret_cast<__mmask16*>(whose_K16 + K * kLanes);
@@ -162,10 +162,10 @@ void forward(const Shape& shape, const X* x, const float* w, float balance, floa
   }
   double total = 0;
   for (int64_t e = 0; e < E; e++) {
-    double p = 0, load = 0;
+    double p = 0, tokens = 0;
     for (int64_t chunk = 0; chunk < chunks; chunk++)
-      p += sums[chunk * summed + e], load += sums[chunk * summed + E + e];
-    pull[e] = static_cast<float>(load * balance * E / (double(N) * K) / N);
+      p += sums[chunk * summed + e], tokens += sums[chunk * summed + E + e];
+    pull[e] = static_cast<float>(tokens * balance * E / (double(N) * K) / N);
     total += pull[e] * p;
   }
   for (int64_t chunk = 0; chunk < chunks; chunk++) total += double(z) / N * sums[chunk * summed + 2 * E];
@@ -282,10 +282,10 @@ bool lmopt_route_forward(bool full, bool sum_to_one, int64_t N, int64_t D, int64
   });
 }
 
-bool lmopt_route_backward(bool full, bool sum_to_one, int64_t N, int64_t D, int64_t E, int64_t K, int threads, float,
-                          float z, const void* x, const float* w, const float* logits, const float* gate,
-                          const int64_t* expert, const float* log_sum, const float* pull, const float* grad_gate,
-                          const float* grad_loss, void* grad_x, float* grad_w) {
+bool lmopt_route_backward(bool full, bool sum_to_one, int64_t N, int64_t D, int64_t E, int64_t K, int threads, float z,
+                          const void* x, const float* w, const float* logits, const float* gate, const int64_t* expert,
+                          const float* log_sum, const float* pull, const float* grad_gate, const float* grad_loss,
+                          void* grad_x, float* grad_w) {
   const Shape shape{N, D, E, K, threads, sum_to_one};
   return enough_memory([&] {
     if (full)

@@ -92,7 +92,7 @@ def route_backward(
     made = torch.empty_like(x_ND), torch.empty_like(weight_ED)
     scored = x_ND, weight_ED, logits_NE, gate_NK, expert_NK, log_sum_N, pull_E, grad_NK, grad_loss
     sizes = _sizes(x_ND, weight_ED, gate_NK.shape[1], sum_to_one)
-    fused.call("route_backward", *sizes, 0.0, z, *scored, *made) or _fail()
+    fused.call("route_backward", *sizes, z, *scored, *made) or _fail()
     return made
 
 

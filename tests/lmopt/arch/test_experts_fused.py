@@ -183,6 +183,16 @@ def test_the_rows_are_those_of_the_grouped_products(shape):
 
 
 @needs_kernel
+def test_experts_may_be_named_in_any_order_and_type():
+    chosen = torch.tensor([[0, 2, 1], [1, 0, 2]])
+    plain = experts_fused.rows_of(chosen.t().contiguous(), 3, None)
+    for other in (chosen.t(), chosen.t().int()):
+        found = experts_fused.rows_of(other, 3, None)
+        assert all(torch.equal(ours, first) for ours, first in zip(found[:3], plain[:3], strict=True))
+    torch.library.opcheck(experts_fused.placed, (chosen.t(), 3, -1))
+
+
+@needs_kernel
 @pytest.mark.parametrize("chosen", [[[0, 3]], [[-1, 0]]], ids=str)
 def test_an_expert_that_there_is_not(chosen):
     with pytest.raises(IndexError, match="experts are 0 to 2, tokens go to"):

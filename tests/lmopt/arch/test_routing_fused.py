@@ -117,6 +117,17 @@ def test_equal_scores_go_to_the_first_and_what_is_no_number_to_different_experts
 
 
 @needs_kernel
+def test_what_is_no_number_counts_as_the_largest():
+    router = router_of((20, 16, 5, 2), normalise=False)
+    with torch.no_grad():
+        router.weight[1] = float("nan")
+    choice, _ = passes(router, tokens_of((20, 16), torch.bfloat16))
+    assert (choice.expert_NK[:, 0] == 1).all()
+    best = choice.logits_NE[:, [0, 2, 3, 4]].argmax(-1)
+    assert torch.equal(choice.expert_NK[:, 1], torch.tensor([0, 2, 3, 4])[best])
+
+
+@needs_kernel
 def test_scores_far_apart_leave_gates_in_range():
     router, x = router_of((50, 16, 4, 2)), tokens_of((50, 16), torch.float32) * 1e4
     _, found = passes(router, x)

@@ -1,0 +1,276 @@
+// What a training step does to each row of bfloat16 numbers beside products: norms, activations, positions and the
+// head's softmax, forward and backward. A row is read once and written once, and is float32 in between.
+//
+// Letters: N tokens, D width, F inner width, V vocabulary; B sequences of T tokens, H heads, K key heads, C their
+// width. Each row is one thread's; what is summed over rows is summed chunk by chunk, in their order: the bits do not
+// depend on the number of threads. Rows are multiples of 16, halves of a head too.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels.h"
+
+using namespace lmopt;
+
+namespace {
+
+constexpr int64_t kChunk = 64;  // rows that are summed before chunks are
+
+// --- norms ---------------------------------------------------------------------------------------
+
+// y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept.
+void norm(int64_t N, int64_t D, float eps, int threads, const half* x, const float* weight, half* y, float* scale) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t n = 0; n < N; n++) {
+    Vec squares(0);
+    for (int64_t d = 0; d < D; d += kLanes) {
+      const Vec numbers = load(x + n * D + d);
+      squares = at::vec::fmadd(numbers, numbers, squares);
+    }
+    scale[n] = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / static_cast<float>(D) + eps);
+    for (int64_t d = 0; d < D; d += kLanes)
+      store(y + n * D + d, load(x + n * D + d) * Vec(scale[n]) * load(weight + d));
+  }
+}
+
+void norm_backward(int64_t N, int64_t D, int threads, const half* x, const float* weight, const float* scale,
+                   const half* grad, half* grad_x, float* grad_weight) {
+  const int64_t chunks = blocks(N, kChunk);
+  Scratch scratch(4 * chunks * D + 64);
+  auto* sums = scratch.take<float>(chunks * D);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+      float* sum = sums + chunk * D;
+      std::fill_n(sum, D, 0.f);
+      for (int64_t n = chunk * kChunk; n < std::min(N, (chunk + 1) * kChunk); n++) {
+        Vec along(0);
+        for (int64_t d = 0; d < D; d += kLanes) {
+          const Vec product = load(grad + n * D + d) * load(x + n * D + d) * Vec(scale[n]);
+          store(sum + d, load(sum + d) + product);
+          along = at::vec::fmadd(product, load(weight + d), along);
+        }
+        const Vec less(_mm512_reduce_add_ps(along) / static_cast<float>(D) * scale[n]);  // what the scale depends on
+        for (int64_t d = 0; d < D; d += kLanes) {
+          const Vec through = load(grad + n * D + d) * load(weight + d);
+          store(grad_x + n * D + d, (through - load(x + n * D + d) * less) * Vec(scale[n]));
+        }
+      }
+    }
+#pragma omp for
+    for (int64_t d = 0; d < D; d += kLanes) {
+      Vec total(0);
+      for (int64_t chunk = 0; chunk < chunks; chunk++) total = total + load(sums + chunk * D + d);
+      store(grad_weight + d, total);
+    }
+  }
+}
+
+// --- activations ---------------------------------------------------------------------------------
+
+template <bool gated>
+void activate(int64_t N, int64_t F, int threads, const half* inner, half* y) {
+  constexpr int64_t P = gated ? 2 : 1;
+#pragma omp parallel for num_threads(threads)
+  for (int64_t n = 0; n < N; n++)
+    for (int64_t f = 0; f < F; f += kLanes) {
+      const half* row = inner + n * P * F + f;
+      store(y + n * F + f, activated<gated>(load(row), gated ? load(row + F) : Vec(0)));
+    }
+}
+
+template <bool gated>
+void activate_backward(int64_t N, int64_t F, int threads, const half* inner, const half* grad, half* grad_inner) {
+  constexpr int64_t P = gated ? 2 : 1;
+#pragma omp parallel for num_threads(threads)
+  for (int64_t n = 0; n < N; n++)
+    for (int64_t f = 0; f < F; f += kLanes) {
+      const half* row = inner + n * P * F + f;
+      half* to = grad_inner + n * P * F + f;
+      const Vec g = load(grad + n * F + f);
+      const auto found = derived<gated>(load(row), gated ? load(row + F) : Vec(0));
+      store(to, g * found.by_a);
+      if constexpr (gated) store(to + F, g * found.by_u);
+    }
+}
+
+// --- heads ---------------------------------------------------------------------------------------
+
+// One head of one token: its pairs (i, i + C/2) turned by the position's angle, or back; the first half of the sines
+// carries their minus sign.
+void turn(int64_t C, const half* from, const half* cosine, const half* sine, bool back, half* to) {
+  const int64_t half_C = C / 2;
+  const Vec sign(back ? -1.f : 1.f);
+  for (int64_t c = 0; c < half_C; c += kLanes) {
+    const Vec low = load(from + c), high = load(from + half_C + c);
+    store(to + c, at::vec::fmadd(high * sign, load(sine + c), low * load(cosine + c)));
+    store(to + half_C + c, at::vec::fmadd(low * sign, load(sine + half_C + c), high * load(cosine + half_C + c)));
+  }
+}
+
+// qkv (B x T x (H + 2K) x C) to q (B x H x T x C), k and v (B x K x T x C), queries and keys turned; or back, with
+// gradients.
+template <bool back>
+void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine, const half* sine,
+           half* qkv, half* q, half* k, half* v) {
+  const int64_t all = H + 2 * K;
+#pragma omp parallel for collapse(2) num_threads(threads)
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t t = 0; t < T; t++)
+      for (int64_t h = 0; h < all; h++) {
+        half* together = qkv + ((b * T + t) * all + h) * C;
+        half* apart = h < H       ? q + ((b * H + h) * T + t) * C
+                      : h < H + K ? k + ((b * K + h - H) * T + t) * C
+                                  : v + ((b * K + h - H - K) * T + t) * C;
+        half *from = back ? apart : together, *to = back ? together : apart;
+        if (h < H + K)
+          turn(C, from, cosine + t * C, sine + t * C, back, to);
+        else
+          std::copy_n(from, C, to);
+      }
+}
+
+// --- attention -----------------------------------------------------------------------------------
+
+// The first `count` of 16 numbers, and `other` in the place of the rest.
+Vec load_some(const half* from, int64_t count, float other) {
+  const auto lanes = static_cast<__mmask16>((1 << std::min(count, kLanes)) - 1);
+  __m512 numbers;
+  at::vec::cvtbf16_fp32(_mm256_maskz_loadu_epi16(lanes, from), numbers);
+  return _mm512_mask_mov_ps(_mm512_set1_ps(other), lanes, numbers);
+}
+
+void store_some(half* to, int64_t count, Vec numbers) {
+  const auto lanes = static_cast<__mmask16>((1 << std::min(count, kLanes)) - 1);
+  _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(numbers));
+}
+
+// M matrices of R queries' scores of S keys, of which query r sees the first `start` + r + 1: softmax of scale x score.
+void causal_softmax(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads, const half* scores,
+                    half* p) {
+  Scratch scratch(int64_t(4) * threads * filled_up(S, kLanes) + 64);
+  auto* rows = scratch.take<float>(threads * filled_up(S, kLanes));
+#pragma omp parallel num_threads(threads)
+  {
+    float* e = rows + omp_get_thread_num() * filled_up(S, kLanes);
+#pragma omp for
+    for (int64_t i = 0; i < M * R; i++) {
+      const int64_t seen = std::min(S, start + i % R + 1);
+      const half* row = scores + i * S;
+      constexpr float lowest = -std::numeric_limits<float>::infinity();
+      Vec largest(lowest), sum(0);
+      for (int64_t j = 0; j < seen; j += kLanes)
+        largest = at::vec::maximum(largest, load_some(row + j, seen - j, lowest));
+      const Vec most(_mm512_reduce_max_ps(largest));
+      for (int64_t j = 0; j < seen; j += kLanes) {
+        const Vec power = ((load_some(row + j, seen - j, lowest) - most) * Vec(scale)).exp_u20();
+        store(e + j, power);
+        sum = sum + power;
+      }
+      const Vec share(1 / _mm512_reduce_add_ps(sum));
+      for (int64_t j = 0; j < S; j += kLanes) store_some(p + i * S + j, S - j, j < seen ? load(e + j) * share : Vec(0));
+    }
+  }
+}
+
+// From the gradient of p that of the scores, in its place.
+void causal_softmax_backward(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads, const half* p,
+                             half* grad) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < M * R; i++) {
+    const int64_t seen = std::min(S, start + i % R + 1);
+    Vec along(0);
+    for (int64_t j = 0; j < seen; j += kLanes)
+      along = at::vec::fmadd(load_some(p + i * S + j, seen - j, 0), load_some(grad + i * S + j, seen - j, 0), along);
+    const Vec less(_mm512_reduce_add_ps(along));
+    for (int64_t j = 0; j < S; j += kLanes) {
+      const Vec through = (load_some(grad + i * S + j, S - j, 0) - less) * Vec(scale);
+      store_some(grad + i * S + j, S - j, j < seen ? load_some(p + i * S + j, seen - j, 0) * through : Vec(0));
+    }
+  }
+}
+
+// --- the output head -----------------------------------------------------------------------------
+
+// Logits become softmax - one_hot(target), the gradient of a token's loss, which is returned too, in nats. A token
+// whose target is negative has neither.
+void softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {
+  Scratch scratch(int64_t(4) * threads * filled_up(V, kLanes) + 64);
+  auto* rows = scratch.take<float>(threads * filled_up(V, kLanes));
+#pragma omp parallel num_threads(threads)
+  {
+    float* e = rows + omp_get_thread_num() * filled_up(V, kLanes);
+#pragma omp for
+    for (int64_t n = 0; n < N; n++) {
+      half* row = logits + n * V;
+      if (target[n] < 0) {
+        std::fill_n(row, V, half(0));
+        nats[n] = 0;
+        continue;
+      }
+      Vec largest(-std::numeric_limits<float>::infinity()), sum(0);
+      for (int64_t v = 0; v < V; v += kLanes) largest = at::vec::maximum(largest, load(row + v));
+      const float most = _mm512_reduce_max_ps(largest);
+      for (int64_t v = 0; v < V; v += kLanes) {
+        const Vec power = (load(row + v) - Vec(most)).exp_u20();
+        store(e + v, power);
+        sum = sum + power;
+      }
+      alignas(64) float wanted[kLanes];
+      store(wanted, load(row + target[n] / kLanes * kLanes));
+      const float total = _mm512_reduce_add_ps(sum);
+      nats[n] = std::log(total) + most - wanted[target[n] % kLanes];
+      e[target[n]] -= total;
+      for (int64_t v = 0; v < V; v += kLanes) store(row + v, load(e + v) * Vec(1 / total));
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+bool lmopt_norm_forward(int64_t N, int64_t D, float eps, int threads, const half* x, const float* weight, half* y,
+                        float* scale) {
+  return enough_memory([&] { norm(N, D, eps, threads, x, weight, y, scale); });
+}
+
+bool lmopt_norm_backward(int64_t N, int64_t D, int threads, const half* x, const float* weight, const float* scale,
+                         const half* grad, half* grad_x, float* grad_weight) {
+  return enough_memory([&] { norm_backward(N, D, threads, x, weight, scale, grad, grad_x, grad_weight); });
+}
+
+bool lmopt_activation_forward(bool gated, int64_t N, int64_t F, int threads, const half* inner, half* y) {
+  return enough_memory([&] { (gated ? activate<true> : activate<false>)(N, F, threads, inner, y); });
+}
+
+bool lmopt_activation_backward(bool gated, int64_t N, int64_t F, int threads, const half* inner, const half* grad,
+                               half* grad_inner) {
+  auto* pass = gated ? activate_backward<true> : activate_backward<false>;
+  return enough_memory([&] { pass(N, F, threads, inner, grad, grad_inner); });
+}
+
+bool lmopt_heads(bool back, int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine,
+                 const half* sine, half* qkv, half* q, half* k, half* v) {
+  return enough_memory(
+      [&] { (back ? heads<true> : heads<false>)(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+}
+
+bool lmopt_causal_softmax_forward(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads,
+                                  const half* scores, half* p) {
+  return enough_memory([&] { causal_softmax(M, R, S, start, scale, threads, scores, p); });
+}
+
+bool lmopt_causal_softmax_backward(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads,
+                                   const half* p, half* grad) {
+  return enough_memory([&] { causal_softmax_backward(M, R, S, start, scale, threads, p, grad); });
+}
+
+bool lmopt_softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {
+  return enough_memory([&] { softmax_minus_target(N, V, threads, logits, target, nats); });
+}
+
+}  // extern "C"

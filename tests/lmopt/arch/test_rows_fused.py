@@ -1,0 +1,199 @@
+"""Norms, activations, heads, attention's softmax and the loss by kernels: no worse rounded than torch's operations
+against float64, bit for bit with themselves, and where they are used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmopt import native
+from lmopt.arch import activation, attention, causal, loss, norm, rows_fused, transformer
+from lmopt.recipe import Model, Recipe
+
+pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
+
+
+def draw(*shape, seed=0):
+    """Numbers that bfloat16 holds."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def norm_passes(dtype, tokens, width):
+    layer = norm.RmsNorm(width, 1e-5).to(torch.promote_types(dtype, torch.float32))
+    with torch.no_grad():
+        layer.weight.copy_(draw(width, seed=1))
+    x = draw(2, tokens, width, seed=2).to(dtype).requires_grad_()
+    y = layer(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, layer.weight], draw(*x.shape, seed=3).to(dtype))]
+
+
+def activation_passes(dtype, kind, tokens, width):
+    parts, function = (2, activation.swiglu) if kind == "swiglu" else (1, activation.relu2)
+    x = draw(2, tokens, parts * width, seed=2).to(dtype).requires_grad_()
+    y = function(x)
+    return [y.detach(), *torch.autograd.grad(y, [x], draw(*y.shape, seed=3).to(dtype))]
+
+
+def heads_passes(dtype, heads, key_heads, length, width):
+    model = Model(layers=1, width=heads * width, heads=heads, kv_heads=key_heads, vocab=16, context=length)
+    layer, rotary = attention.Attention(model), attention.Rotary(model)
+    rotary.fill()
+    with torch.no_grad():
+        layer.qkv.weight.copy_(0.1 * draw(*layer.qkv.weight.shape, seed=1).float())
+        rotary.cos_TC.copy_(rotary.cos_TC.bfloat16())
+        rotary.sin_TC.copy_(rotary.sin_TC.bfloat16())
+    layer.to(dtype)
+    x = draw(3, length, model.width, seed=2).to(dtype).requires_grad_()
+    made = layer.project(x, *rotary(length, dtype))
+    grads = [draw(*part.shape, seed=3).to(dtype) for part in made]
+    return [*(part.detach() for part in made), *torch.autograd.grad(made, [x, layer.qkv.weight], grads)]
+
+
+def attention_passes(dtype, heads, key_heads, length, width):
+    q, k, v = (
+        draw(2, count, length, width, seed=seed).to(dtype).requires_grad_()
+        for seed, count in enumerate((heads, key_heads, key_heads))
+    )
+    y = causal.causal_attention(q, k, v, True)[0]
+    return [y.detach(), *torch.autograd.grad(y, [q, k, v], draw(*y.shape, seed=4).to(dtype))]
+
+
+def loss_passes(dtype, tokens, width, vocab):
+    x = draw(tokens, width, seed=1).to(dtype).requires_grad_()
+    head = (0.3 * draw(vocab, width, seed=2)).bfloat16().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    targets = torch.randint(0, vocab, (tokens,), generator=torch.Generator().manual_seed(3))
+    targets[tokens // 2] = loss.IGNORED
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        total = loss.cross_entropy(x, head, targets)
+    return [total.detach(), *torch.autograd.grad(total, [x, head])]
+
+
+CASES = {
+    "norm": (norm_passes, 150, 192),
+    "norm-of-one-register": (norm_passes, 1, 16),
+    "swiglu": (activation_passes, "swiglu", 150, 176),
+    "relu2": (activation_passes, "relu2", 150, 176),
+    "heads": (heads_passes, 4, 4, 50, 64),
+    "heads-that-share": (heads_passes, 6, 2, 33, 32),
+    "attention": (attention_passes, 4, 4, 300, 64),
+    "attention-that-shares": (attention_passes, 6, 2, 133, 24),
+    "attention-of-one-token": (attention_passes, 2, 2, 1, 16),
+    "loss": (loss_passes, 300, 64, 4096),
+    "loss-of-few-words": (loss_passes, 3, 32, 16),
+}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    found = []
+    call = rows_fused.fused.call
+    monkeypatch.setattr(rows_fused.fused, "call", lambda name, *given: found.append(name) or call(name, *given))
+    return found
+
+
+def error(found, expected):
+    return ((found.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize(("passes", "shape"), [(case[0], case[1:]) for case in CASES.values()], ids=CASES)
+def test_no_worse_rounded_than_torchs_operations(passes, shape, calls, monkeypatch):
+    exact = passes(torch.float64, *shape)
+    assert calls == []
+    ours = passes(torch.bfloat16, *shape)
+    assert calls
+    monkeypatch.setattr(rows_fused, "there", lambda _: False)
+    theirs = passes(torch.bfloat16, *shape)
+    for found, other, expected in zip(ours, theirs, exact, strict=True):
+        assert found.dtype == other.dtype
+        assert found.shape == expected.shape
+        assert error(found, expected) <= max(1.1 * error(other, expected), 2e-6)
+
+
+@pytest.mark.parametrize(("passes", "shape"), [(case[0], case[1:]) for case in CASES.values()], ids=CASES)
+def test_bits_do_not_depend_on_threads(passes, shape, monkeypatch):
+    """Of the kernels alone: the products between them are always one thread's here."""
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(passes(torch.bfloat16, *shape))
+    for other in found[1:]:
+        assert all(torch.equal(ours, first) for ours, first in zip(other, found[0], strict=True))
+
+
+def test_which_widths_and_formats_go_without(calls):
+    norm_passes(torch.bfloat16, 5, 24)
+    norm_passes(torch.float32, 5, 32)
+    activation_passes(torch.bfloat16, "swiglu", 5, 24)
+    heads_passes(torch.bfloat16, 2, 2, 5, 16)
+    loss_passes(torch.bfloat16, 5, 32, 40)
+    with torch.no_grad():
+        norm.RmsNorm(32, 1e-5)(draw(5, 32))
+    assert calls == []
+
+
+def test_a_packed_batch_has_torchs_softmax(calls):
+    q = draw(2, 2, 40, 32)
+    segments = torch.arange(40).div(10, rounding_mode="floor").expand(2, -1)
+    ours, _ = causal.causal_attention(q, q, q, False, segments)
+    assert calls == []
+    alone, _ = causal.causal_attention(*[q[:, :, :10].contiguous()] * 3, False)
+    assert calls == ["causal_softmax_forward"]
+    assert error(ours[:, :10], alone.double()) < 0.01
+
+
+def test_operands_may_lie_in_memory_as_they_like():
+    layer, x = norm.RmsNorm(32, 1e-5), draw(20, 32).requires_grad_()
+    plain, odd = layer(x), layer(x.t().contiguous().t())
+    assert torch.equal(plain, odd)
+    grad = draw(1, 32).expand(20, 32)
+    assert torch.equal(torch.autograd.grad(plain, x, grad)[0], torch.autograd.grad(odd, x, grad.contiguous())[0])
+    gates = draw(20, 64).requires_grad_()
+    assert torch.equal(activation.swiglu(gates), activation.swiglu(gates.t().contiguous().t()))
+
+
+def test_a_target_beyond_the_vocabulary_is_refused():
+    with pytest.raises(IndexError, match="target 32 of a vocabulary of 32"):
+        rows_fused.softmax_minus_target(draw(3, 32), torch.tensor([0, 32, 1]))
+
+
+def test_a_loss_beyond_where_a_probability_has_room():
+    logits = torch.zeros(2, 32).bfloat16()
+    logits[:, 0] = 300
+    nats = rows_fused.softmax_minus_target(logits, torch.tensor([5, 0]))
+    assert nats.tolist() == [300, 0]
+    assert logits[0, 0] == 1
+    assert logits[0, 5] == -1
+    assert not logits[1].any()
+
+
+def test_what_is_no_number_stays_none_and_in_its_row():
+    x = draw(4, 32)
+    x[1, 3] = float("nan")
+    targets = torch.tensor([1, 2, 3, 4])
+    nats = rows_fused.softmax_minus_target(x, targets)
+    assert nats.isnan().tolist() == [False, True, False, False]
+    assert x.isnan().any(-1).tolist() == [False, True, False, False]
+    q = draw(1, 1, 20, 32).requires_grad_()
+    k = draw(1, 1, 20, 32).clone()
+    k[0, 0, 7] = float("nan")
+    y, _ = causal.causal_attention(q, k, draw(1, 1, 20, 32), True)
+    assert y[0, :, 0].isnan().any(-1).tolist() == [False] * 7 + [True] * 13
+
+
+def test_a_whole_model_descends_the_same_gradient(calls, monkeypatch):
+    model = Model(layers=2, width=64, heads=2, vocab=96, context=32)
+    tokens = torch.randint(0, 96, (2, 33), generator=torch.Generator().manual_seed(0))
+
+    def gradients():
+        built = transformer.build(Recipe(model=model, batching={"sequences": 2, "length": 32}, tokens=1_000), seed=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            total = built.loss(tokens[:, :-1], tokens[:, 1:]).total
+        return [total.detach(), *torch.autograd.grad(total, list(built.parameters()))]
+
+    ours = gradients()
+    assert {"norm_forward", "activation_forward", "heads", "causal_softmax_forward", "softmax_minus_target"} < set(
+        calls
+    )
+    monkeypatch.setattr(rows_fused, "there", lambda _: False)
+    for found, expected in zip(ours, gradients(), strict=True):
+        assert error(found, expected.double()) < 0.02
