@@ -135,43 +135,51 @@ void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, c
 
 // --- attention -----------------------------------------------------------------------------------
 
-// The first `count` of 16 numbers, and `other` in the place of the rest.
-Vec load_some(const half* from, int64_t count, float other) {
-  const auto lanes = static_cast<__mmask16>((1 << std::min(count, kLanes)) - 1);
+// body(place, lanes) for 16 of `count` numbers after the other; the last few have a mask, all others a constant one.
+template <typename Body>
+inline void sixteens(int64_t count, const Body& body) {
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) body(j, static_cast<__mmask16>(0xffff));
+  if (j < count) body(j, static_cast<__mmask16>((1 << (count - j)) - 1));
+}
+
+inline Vec load_some(const half* from, __mmask16 lanes, float other) {
   __m512 numbers;
   at::vec::cvtbf16_fp32(_mm256_maskz_loadu_epi16(lanes, from), numbers);
   return _mm512_mask_mov_ps(_mm512_set1_ps(other), lanes, numbers);
 }
 
-void store_some(half* to, int64_t count, Vec numbers) {
-  const auto lanes = static_cast<__mmask16>((1 << std::min(count, kLanes)) - 1);
+inline void store_some(half* to, __mmask16 lanes, Vec numbers) {
   _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(numbers));
 }
 
 // M matrices of R queries' scores of S keys, of which query r sees the first `start` + r + 1: softmax of scale x score.
 void causal_softmax(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads, const half* scores,
                     half* p) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
   Scratch scratch(int64_t(4) * threads * filled_up(S, kLanes) + 64);
-  auto* rows = scratch.take<float>(threads * filled_up(S, kLanes));
+  auto* all = scratch.take<float>(threads * filled_up(S, kLanes));
 #pragma omp parallel num_threads(threads)
   {
-    float* e = rows + omp_get_thread_num() * filled_up(S, kLanes);
+    float* e = all + omp_get_thread_num() * filled_up(S, kLanes);
 #pragma omp for
     for (int64_t i = 0; i < M * R; i++) {
       const int64_t seen = std::min(S, start + i % R + 1);
       const half* row = scores + i * S;
-      constexpr float lowest = -std::numeric_limits<float>::infinity();
+      half* to = p + i * S;
       Vec largest(lowest), sum(0);
-      for (int64_t j = 0; j < seen; j += kLanes)
-        largest = at::vec::maximum(largest, load_some(row + j, seen - j, lowest));
+      sixteens(seen, [&](int64_t j, __mmask16 lanes) {
+        largest = at::vec::maximum(largest, load_some(row + j, lanes, lowest));
+      });
       const Vec most(_mm512_reduce_max_ps(largest));
-      for (int64_t j = 0; j < seen; j += kLanes) {
-        const Vec power = ((load_some(row + j, seen - j, lowest) - most) * Vec(scale)).exp_u20();
+      sixteens(seen, [&](int64_t j, __mmask16 lanes) {
+        const Vec power = ((load_some(row + j, lanes, lowest) - most) * Vec(scale)).exp_u20();
         store(e + j, power);
         sum = sum + power;
-      }
+      });
       const Vec share(1 / _mm512_reduce_add_ps(sum));
-      for (int64_t j = 0; j < S; j += kLanes) store_some(p + i * S + j, S - j, j < seen ? load(e + j) * share : Vec(0));
+      sixteens(seen, [&](int64_t j, __mmask16 lanes) { store_some(to + j, lanes, load(e + j) * share); });
+      std::fill_n(to + seen, S - seen, half(0));
     }
   }
 }
@@ -182,14 +190,17 @@ void causal_softmax_backward(int64_t M, int64_t R, int64_t S, int64_t start, flo
 #pragma omp parallel for num_threads(threads)
   for (int64_t i = 0; i < M * R; i++) {
     const int64_t seen = std::min(S, start + i % R + 1);
+    const half* row = p + i * S;
+    half* to = grad + i * S;
     Vec along(0);
-    for (int64_t j = 0; j < seen; j += kLanes)
-      along = at::vec::fmadd(load_some(p + i * S + j, seen - j, 0), load_some(grad + i * S + j, seen - j, 0), along);
+    sixteens(seen, [&](int64_t j, __mmask16 lanes) {
+      along = at::vec::fmadd(load_some(row + j, lanes, 0), load_some(to + j, lanes, 0), along);
+    });
     const Vec less(_mm512_reduce_add_ps(along));
-    for (int64_t j = 0; j < S; j += kLanes) {
-      const Vec through = (load_some(grad + i * S + j, S - j, 0) - less) * Vec(scale);
-      store_some(grad + i * S + j, S - j, j < seen ? load_some(p + i * S + j, seen - j, 0) * through : Vec(0));
-    }
+    sixteens(seen, [&](int64_t j, __mmask16 lanes) {
+      store_some(to + j, lanes, load_some(row + j, lanes, 0) * (load_some(to + j, lanes, 0) - less) * Vec(scale));
+    });
+    std::fill_n(to + seen, S - seen, half(0));
   }
 }
 
