@@ -141,7 +141,7 @@ def _kernels(facts: machine.Facts) -> list[Check]:
         _bf16(facts, device),
         _runs("int8 _int_mm", lambda: _int_mm(device), _int8_unit(facts, device)),
         _runs("grouped_mm", lambda: _grouped_mm(device), f"grouped bf16 products on {device}"),
-        _experts(),
+        _own_kernels(),
         _compiles(device),
     ]
 
@@ -198,14 +198,14 @@ def _grouped_mm(device: str) -> None:
         raise ArithmeticError(f"grouped_mm gives {float(product[0, 0])} for 64 products of ones")
 
 
-def _experts() -> Check:
-    """Compiles the kernel, where it was not yet."""
+def _own_kernels() -> Check:
+    """Compiles them, where they were not yet."""
     from lmopt.arch import fused
 
     found = fused.obstacle()
     if found is None:
-        return _check("fused experts", True, "sparse models train by a kernel of their own on this CPU")
-    return _check("fused experts", False, found, "sparse models train by grouped products instead, which take longer")
+        return _check("fused kernels", True, "training in bfloat16 on this CPU has kernels of its own")
+    return _check("fused kernels", False, found, "training in bfloat16 takes torch's operations, which take longer")
 
 
 def _compiles(device: str) -> Check:

@@ -115,7 +115,7 @@ def _train(job: Job, folder: Path) -> Outcome:
         "data_stall_s": batches.seconds,
         "sensors": window.findings,
         **trainmetrics.compiled_detail(state),
-        **trainmetrics.experts_detail(state),
+        **trainmetrics.kernels_detail(state),
     }
     if state.pace.decisions:
         detail["batching"] = [asdict(one) for one in state.pace.decisions]
@@ -158,7 +158,7 @@ def _sample(job: Job, folder: Path) -> Outcome:
         "steps_s": log.durations_s,
         "predicted_memory_bytes": job.case.estimate.peak_memory_bytes,
         **trainmetrics.compiled_detail(state),
-        **trainmetrics.experts_detail(state),
+        **trainmetrics.kernels_detail(state),
         "counts": trainmetrics.counts_detail(counts, recipe),
         "router": router,
         "data_stall_s": batches.seconds,

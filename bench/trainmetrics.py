@@ -11,6 +11,7 @@ from bench.casefolder import Job
 from bench.instruments.flops import FlopCounts
 from bench.record import Reading, missing, reading
 from bench.trainlog import TrainLog
+from lmopt.arch import fused
 from lmopt.arch.moe import kernel_in_use
 from lmopt.recipe import Moe, Recipe
 from lmopt.train.loop import TrainState
@@ -23,13 +24,18 @@ def compiled_detail(state: TrainState) -> dict[str, Any]:
     return {"compiled": {"is": state.eager is not None, "reason": state.not_compiled}}
 
 
-def experts_detail(state: TrainState) -> dict[str, Any]:
-    """By which kernel a sparse model's experts trained, and why not by the fused one; empty for dense models."""
-    ffn = state.recipe.ffn
-    if not isinstance(ffn, Moe):
-        return {}
-    kernel, reason = kernel_in_use(ffn, state.recipe.model.width, state.compute.dtype, state.device)
-    return {"experts": {"kernel": kernel, "reason": reason}}
+def kernels_detail(state: TrainState) -> dict[str, Any]:
+    """By what rows trained (norms, activations, the loss), and a sparse model's experts; why not by a fused kernel."""
+    ffn, width, dtype = state.recipe.ffn, state.recipe.model.width, state.compute.dtype
+    reason = fused.unsuited(dtype, state.device, width)
+    kernel = "torch" if reason else "fused"
+    if state.eager is not None:
+        kernel, reason = "compiled", "the compiler fuses what it can itself"
+    detail: dict[str, Any] = {"rows": {"kernel": kernel, "reason": reason}}
+    if isinstance(ffn, Moe):
+        kernel, reason = kernel_in_use(ffn, width, dtype, state.device)
+        detail["experts"] = {"kernel": kernel, "reason": reason}
+    return detail
 
 
 def counts_detail(counts: Mapping[int, FlopCounts], recipe: Recipe) -> dict[str, Any]:

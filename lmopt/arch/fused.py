@@ -46,12 +46,12 @@ def _obstacle() -> str | None:
     return None
 
 
-def unsuited(dtype: torch.dtype, device: torch.device, width: int, hidden: int) -> str | None:
+def unsuited(dtype: torch.dtype, device: torch.device, *widths: int) -> str | None:
     """Why a training in this format, on this device, with these widths has no kernels; None if it has them."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return f"made for bfloat16 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
-    if width % native.MULTIPLE or hidden % native.MULTIPLE:
-        return f"widths {width} and {hidden} must be multiples of {native.MULTIPLE}"
+    if odd := [width for width in widths if width % native.MULTIPLE]:
+        return f"a width of {odd[0]}, which is no multiple of {native.MULTIPLE}"
     return obstacle()
 
 

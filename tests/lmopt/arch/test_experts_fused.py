@@ -276,8 +276,8 @@ def test_onednn_may_be_switched_off(monkeypatch):
     ("dtype", "width", "hidden", "words"),
     [
         (torch.float32, 64, 64, "made for bfloat16"),
-        (torch.bfloat16, 40, 64, "multiples of 16"),
-        (torch.bfloat16, 64, 24, "multiples of 16"),
+        (torch.bfloat16, 40, 64, "no multiple of 16"),
+        (torch.bfloat16, 64, 24, "no multiple of 16"),
     ],
 )
 def test_why_a_layer_goes_without(dtype, width, hidden, words):
