@@ -7,7 +7,7 @@ time, in palindromic rounds (A B C C B A), so that a drift of the machine's spee
 blocks of the same round. Peers: Hugging Face GPT-2 and Llama from `transformers`, litgpt's Llama from PyPI, nanoGPT's
 `model.py` with the training step of its `train.py`, and nanochat's `gpt.py` with the optimizer it sets up itself (it
 has value embeddings, so more parameters), from checkouts given by path. Suffixes: `+compiled` (torch.compile), `+heap`
-(our allocator thresholds given to the peer too).
+(our allocator thresholds given to the peer too), `+composed` (ours by torch's operations, without kernels in C++).
 
 The table goes to standard output, progress to standard error; `--json FILE` keeps every block.
 """
@@ -57,7 +57,7 @@ class Contender:
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-DEFAULT = "ours,ours+compiled,nanogpt,nanogpt+heap,nanogpt+compiled,nanochat,litgpt,hf-gpt2,hf-llama"
+DEFAULT = "ours,ours+compiled,ours+composed,nanogpt,nanogpt+heap,nanogpt+compiled,nanochat,litgpt,hf-gpt2,hf-llama"
 
 
 # --- a contender's process -----------------------------------------------------------------------
@@ -77,6 +77,10 @@ def child(pipe: Connection, name: str, size: Size, options: argparse.Namespace) 
             from lmopt.compute.memory import tune_allocator
 
             tune_allocator()
+        if "composed" in extras:
+            from lmopt.arch import fused
+
+            fused._obstacle = lambda: "left out"
         parameters, step = CONTENDERS[base](size, "compiled" in extras, options)
         begin = time.perf_counter()
         step()
