@@ -25,10 +25,14 @@ def compiled_detail(state: TrainState) -> dict[str, Any]:
 
 
 def kernels_detail(state: TrainState) -> dict[str, Any]:
-    """By what rows trained (norms, activations, the loss), and a sparse model's experts; why not by a fused kernel."""
-    ffn, width, dtype = state.recipe.ffn, state.recipe.model.width, state.compute.dtype
-    reason = fused.unsuited(dtype, state.device, width)
-    kernel = "torch" if reason else "fused"
+    """By what norms, activations, heads and the loss trained, and a sparse model's experts; why not all by kernels."""
+    ffn, model, dtype = state.recipe.ffn, state.recipe.model, state.compute.dtype
+    width, inner = model.width, getattr(ffn, "hidden_for", None)  # another package's need not have it
+    hidden = inner(width) if inner else 0
+    kernel, reason = "torch", fused.unsuited(dtype, state.device)
+    if reason is None:
+        reason = fused.unsuited(dtype, state.device, width, hidden, model.head_width // 2, model.vocab or 0)
+        kernel = "partly fused" if reason else "fused"
     if state.eager is not None:
         kernel, reason = "compiled", "the compiler fuses what it can itself"
     detail: dict[str, Any] = {"rows": {"kernel": kernel, "reason": reason}}

@@ -20,7 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = "kernels.h", "experts_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"
+NAMES = (
+    *("kernels.h", "products.h"),
+    *("attention_fused.cpp", "experts_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
+)
 SOURCES = tuple(Path(__file__).parent / "arch" / name for name in NAMES)
 """Of the one library that all kernels are in, headers among them."""
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")

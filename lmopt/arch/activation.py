@@ -33,8 +33,9 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def _activated(x: Tensor, kind: Kind) -> Tensor:
-    width = x.shape[-1] // (2 if kind == "swiglu" else 1)
-    function = rows_fused.Activation if rows_fused.suits(x, width) else _Activation
+    parts = 2 if kind == "swiglu" else 1
+    whole = x.shape[-1] % parts == 0 and rows_fused.suits(x, x.shape[-1] // parts)
+    function = rows_fused.Activation if whole else _Activation
     return function.apply(x, kind)
 
 

@@ -88,7 +88,10 @@ class Attention(nn.Module):
     def project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B x H x T x C, keys and values B x K x T x C; queries and keys turned to their positions."""
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))
-        if self.query_norm is None and rows_fused.suits(qkv_BTHC, self.head_width // 2):
+        a_table = (
+            cos_TC.shape == sin_TC.shape == qkv_BTHC.shape[1::2] and cos_TC.dtype == sin_TC.dtype == qkv_BTHC.dtype
+        )
+        if a_table and self.query_norm is None and rows_fused.suits(qkv_BTHC, self.head_width // 2):
             return rows_fused.Heads.apply(qkv_BTHC, cos_TC, sin_TC, self.heads, self.key_heads)
         q_BTHC, k_BTKC, v_BTKC = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:

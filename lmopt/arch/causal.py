@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmopt.arch import rows_fused
+from lmopt.arch import fused
 
 BLOCK = 128
 """Queries handled at once: a block sees only the keys up to its end, which skips most of the masked half. Measured on
@@ -40,6 +40,21 @@ def _group(x_BHTC: Tensor, key_heads: int, rows: slice) -> Tensor:
     return x_BHTC[:, :, rows].reshape(batch * key_heads, heads // key_heads * (rows.stop - rows.start), width)
 
 
+def _has_kernel(q_BHTC: Tensor) -> bool:
+    """Whether attention_fused.cpp is there and made for such queries."""
+    return not fused.unsuited(q_BHTC.dtype, q_BHTC.device, *q_BHTC.shape[2:])
+
+
+def _call(name: str, shape: tuple[int, ...], key_heads: int, *operands: Tensor | None) -> None:
+    batch, heads, length, width = shape
+    if not fused.call(name, batch, heads, key_heads, length, width, torch.get_num_threads(), *operands):
+        raise MemoryError(f"not enough memory for {name}")
+
+
+def _empty(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
 @functools.cache
 def _mask(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """-inf above the diagonal, added to a block's scores."""
@@ -56,27 +71,29 @@ def causal_attention(
     """
     batch, heads, length, width = q_BHTC.shape
     key_heads = k_BKTC.shape[1]
-    fused = segments_BT is None and rows_fused.there(q_BHTC)
-    scaled_BHTC = q_BHTC if fused else q_BHTC * width**-0.5
-    k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
     out_BTHC = q_BHTC.new_empty(batch, length, heads, width)
     kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
+    if segments_BT is None and _has_kernel(q_BHTC):
+        operands = q_BHTC.contiguous(), k_BKTC.contiguous(), v_BKTC.contiguous()
+        _call("attention_forward", q_BHTC.shape, key_heads, *operands, out_BTHC, kept if keep else None)
+        return out_BTHC, kept
+    scaled_BHTC = q_BHTC * width**-0.5
+    k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
     mask = _mask(BLOCK, q_BHTC.dtype, q_BHTC.device)
     used = 0
     for start, end in _blocks(length):
         rows = end - start
         scores = torch.bmm(_group(scaled_BHTC, key_heads, slice(start, end)), k[:, :end].transpose(1, 2))
-        p = kept[used : used + scores.numel()].view_as(scores) if keep else torch.empty_like(scores)
-        used += p.numel()
-        if fused:
-            shape = batch * heads, rows, end
-            rows_fused.causal_softmax(scores.view(shape), start, width**-0.5, p.view(shape))
-        else:
-            scores.view(batch * heads, rows, end)[:, :, start:].add_(mask[:rows, :rows])
-            if segments_BT is not None:
-                apart_BRS = segments_BT[:, start:end, None] != segments_BT[:, None, :end]
-                scores.view(batch, heads, rows, end).masked_fill_(apart_BRS[:, None], float("-inf"))
+        scores.view(batch * heads, rows, end)[:, :, start:].add_(mask[:rows, :rows])
+        if segments_BT is not None:
+            apart_BRS = segments_BT[:, start:end, None] != segments_BT[:, None, :end]
+            scores.view(batch, heads, rows, end).masked_fill_(apart_BRS[:, None], float("-inf"))
+        if keep:
+            p = kept[used : used + scores.numel()].view_as(scores)
             torch.softmax(scores, -1, out=p)
+            used += p.numel()
+        else:
+            p = torch.softmax(scores, -1)
         block = torch.bmm(p, v[:, :end]).view(batch, heads, rows, width)
         out_BTHC[:, start:end] = block.transpose(1, 2)
     return out_BTHC, kept
@@ -96,11 +113,15 @@ def causal_attention_backward(
     """Gradients of queries, keys and values, in their shapes: two products for each of the forward pass's."""
     batch, heads, length, width = q_BHTC.shape
     key_heads = k_BKTC.shape[1]
+    if _has_kernel(q_BHTC):
+        operands = [each.contiguous() for each in (grad_BTHC, q_BHTC, k_BKTC, v_BKTC, kept)]
+        made = _empty(q_BHTC), _empty(k_BKTC), _empty(v_BKTC)
+        _call("attention_backward", q_BHTC.shape, key_heads, *operands, *made)
+        return made
     grad_BHTC = grad_BTHC.transpose(1, 2)
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
-    scale, fused = width**-0.5, rows_fused.there(kept)
-    grad_q = torch.empty_like(q_BHTC, memory_format=torch.contiguous_format)
-    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    scale = width**-0.5
+    grad_q, grad_k, grad_v = _empty(q_BHTC), torch.empty_like(k), torch.empty_like(v)
     used = kept.numel()
     for start, end in reversed(list(_blocks(length))):
         rows = slice(start, end)
@@ -108,12 +129,7 @@ def causal_attention_backward(
         used -= q.shape[0] * q.shape[1] * end
         p = kept[used : used + q.shape[0] * q.shape[1] * end].view(q.shape[0], q.shape[1], end)
         grad_p = torch.bmm(grad, v[:, :end].transpose(1, 2))
-        if fused:
-            shape = batch * heads, end - start, end
-            rows_fused.causal_softmax_backward(p.view(shape), start, scale, grad_p.view(shape))
-            grad_scores = grad_p
-        else:
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
         if end == length:  # the last block sees every key: it sets what the others add to
             torch.bmm(p.transpose(1, 2), grad, out=grad_v)
             torch.bmm(grad_scores.transpose(1, 2), q, out=grad_k)
@@ -121,9 +137,7 @@ def causal_attention_backward(
             grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad)
             grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q)
         grad_q[:, :, rows] = torch.bmm(grad_scores, k[:, :end]).view(batch, heads, end - start, width)
-    if not fused:  # whose gradients are scaled already
-        grad_q, grad_k = grad_q.mul_(scale), grad_k.mul_(scale)
-    return grad_q, grad_k.view(k_BKTC.shape), grad_v.view(v_BKTC.shape)
+    return grad_q.mul_(scale), grad_k.mul_(scale).view(k_BKTC.shape), grad_v.view(v_BKTC.shape)
 
 
 @causal_attention_backward.register_fake

@@ -2,12 +2,10 @@
 // over tiles that stay in the cache. Gathering, casting, packing, activations and gates are done on the way.
 //
 // Letters: N tokens, K of E experts each, S rows (slots in the order of their experts), D width, F inner width, P parts
-// of the inner layer (gate and up, or one), G = P x F. Products are oneDNN's, as torch offers them to its own kernels
-// (at::native::cpublas::brgemm): A is row-major, B holds pairs of rows as 32-bit words, [K/2][columns], C is float32.
+// of the inner layer (gate and up, or one), G = P x F.
 // Threads share the tiles of one expert; every number is computed by one of them, in an order of its own: the bits do
 // not depend on their number. D and F are multiples of 16.
 
-#include <ATen/native/CPUBlas.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -15,7 +13,7 @@
 #include <set>
 #include <utility>
 
-#include "kernels.h"
+#include "products.h"
 
 using namespace lmopt;
 
@@ -29,7 +27,6 @@ constexpr int64_t kFilled = 8;    // forward, rows are filled up with zeros to a
 constexpr int64_t kBlock = 16;    // backward, of this: products are compiled for every shape
 constexpr size_t kCodeBytes = size_t(160) << 20;  // of address space that the products of one shape take, at most
 static_assert(kDepth == kRows);                   // a tile's columns are one piece
-constexpr int64_t kAhead = 64;  // numbers between what is packed of a matrix and what is fetched of it
 
 // --- numbers -------------------------------------------------------------------------------------
 
@@ -37,56 +34,7 @@ constexpr int64_t kAhead = 64;  // numbers between what is packed of a matrix an
 inline void store_past(float* to, Vec numbers) { _mm512_stream_ps(to, numbers); }
 inline void store_past(half* to, Vec numbers) { store(to, numbers); }
 
-// 32 numbers, the first 16 of them from `low`.
-inline __m512i both(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-inline __m512i both(const float* low, const float* high) { return both(Vec::loadu(low), Vec::loadu(high)); }
-inline __m512i both(const half* low, const half* high) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(bits(low)), bits(high), 1);
-}
-
-// One word a column from two rows of 16.
-inline __m512i paired(__m512i rows) {
-  alignas(64) static constexpr half order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(order), rows);
-}
-
 // --- matrices ------------------------------------------------------------------------------------
-
-void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda, const word* b, int64_t ldb, float* c,
-             bool add = false) {
-  at::native::cpublas::brgemm(m, n, k, lda, ldb, n, add, reinterpret_cast<const at::BFloat16*>(a),
-                              reinterpret_cast<const at::BFloat16*>(b), c);
-}
-
-// B of a product with W^T, from `n` rows of W (n x k).
-template <typename W>
-void pack_transposed(const W* w, int64_t ldw, int64_t n, int64_t k, word* to, int64_t ldo) {
-  alignas(64) word words[kLanes * kLanes];
-  for (int64_t i = 0; i < n; i += kLanes)
-    for (int64_t j = 0; j < k; j += 2 * kLanes) {
-      const bool whole = j + 2 * kLanes <= k;
-      for (int64_t r = 0; r < kLanes; r++) {
-        const W* row = w + (i + r) * ldw + j;
-        _mm_prefetch(row + kAhead, _MM_HINT_T0);
-        _mm_prefetch(row + kAhead + kLanes, _MM_HINT_T0);
-        _mm512_store_si512(words + r * kLanes, both(row, whole ? row + kLanes : row));
-      }
-      transpose(words, kLanes, to + j / 2 * ldo + i, ldo, kLanes, whole ? kLanes : kLanes / 2);
-    }
-}
-
-// B of a product with W, from `n` columns of W (k x n).
-template <typename W>
-void pack(const W* w, int64_t ldw, int64_t n, int64_t k, word* to, int64_t ldo) {
-  for (int64_t i = 0; i < k; i += 2)
-    for (int64_t j = 0; j < n; j += kLanes) {
-      const W *low = w + i * ldw + j, *high = low + ldw;
-      _mm_prefetch(low + 8 * ldw, _MM_HINT_T0);
-      _mm_prefetch(high + 8 * ldw, _MM_HINT_T0);
-      _mm512_storeu_si512(to + i / 2 * ldo + j, paired(both(low, high)));
-    }
-}
 
 // A tile of a weight's gradient, m x n of `to`: the sum over k rows of a^T b. Of `a` each column lies in one piece, of
 // all columns first kDepth rows, `stride` numbers on the next.

@@ -24,8 +24,8 @@ SIGNATURES = {
     "activation_forward": "bqqi" + "p" * 2,
     "activation_backward": "bqqi" + "p" * 3,
     "heads": "bqqqqqi" + "p" * 6,
-    "causal_softmax_forward": "qqqqfi" + "p" * 2,
-    "causal_softmax_backward": "qqqqfi" + "p" * 2,
+    "attention_forward": "qqqqqi" + "p" * 5,
+    "attention_backward": "qqqqqi" + "p" * 8,
     "softmax_minus_target": "qqi" + "p" * 3,
 }
 """Arguments of each kernel, by the letters of `TYPES`; all return a truth value."""

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <new>
 
@@ -62,6 +63,10 @@ inline Activated derived(Vec a, Vec u) {
   return {rectified * rectified, rectified + rectified, Vec(0)};
 }
 
+// What turns exponentials into a softmax. Their sum is at most their number, unless one of them came of no number or of
+// infinity, which not every instruction here passes on.
+inline float share_of(float sum) { return std::isfinite(sum) ? 1 / sum : std::numeric_limits<float>::quiet_NaN(); }
+
 // Words or float32 numbers: to[column][row] = from[row][column].
 template <typename T>
 void transpose(const T* from, int64_t ld_from, T* to, int64_t ld_to, int64_t rows, int64_t columns) {
@@ -73,25 +78,10 @@ void transpose(const T* from, int64_t ld_from, T* to, int64_t ld_to, int64_t row
           ld_to, static_cast<int>(std::min(kLanes, rows - i)), static_cast<int>(std::min(kLanes, columns - j)));
 }
 
-// Memory that this thread's next call uses again: experts have other numbers of rows at every step, and blocks of ever
-// other sizes would leave holes in the heap. It grows with the most that was asked for, by a quarter more than that.
-class Scratch {
+// Takes one piece of memory after the other.
+class Room {
  public:
-  explicit Scratch(int64_t bytes) {
-    thread_local struct {
-      std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
-      int64_t bytes = 0;
-    } kept;
-    if (bytes > kept.bytes) {
-      kept.memory.reset();  // first, or both are held
-      kept.bytes = 0;
-      const int64_t asked = filled_up(bytes + bytes / 4, 64);
-      kept.memory.reset(std::aligned_alloc(64, asked));
-      if (!kept.memory) throw std::bad_alloc();
-      kept.bytes = asked;
-    }
-    next_ = static_cast<char*>(kept.memory.get());
-  }
+  explicit Room(void* memory) : next_(static_cast<char*>(memory)) {}
   template <typename T>
   T* take(int64_t count) {
     auto* taken = reinterpret_cast<T*>(next_);
@@ -101,6 +91,30 @@ class Scratch {
 
  private:
   char* next_;
+};
+
+// Memory that this thread's next call uses again: experts have other numbers of rows at every step, and blocks of ever
+// other sizes would leave holes in the heap. It grows with the most that was asked for, by a quarter more than that.
+class Scratch : public Room {
+ public:
+  explicit Scratch(int64_t bytes) : Room(kept(bytes)) {}
+
+ private:
+  static void* kept(int64_t bytes) {
+    thread_local struct {
+      std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+      int64_t bytes = 0;
+    } last;
+    if (bytes > last.bytes) {
+      last.memory.reset();  // first, or both are held
+      last.bytes = 0;
+      const int64_t asked = filled_up(bytes + bytes / 4, 64);
+      last.memory.reset(std::aligned_alloc(64, asked));
+      if (!last.memory) throw std::bad_alloc();
+      last.bytes = asked;
+    }
+    return last.memory.get();
+  }
 };
 
 // Whether there was memory for it. No exception may reach a caller that is not C++.

@@ -36,7 +36,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
             logits = torch.mm(x, weight.T)
             if fused:
-                total += rows_fused.softmax_minus_target(logits, targets).sum()
+                total += rows_fused.softmax_minus_target(logits, targets, IGNORED).sum()
             else:
                 total += _softmax_minus_target(logits, targets, high)
             if grad_x_ND is None:

@@ -1,5 +1,5 @@
 // What a training step does to each row of bfloat16 numbers beside products: norms, activations, positions and the
-// head's softmax, forward and backward. A row is read once and written once, and is float32 in between.
+// head's softmax, forward and backward. A row comes from memory once and goes there once, and is float32 in between.
 //
 // Letters: N tokens, D width, F inner width, V vocabulary; B sequences of T tokens, H heads, K key heads, C their
 // width. Each row is one thread's; what is summed over rows is summed chunk by chunk, in their order: the bits do not
@@ -133,77 +133,6 @@ void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, c
       }
 }
 
-// --- attention -----------------------------------------------------------------------------------
-
-// body(place, lanes) for 16 of `count` numbers after the other; the last few have a mask, all others a constant one.
-template <typename Body>
-inline void sixteens(int64_t count, const Body& body) {
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) body(j, static_cast<__mmask16>(0xffff));
-  if (j < count) body(j, static_cast<__mmask16>((1 << (count - j)) - 1));
-}
-
-inline Vec load_some(const half* from, __mmask16 lanes, float other) {
-  __m512 numbers;
-  at::vec::cvtbf16_fp32(_mm256_maskz_loadu_epi16(lanes, from), numbers);
-  return _mm512_mask_mov_ps(_mm512_set1_ps(other), lanes, numbers);
-}
-
-inline void store_some(half* to, __mmask16 lanes, Vec numbers) {
-  _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(numbers));
-}
-
-// M matrices of R queries' scores of S keys, of which query r sees the first `start` + r + 1: softmax of scale x score.
-void causal_softmax(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads, const half* scores,
-                    half* p) {
-  constexpr float lowest = -std::numeric_limits<float>::infinity();
-  Scratch scratch(int64_t(4) * threads * filled_up(S, kLanes) + 64);
-  auto* all = scratch.take<float>(threads * filled_up(S, kLanes));
-#pragma omp parallel num_threads(threads)
-  {
-    float* e = all + omp_get_thread_num() * filled_up(S, kLanes);
-#pragma omp for
-    for (int64_t i = 0; i < M * R; i++) {
-      const int64_t seen = std::min(S, start + i % R + 1);
-      const half* row = scores + i * S;
-      half* to = p + i * S;
-      Vec largest(lowest), sum(0);
-      sixteens(seen, [&](int64_t j, __mmask16 lanes) {
-        largest = at::vec::maximum(largest, load_some(row + j, lanes, lowest));
-      });
-      const Vec most(_mm512_reduce_max_ps(largest));
-      sixteens(seen, [&](int64_t j, __mmask16 lanes) {
-        const Vec power = ((load_some(row + j, lanes, lowest) - most) * Vec(scale)).exp_u20();
-        store(e + j, power);
-        sum = sum + power;
-      });
-      const Vec share(1 / _mm512_reduce_add_ps(sum));
-      sixteens(seen, [&](int64_t j, __mmask16 lanes) { store_some(to + j, lanes, load(e + j) * share); });
-      std::fill_n(to + seen, S - seen, half(0));
-    }
-  }
-}
-
-// From the gradient of p that of the scores, in its place.
-void causal_softmax_backward(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads, const half* p,
-                             half* grad) {
-#pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < M * R; i++) {
-    const int64_t seen = std::min(S, start + i % R + 1);
-    const half* row = p + i * S;
-    half* to = grad + i * S;
-    Vec along(0);
-    sixteens(seen, [&](int64_t j, __mmask16 lanes) {
-      along = at::vec::fmadd(load_some(row + j, lanes, 0), load_some(to + j, lanes, 0), along);
-    });
-    const Vec less(_mm512_reduce_add_ps(along));
-    sixteens(seen, [&](int64_t j, __mmask16 lanes) {
-      store_some(to + j, lanes, load_some(row + j, lanes, 0) * (load_some(to + j, lanes, 0) - less) * Vec(scale));
-    });
-    std::fill_n(to + seen, S - seen, half(0));
-  }
-}
-
 // --- the output head -----------------------------------------------------------------------------
 
 // Logits become softmax - one_hot(target), the gradient of a token's loss, which is returned too, in nats. A token
@@ -235,7 +164,9 @@ void softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const
       const float total = _mm512_reduce_add_ps(sum);
       nats[n] = std::log(total) + most - wanted[target[n] % kLanes];
       e[target[n]] -= total;
-      for (int64_t v = 0; v < V; v += kLanes) store(row + v, load(e + v) * Vec(1 / total));
+      const Vec share(share_of(total));
+      if (!std::isfinite(total)) nats[n] = std::numeric_limits<float>::quiet_NaN();
+      for (int64_t v = 0; v < V; v += kLanes) store(row + v, load(e + v) * share);
     }
   }
 }
@@ -268,16 +199,6 @@ bool lmopt_heads(bool back, int64_t B, int64_t T, int64_t H, int64_t K, int64_t 
                  const half* sine, half* qkv, half* q, half* k, half* v) {
   return enough_memory(
       [&] { (back ? heads<true> : heads<false>)(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
-}
-
-bool lmopt_causal_softmax_forward(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads,
-                                  const half* scores, half* p) {
-  return enough_memory([&] { causal_softmax(M, R, S, start, scale, threads, scores, p); });
-}
-
-bool lmopt_causal_softmax_backward(int64_t M, int64_t R, int64_t S, int64_t start, float scale, int threads,
-                                   const half* p, half* grad) {
-  return enough_memory([&] { causal_softmax_backward(M, R, S, start, scale, threads, p, grad); });
 }
 
 bool lmopt_softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {

@@ -2,7 +2,7 @@
 
 Torch composes each of these of several passes over memory, and of as many threads that start and meet. Where there are
 no kernels, the modules that call these functions compose them; so they do for a compiler, which fuses them itself, and
-for tensors without values.
+for tensors without values. What they are given is looked at here and there: the kernels trust it.
 
 Letters: transformer.py; F inner width.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lmopt import native
 from lmopt.arch import fused
@@ -22,13 +23,9 @@ def suits(x: Tensor, *widths: int) -> bool:
     """Whether the kernels are there and made for such a tensor, of a training, with rows of these widths."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
-    return not any(width % native.MULTIPLE for width in widths) and there(x)
-
-
-def there(x: Tensor) -> bool:
-    """Whether the kernels are there and made for such a tensor."""
-    plain = type(x) is Tensor and x.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return plain and fused.obstacle() is None
+    made_for = type(x) is Tensor and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    whole = all(width and width % native.MULTIPLE == 0 for width in widths)
+    return made_for and whole and fused.obstacle() is None
 
 
 class Norm(torch.autograd.Function):
@@ -36,16 +33,17 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight_D, scale_N := x.new_empty(x.shape[:-1], dtype=torch.float32))
         x, weight = x.contiguous(), weight_D.float()
-        y, scale_N = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+        y = torch.empty_like(x)
         _call("norm_forward", scale_N.numel(), x.shape[-1], eps, torch.get_num_threads(), x, weight, y, scale_N)
-        ctx.save_for_backward(x, weight_D, scale_N)
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, scale_N = ctx.saved_tensors
-        grad, weight = grad.contiguous(), weight_D.float()
+        x, grad, weight = x.contiguous(), grad.contiguous(), weight_D.float()
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         sizes = scale_N.numel(), x.shape[-1], torch.get_num_threads()
         _call("norm_backward", *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
@@ -64,6 +62,7 @@ class Activation(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         grad, grad_x = grad.contiguous(), torch.empty_like(x)
@@ -91,6 +90,7 @@ class Heads(torch.autograd.Function):
         return q, k, v
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         batch, length, heads, key_heads, width, _ = ctx.sizes
         grad_qkv = grads[0].new_empty(batch, length, heads + 2 * key_heads, width)
@@ -98,22 +98,21 @@ class Heads(torch.autograd.Function):
         return grad_qkv, None, None, None, None
 
 
-def causal_softmax(scores: Tensor, start: int, scale: float, p: Tensor) -> None:
-    """Into p, M x R x S as the scores are, the softmax of `scale` x scores; query r sees keys 0 to `start` + r."""
-    _call("causal_softmax_forward", *scores.shape, start, scale, torch.get_num_threads(), scores, p)
+def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, ignored: int) -> Tensor:
+    """Turn logits in place into softmax - one_hot(target), 0 where it is `ignored` (< 0); each token's nats, float32.
 
-
-def causal_softmax_backward(p: Tensor, start: int, scale: float, grad: Tensor) -> None:
-    """Turn the gradient of p into that of the scores, in place."""
-    _call("causal_softmax_backward", *p.shape, start, scale, torch.get_num_threads(), p, grad)
-
-
-def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Turn logits in place into softmax - one_hot(target), 0 where a target is negative; each token's nats, float32."""
-    if len(targets_N) and int(targets_N.max()) >= logits_NV.shape[1]:
-        raise IndexError(f"target {int(targets_N.max())} of a vocabulary of {logits_NV.shape[1]}")
-    nats_N = logits_NV.new_empty(len(logits_NV), dtype=torch.float32)
-    _call("softmax_minus_target", *logits_NV.shape, torch.get_num_threads(), logits_NV, targets_N.contiguous(), nats_N)
+    Raises:
+        ValueError: targets are not one integer a token.
+        IndexError: one of them is no word of the vocabulary.
+    """
+    tokens, vocab = logits_NV.shape
+    if targets_N.shape != (tokens,) or targets_N.is_floating_point():
+        raise ValueError(f"targets must be {tokens} integers, not {tuple(targets_N.shape)} of {targets_N.dtype}")
+    targets_N = targets_N.to(torch.int64).contiguous()
+    if bool((wrong_N := ((targets_N < 0) & (targets_N != ignored)) | (targets_N >= vocab)).any()):
+        raise IndexError(f"target {int(targets_N[wrong_N][0])} of a vocabulary of {vocab}")
+    nats_N = logits_NV.new_empty(tokens, dtype=torch.float32)
+    _call("softmax_minus_target", tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
     return nats_N
 
 

@@ -35,8 +35,14 @@ def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels_detail(state())["rows"] == {"kernel": "torch", "reason": "no C++ compiler"}
     single = kernels_detail(state(torch.float32))["rows"]
     assert single == {"kernel": "torch", "reason": "made for bfloat16 on a CPU, not for float32 on cpu"}
-    narrow = kernels_detail(state(model={"width": 40}))["rows"]
-    assert narrow == {"kernel": "torch", "reason": "a width of 40, which is no multiple of 16"}
     compiled = state()
     compiled.eager = object()
     assert kernels_detail(compiled)["rows"]["kernel"] == "compiled"
+
+
+def test_what_has_kernels_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_obstacle", lambda: None)
+    narrow = kernels_detail(state(model={"width": 48, "heads": 4}))["rows"]  # 6 pairs a head
+    assert narrow == {"kernel": "partly fused", "reason": "a width of 6, which is no multiple of 16"}
+    words = kernels_detail(state(model={"vocab": 100}))["rows"]
+    assert words == {"kernel": "partly fused", "reason": "a width of 100, which is no multiple of 16"}

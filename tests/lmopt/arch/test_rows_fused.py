@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmopt import native
-from lmopt.arch import activation, attention, causal, loss, norm, rows_fused, transformer
+from lmopt.arch import activation, attention, causal, fused, loss, norm, rows_fused, transformer
 from lmopt.recipe import Model, Recipe
 
 pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
@@ -75,9 +75,9 @@ CASES = {
     "relu2": (activation_passes, "relu2", 150, 176),
     "heads": (heads_passes, 4, 4, 50, 64),
     "heads-that-share": (heads_passes, 6, 2, 33, 32),
-    "attention": (attention_passes, 4, 4, 300, 64),
-    "attention-that-shares": (attention_passes, 6, 2, 133, 24),
-    "attention-of-one-token": (attention_passes, 2, 2, 1, 16),
+    "attention": (attention_passes, 4, 4, 304, 64),
+    "attention-that-shares": (attention_passes, 6, 2, 144, 32),
+    "attention-of-few-tokens": (attention_passes, 2, 2, 16, 16),
     "loss": (loss_passes, 300, 64, 4096),
     "loss-of-few-words": (loss_passes, 3, 32, 16),
 }
@@ -86,8 +86,8 @@ CASES = {
 @pytest.fixture
 def calls(monkeypatch):
     found = []
-    call = rows_fused.fused.call
-    monkeypatch.setattr(rows_fused.fused, "call", lambda name, *given: found.append(name) or call(name, *given))
+    call = fused.call
+    monkeypatch.setattr(fused, "call", lambda name, *given: found.append(name) or call(name, *given))
     return found
 
 
@@ -101,7 +101,7 @@ def test_no_worse_rounded_than_torchs_operations(passes, shape, calls, monkeypat
     assert calls == []
     ours = passes(torch.bfloat16, *shape)
     assert calls
-    monkeypatch.setattr(rows_fused, "there", lambda _: False)
+    monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
     theirs = passes(torch.bfloat16, *shape)
     for found, other, expected in zip(ours, theirs, exact, strict=True):
         assert found.dtype == other.dtype
@@ -131,14 +131,22 @@ def test_which_widths_and_formats_go_without(calls):
     assert calls == []
 
 
-def test_a_packed_batch_has_torchs_softmax(calls):
-    q = draw(2, 2, 40, 32)
-    segments = torch.arange(40).div(10, rounding_mode="floor").expand(2, -1)
-    ours, _ = causal.causal_attention(q, q, q, False, segments)
+def test_a_packed_batch_goes_forward_by_torchs_operations_and_back_by_the_kernel(calls):
+    q, k, v = (draw(2, 2, 48, 32, seed=seed).requires_grad_() for seed in range(3))
+    segments = torch.arange(48).div(16, rounding_mode="floor").expand(2, -1)
+    grad = draw(2, 48, 2, 32, seed=4)
+    together, _ = causal.causal_attention(q, k, v, True, segments)
     assert calls == []
-    alone, _ = causal.causal_attention(*[q[:, :, :10].contiguous()] * 3, False)
-    assert calls == ["causal_softmax_forward"]
-    assert error(ours[:, :10], alone.double()) < 0.01
+    found = [together, *torch.autograd.grad(together, [q, k, v], grad)]
+    assert calls == ["attention_backward"]
+    parts = [[each.detach()[:, :, i : i + 16].requires_grad_() for each in (q, k, v)] for i in (0, 16, 32)]
+    alone = [causal.causal_attention(*part, True)[0] for part in parts]
+    assert error(together, torch.cat(alone, 1).double()) < 0.01
+    apart = [
+        torch.autograd.grad(y, part, grad[:, i : i + 16]) for y, part, i in zip(alone, parts, (0, 16, 32), strict=True)
+    ]
+    for ours, theirs in zip(found[1:], zip(*apart, strict=True), strict=True):
+        assert error(ours, torch.cat(theirs, 2).double()) < 0.02
 
 
 def test_operands_may_lie_in_memory_as_they_like():
@@ -151,33 +159,75 @@ def test_operands_may_lie_in_memory_as_they_like():
     assert torch.equal(activation.swiglu(gates), activation.swiglu(gates.t().contiguous().t()))
 
 
-def test_a_target_beyond_the_vocabulary_is_refused():
-    with pytest.raises(IndexError, match="target 32 of a vocabulary of 32"):
-        rows_fused.softmax_minus_target(draw(3, 32), torch.tensor([0, 32, 1]))
+@pytest.mark.parametrize("targets", [[0, 32, 1], [0, -5, 1]], ids=str)
+def test_a_target_that_is_no_word_is_refused(targets):
+    with pytest.raises(IndexError, match=f"target {targets[1]} of a vocabulary of 32"):
+        rows_fused.softmax_minus_target(draw(3, 32), torch.tensor(targets), loss.IGNORED)
+
+
+def test_targets_are_one_integer_a_token():
+    for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(3)):
+        with pytest.raises(ValueError, match="targets must be 3 integers"):
+            rows_fused.softmax_minus_target(draw(3, 32), wrong, loss.IGNORED)
+    targets = torch.tensor([3, 30, -100])
+    ours, other = (
+        rows_fused.softmax_minus_target(draw(3, 32), each, loss.IGNORED) for each in (targets, targets.int())
+    )
+    assert torch.equal(ours, other)
+
+
+def test_what_torch_refuses_is_refused():
+    with pytest.raises(RuntimeError, match="must match"):
+        norm.RmsNorm(16, 1e-5)(draw(3, 32).requires_grad_())
+    with pytest.raises(RuntimeError):
+        activation.swiglu(draw(3, 33).requires_grad_())
+    model = Model(layers=1, width=64, heads=2, vocab=16, context=8)
+    layer, rotary = attention.Attention(model).bfloat16(), attention.Rotary(model)
+    rotary.fill()
+    with pytest.raises(RuntimeError, match="must match"):
+        layer.project(draw(1, 8, 64), *rotary(4, torch.bfloat16))
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    x, weight = draw(3, 64).requires_grad_(), draw(3, 32).requires_grad_()
+    (grad,) = torch.autograd.grad(activation.swiglu(x), x, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+def test_a_norm_keeps_a_view_as_a_view():
+    kept = []
+    layer, x = norm.RmsNorm(32, 1e-5), draw(20, 96).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        layer(x[:, 32:64])
+    assert any(each.data_ptr() == x[:, 32:64].data_ptr() for each in kept)
 
 
 def test_a_loss_beyond_where_a_probability_has_room():
     logits = torch.zeros(2, 32).bfloat16()
     logits[:, 0] = 300
-    nats = rows_fused.softmax_minus_target(logits, torch.tensor([5, 0]))
+    nats = rows_fused.softmax_minus_target(logits, torch.tensor([5, 0]), loss.IGNORED)
     assert nats.tolist() == [300, 0]
     assert logits[0, 0] == 1
     assert logits[0, 5] == -1
     assert not logits[1].any()
 
 
-def test_what_is_no_number_stays_none_and_in_its_row():
-    x = draw(4, 32)
-    x[1, 3] = float("nan")
-    targets = torch.tensor([1, 2, 3, 4])
-    nats = rows_fused.softmax_minus_target(x, targets)
-    assert nats.isnan().tolist() == [False, True, False, False]
-    assert x.isnan().any(-1).tolist() == [False, True, False, False]
-    q = draw(1, 1, 20, 32).requires_grad_()
-    k = draw(1, 1, 20, 32).clone()
-    k[0, 0, 7] = float("nan")
-    y, _ = causal.causal_attention(q, k, draw(1, 1, 20, 32), True)
-    assert y[0, :, 0].isnan().any(-1).tolist() == [False] * 7 + [True] * 13
+@pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=str)
+def test_what_is_no_number_stays_none_and_in_its_row(number):
+    for place in range(32):
+        x = draw(4, 32)
+        x[1, place] = number
+        nats = rows_fused.softmax_minus_target(x, torch.tensor([1, 2, 3, 4]), loss.IGNORED)
+        assert nats.isnan().tolist() == [False, True, False, False]
+        assert x.isnan().all(-1).tolist() == [False, True, False, False]
+        assert x.isnan().any(-1).tolist() == [False, True, False, False]
+    for place in range(32):
+        q, k, v = draw(1, 1, 32, 32), draw(1, 1, 32, 32, seed=1), draw(1, 1, 32, 32, seed=2)
+        k[0, 0, place] = float("nan")
+        y, _ = causal.causal_attention(q, k, v, False)
+        assert y[0, :, 0].isnan().all(-1).tolist() == [False] * place + [True] * (32 - place)
+        assert y[0, :, 0].isnan().any(-1).tolist() == [False] * place + [True] * (32 - place)
 
 
 def test_a_whole_model_descends_the_same_gradient(calls, monkeypatch):
@@ -191,9 +241,7 @@ def test_a_whole_model_descends_the_same_gradient(calls, monkeypatch):
         return [total.detach(), *torch.autograd.grad(total, list(built.parameters()))]
 
     ours = gradients()
-    assert {"norm_forward", "activation_forward", "heads", "causal_softmax_forward", "softmax_minus_target"} < set(
-        calls
-    )
-    monkeypatch.setattr(rows_fused, "there", lambda _: False)
+    assert {"norm_forward", "activation_forward", "heads", "attention_forward", "softmax_minus_target"} < set(calls)
+    monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
     for found, expected in zip(ours, gradients(), strict=True):
         assert error(found, expected.double()) < 0.02
