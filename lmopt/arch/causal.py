@@ -4,6 +4,9 @@ Torch's fused CPU kernel spends most of its time outside the matrix units, and i
 at 8 sequences of 256 tokens in bfloat16 it takes four times as long as this. The price is memory, half of heads x
 length x length numbers a sequence, so longer sequences than `cost.KEPT_PROBABILITIES_LENGTH` go to the fused one.
 
+In bfloat16, where kernels can be had, both passes are attention_fused.cpp: the same blocks and probabilities, but
+scores that stay in a core's cache. What is here composes them of torch's products.
+
 Both directions are operators of their own, so that a FLOP counter sees one product-bearing operation, length x length,
 as it does for a fused kernel (letters: see transformer.py; G query heads share a key head, R = G x rows of a block).
 """
