@@ -91,6 +91,7 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
     head = HEAD_BYTES + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
     whole = round(state + copies) + in_full + head + (8 + 4 * exits) * held.embedding + _compiled_bytes(recipe)
+    whole += _attention_bytes(recipe)
     if recipe.optimizer.kind == "adamw_8bit":
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     if recipe.teacher is not None:
@@ -116,6 +117,14 @@ def _compiled_bytes(recipe: Recipe) -> int:
     return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
 
 
+def _attention_bytes(recipe: Recipe) -> int:
+    """Room of the attention kernel's threads, which they keep: as attention_fused.cpp asks for it, and a quarter."""
+    length, width = recipe.batching.length, recipe.model.head_width
+    if length % native.MULTIPLE or width % native.MULTIPLE or not _native(recipe):
+        return 0
+    return (os.cpu_count() or 1) * (12 * length * width + 128 * (12 * length + 8 * width)) * 5 // 4
+
+
 def _changing_bytes(recipe: Recipe) -> int:
     """What grouped products of experts take: with a capacity their rows are always as many."""
     if not isinstance(recipe.ffn, Moe) or recipe.ffn.routing.kind == "switch" or recipe.precision.arithmetic != "bf16":
@@ -126,10 +135,14 @@ def _changing_bytes(recipe: Recipe) -> int:
 def _fused(recipe: Recipe) -> bool:
     """Whether experts will run in the fused kernel (lmopt.arch.experts_fused), as far as can be told without torch."""
     ffn, width = recipe.ffn, recipe.model.width
-    if not isinstance(ffn, Moe) or ffn.kernel != "auto" or recipe.precision.arithmetic != "bf16":
+    if not isinstance(ffn, Moe) or ffn.kernel != "auto":
         return False
-    whole = width % native.MULTIPLE == 0 and ffn.hidden_for(width) % native.MULTIPLE == 0
-    return whole and not native.has_gpu() and native.obstacle() is None
+    return width % native.MULTIPLE == 0 and ffn.hidden_for(width) % native.MULTIPLE == 0 and _native(recipe)
+
+
+def _native(recipe: Recipe) -> bool:
+    """Whether training will have kernels of its own, as far as can be told without torch."""
+    return recipe.precision.arithmetic == "bf16" and not native.has_gpu() and native.obstacle() is None
 
 
 def _expert_parameters(recipe: Recipe) -> int:

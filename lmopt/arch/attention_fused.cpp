@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
+#include <tuple>
 
 #include "products.h"
 
@@ -16,13 +18,21 @@ using namespace lmopt;
 
 namespace {
 
-constexpr int64_t kBlock = 128;  // queries, as in causal.py
+constexpr int64_t kBlock = 128;                  // queries, as in causal.py
+constexpr size_t kCodeBytes = size_t(32) << 20;  // of address space that one thread's products take, at most
 
 struct Shape {
   int64_t B, H, K, T, C;
   int threads;
 
   float scale() const { return 1 / std::sqrt(static_cast<float>(C)); }
+
+  // Before memory is taken and threads begin, where an exception would end the process.
+  void refuse_without_room() const {
+    thread_local std::set<std::tuple<int64_t, int64_t, int64_t, int>> met;
+    if (!met.count({T, C, H, threads})) lmopt::refuse_without_room(threads * kCodeBytes);
+    met.emplace(T, C, H, threads);
+  }
 };
 
 // Some queries of one head, which see the keys before `end`.
@@ -83,6 +93,7 @@ void store_rows(const float* from, int64_t rows, int64_t C, half* to, int64_t st
 void forward(const Shape& shape, const half* q, const half* k, const half* v, half* out, half* kept) {
   const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C, shared = H / K;
   const int64_t bytes = filled_up(4 * (T * C + kBlock * (T + C)) + 2 * kBlock * T, 64) + 5 * 64;
+  shape.refuse_without_room();
   Scratch scratch(shape.threads * bytes);
   auto* all = scratch.take<char>(shape.threads * bytes);
 #pragma omp parallel num_threads(shape.threads)
@@ -116,6 +127,7 @@ void backward(const Shape& shape, const half* grad, const half* q, const half* k
               half* grad_q, half* grad_k, half* grad_v) {
   const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C, shared = H / K;
   const int64_t bytes = filled_up(4 * (3 * T * C + kBlock * (3 * T / 2 + 2 * C)) + 6 * kBlock * T, 64) + 12 * 64;
+  shape.refuse_without_room();
   Scratch scratch(shape.threads * bytes);
   auto* all = scratch.take<char>(shape.threads * bytes);
 #pragma omp parallel num_threads(shape.threads)

@@ -43,9 +43,14 @@ def _group(x_BHTC: Tensor, key_heads: int, rows: slice) -> Tensor:
     return x_BHTC[:, :, rows].reshape(batch * key_heads, heads // key_heads * (rows.stop - rows.start), width)
 
 
-def _has_kernel(q_BHTC: Tensor) -> bool:
-    """Whether attention_fused.cpp is there and made for such queries."""
-    return not fused.unsuited(q_BHTC.dtype, q_BHTC.device, *q_BHTC.shape[2:])
+def _has_kernel(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, *others: Tensor) -> bool:
+    """Whether attention_fused.cpp is there, made for such operands, and has work for every thread: a key head each."""
+    batch, heads, length, width = q_BHTC.shape
+    key_heads = k_BKTC.shape[1]
+    alike = all(each.dtype == q_BHTC.dtype and each.device == q_BHTC.device for each in (k_BKTC, v_BKTC, *others))
+    shaped = k_BKTC.shape == v_BKTC.shape == (batch, key_heads, length, width) and q_BHTC.numel() > 0
+    enough = key_heads and heads % key_heads == 0 and batch * key_heads >= torch.get_num_threads()
+    return alike and shaped and bool(enough) and fused.unsuited(q_BHTC.dtype, q_BHTC.device, length, width) is None
 
 
 def _call(name: str, shape: tuple[int, ...], key_heads: int, *operands: Tensor | None) -> None:
@@ -76,7 +81,7 @@ def causal_attention(
     key_heads = k_BKTC.shape[1]
     out_BTHC = q_BHTC.new_empty(batch, length, heads, width)
     kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
-    if segments_BT is None and _has_kernel(q_BHTC):
+    if segments_BT is None and _has_kernel(q_BHTC, k_BKTC, v_BKTC):
         operands = q_BHTC.contiguous(), k_BKTC.contiguous(), v_BKTC.contiguous()
         _call("attention_forward", q_BHTC.shape, key_heads, *operands, out_BTHC, kept if keep else None)
         return out_BTHC, kept
@@ -116,7 +121,8 @@ def causal_attention_backward(
     """Gradients of queries, keys and values, in their shapes: two products for each of the forward pass's."""
     batch, heads, length, width = q_BHTC.shape
     key_heads = k_BKTC.shape[1]
-    if _has_kernel(q_BHTC):
+    fits = grad_BTHC.shape == (batch, length, heads, width) and kept.numel() == batch * heads * _kept(length)
+    if fits and _has_kernel(q_BHTC, k_BKTC, v_BKTC, grad_BTHC, kept):
         operands = [each.contiguous() for each in (grad_BTHC, q_BHTC, k_BKTC, v_BKTC, kept)]
         made = _empty(q_BHTC), _empty(k_BKTC), _empty(v_BKTC)
         _call("attention_backward", q_BHTC.shape, key_heads, *operands, *made)

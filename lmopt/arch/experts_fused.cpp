@@ -6,8 +6,6 @@
 // Threads share the tiles of one expert; every number is computed by one of them, in an order of its own: the bits do
 // not depend on their number. D and F are multiples of 16.
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <set>
@@ -132,16 +130,6 @@ void compile(int64_t D, int64_t F) {
           for (int64_t n : {std::min(columns, kColumns), columns % kColumns}) ask(m, n, k, kLead, columns, add);
 }
 
-// Out of address space oneDNN does not throw but crash: there must be room for what every thread compiles.
-template <bool gated>
-void refuse_without_room(const Shape& shape) {
-  if (compiled<gated>().count({shape.D, shape.F})) return;
-  const size_t bytes = shape.threads * kCodeBytes;
-  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (room == MAP_FAILED) throw std::bad_alloc();
-  munmap(room, bytes);
-}
-
 // `y` gets the tokens' results, `rows_y` (S x D) is room for the rows'. `inner` (S x G) is for the backward pass alone:
 // of each expert block after block of its columns, in each row after row, gate before up: it is read in the order in
 // which it was written.
@@ -157,7 +145,7 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
   auto* h_RF = scratch.take<half>(most * F);
   auto* up_T = scratch.take<word>(D / 2 * G);
   auto* down_T = scratch.take<word>(F / 2 * D);
-  refuse_without_room<gated>(shape);
+  if (!compiled<gated>().count({D, F})) refuse_without_room(shape.threads * kCodeBytes);
 #pragma omp parallel num_threads(shape.threads)
   {
     compile<gated>(D, F);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/native/CPUBlas.h>
+#include <sys/mman.h>
 
 #include "kernels.h"
 
@@ -23,6 +24,13 @@ inline __m512i paired(__m512i rows) {
   alignas(64) static constexpr half order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(order), rows);
+}
+
+// Out of address space oneDNN does not throw but crash: there must be room for the products that it will compile.
+inline void refuse_without_room(size_t bytes) {
+  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  munmap(room, bytes);
 }
 
 inline void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda, const word* b, int64_t ldb, float* c,

@@ -3,6 +3,9 @@ against float64, bit for bit with themselves, and where they are used."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,6 +84,12 @@ CASES = {
     "loss": (loss_passes, 300, 64, 4096),
     "loss-of-few-words": (loss_passes, 3, 32, 16),
 }
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch):
+    """Attention has no kernel where there are fewer key heads than threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 @pytest.fixture
@@ -188,6 +197,46 @@ def test_what_torch_refuses_is_refused():
         layer.project(draw(1, 8, 64), *rotary(4, torch.bfloat16))
 
 
+def shaped(*shape, dtype=torch.bfloat16):
+    return draw(*shape).to(dtype)
+
+
+@pytest.mark.parametrize(
+    "kv",
+    [
+        (shaped(2, 2, 16, 16), shaped(2, 2, 16, 16)),
+        (shaped(2, 2, 32, 16), shaped(2, 2, 32, 16, dtype=torch.float32)),
+        (shaped(2, 2, 32, 16), shaped(2, 1, 32, 16)),
+        (shaped(2, 3, 32, 16), shaped(2, 3, 32, 16)),
+        (shaped(1, 2, 32, 16), shaped(1, 2, 32, 16)),
+    ],
+    ids=["shorter", "float32", "fewer-values", "heads-that-do-not-divide", "smaller-batch"],
+)
+def test_attention_of_operands_that_do_not_fit_is_torchs_error(kv, calls):
+    with pytest.raises(RuntimeError):
+        causal.causal_attention(shaped(2, 2, 32, 16), *kv, True)
+    assert calls == []
+
+
+def test_attention_s_gradient_of_another_shape_or_type_is_torchs_error(calls):
+    q = shaped(2, 2, 32, 16)
+    _, kept = causal.causal_attention(q, q, q, True)
+    for grad, probabilities in (
+        (shaped(2, 2, 32, 16), kept),
+        (shaped(2, 32, 2, 16, dtype=torch.float32), kept),
+        (q, kept[:0]),
+    ):
+        with pytest.raises(RuntimeError):
+            causal.causal_attention_backward(grad, q, q, q, probabilities)
+    assert calls == ["attention_forward"]
+
+
+def test_few_key_heads_for_many_threads_go_to_torch(calls, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    attention_passes(torch.bfloat16, 4, 2, 32, 16)
+    assert calls == []
+
+
 def test_a_gradient_of_a_gradient_is_refused():
     x, weight = draw(3, 64).requires_grad_(), draw(3, 32).requires_grad_()
     (grad,) = torch.autograd.grad(activation.swiglu(x), x, weight, create_graph=True)
@@ -223,7 +272,7 @@ def test_what_is_no_number_stays_none_and_in_its_row(number):
         assert x.isnan().all(-1).tolist() == [False, True, False, False]
         assert x.isnan().any(-1).tolist() == [False, True, False, False]
     for place in range(32):
-        q, k, v = draw(1, 1, 32, 32), draw(1, 1, 32, 32, seed=1), draw(1, 1, 32, 32, seed=2)
+        q, k, v = draw(2, 1, 32, 32), draw(2, 1, 32, 32, seed=1), draw(2, 1, 32, 32, seed=2)
         k[0, 0, place] = float("nan")
         y, _ = causal.causal_attention(q, k, v, False)
         assert y[0, :, 0].isnan().all(-1).tolist() == [False] * place + [True] * (32 - place)
@@ -245,3 +294,24 @@ def test_a_whole_model_descends_the_same_gradient(calls, monkeypatch):
     monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
     for found, expected in zip(ours, gradients(), strict=True):
         assert error(found, expected.double()) < 0.02
+
+
+def test_no_memory_for_attention_is_an_error_like_any_other():
+    """In a process of its own, whose address space ends a little above what it has."""
+    script = """
+import resource, torch
+from lmopt.arch import causal, fused
+assert fused.obstacle() is None
+q = torch.ones(2, 2, 1024, 128).bfloat16()
+torch.set_num_threads(2)
+torch.mm(q[0, 0], q[0, 0].t())  # its threads are there
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (24 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    causal.causal_attention(q, q, q, False)
+except MemoryError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not enough memory for attention_forward" in done.stdout
