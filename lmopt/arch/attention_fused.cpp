@@ -26,13 +26,6 @@ struct Shape {
   int threads;
 
   float scale() const { return 1 / std::sqrt(static_cast<float>(C)); }
-
-  // Before memory is taken and threads begin, where an exception would end the process.
-  void refuse_without_room() const {
-    thread_local std::set<std::tuple<int64_t, int64_t, int64_t, int>> met;
-    if (!met.count({T, C, H, threads})) lmopt::refuse_without_room(threads * kCodeBytes);
-    met.emplace(T, C, H, threads);
-  }
 };
 
 // Some queries of one head, which see the keys before `end`.
@@ -89,50 +82,56 @@ void store_rows(const float* from, int64_t rows, int64_t C, half* to, int64_t st
     for (int64_t c = 0; c < C; c += kLanes) store(to + r * stride + c, load(from + r * C + c));
 }
 
-// q (B x H x T x C), k and v (B x K x T x C) to out (B x T x H x C); `kept` is null where nothing is kept.
-void forward(const Shape& shape, const half* q, const half* k, const half* v, half* out, half* kept) {
-  const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C, shared = H / K;
-  const int64_t bytes = filled_up(4 * (T * C + kBlock * (T + C)) + 2 * kBlock * T, 64) + 5 * 64;
-  shape.refuse_without_room();
+// work(memory, i, first head, end of heads) for each key head i of all sequences, in `bytes` of memory that its thread
+// uses again for its next one.
+template <typename Work>
+void each_key_head(const Shape& shape, int64_t bytes, const Work& work) {
+  thread_local std::set<std::tuple<int64_t, int64_t, int64_t, int>> met;
+  const std::tuple products{shape.T, shape.C, shape.H, shape.threads};
+  if (!met.count(products)) refuse_without_room(shape.threads * kCodeBytes);
+  met.insert(products);
   Scratch scratch(shape.threads * bytes);
   auto* all = scratch.take<char>(shape.threads * bytes);
+  const int64_t shared = shape.H / shape.K;
 #pragma omp parallel num_threads(shape.threads)
   {
-    Room own(all + omp_get_thread_num() * bytes);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < shape.B * shape.K; i++)
+      work(Room(all + omp_get_thread_num() * bytes), i, i % shape.K * shared, (i % shape.K + 1) * shared);
+    at::native::cpublas::brgemm_release();
+  }
+}
+
+// q (B x H x T x C), k and v (B x K x T x C) to out (B x T x H x C); `kept` is null where nothing is kept.
+void forward(const Shape& shape, const half* q, const half* k, const half* v, half* out, half* kept) {
+  const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C;
+  const int64_t bytes = filled_up(4 * (T * C + kBlock * (T + C)) + 2 * kBlock * T, 64) + 5 * 64;
+  each_key_head(shape, bytes, [&](Room own, int64_t i, int64_t first_head, int64_t end_of_heads) {
     auto* k_T = own.take<word>(C / 2 * T);
     auto* v_T = own.take<word>(T / 2 * C);
     auto* scores = own.take<float>(kBlock * T);
     auto* result = own.take<float>(kBlock * C);
     auto* room = own.take<half>(kBlock * T);
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < shape.B * K; i++) {
-      pack_transposed(k + i * T * C, C, T, C, k_T, T);
-      pack(v + i * T * C, C, C, T, v_T, C);
-      for (int64_t start = 0; start < T; start += kBlock)
-        for (int64_t h = i % K * shared; h < (i % K + 1) * shared; h++) {
-          const Block block(shape, i / K, h, start);
-          half* p = kept == nullptr ? room : kept + block.kept;
-          product(block.rows, block.end, C, q + block.apart(shape), C, k_T, T, scores);
-          for (int64_t r = 0; r < block.rows; r++)
-            softmax(start + r + 1, block.end, shape.scale(), scores + r * block.end, p + r * block.end);
-          product(block.rows, C, block.end, p, block.end, v_T, C, result);
-          store_rows(result, block.rows, C, out + block.together(shape), H * C);
-        }
-    }
-    at::native::cpublas::brgemm_release();
-  }
+    pack_transposed(k + i * T * C, C, T, C, k_T, T);
+    pack(v + i * T * C, C, C, T, v_T, C);
+    for (int64_t start = 0; start < T; start += kBlock)
+      for (int64_t h = first_head; h < end_of_heads; h++) {
+        const Block block(shape, i / K, h, start);
+        half* p = kept == nullptr ? room : kept + block.kept;
+        product(block.rows, block.end, C, q + block.apart(shape), C, k_T, T, scores);
+        for (int64_t r = 0; r < block.rows; r++)
+          softmax(start + r + 1, block.end, shape.scale(), scores + r * block.end, p + r * block.end);
+        product(block.rows, C, block.end, p, block.end, v_T, C, result);
+        store_rows(result, block.rows, C, out + block.together(shape), H * C);
+      }
+  });
 }
 
 void backward(const Shape& shape, const half* grad, const half* q, const half* k, const half* v, const half* kept,
               half* grad_q, half* grad_k, half* grad_v) {
-  const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C, shared = H / K;
+  const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C;
   const int64_t bytes = filled_up(4 * (3 * T * C + kBlock * (3 * T / 2 + 2 * C)) + 6 * kBlock * T, 64) + 12 * 64;
-  shape.refuse_without_room();
-  Scratch scratch(shape.threads * bytes);
-  auto* all = scratch.take<char>(shape.threads * bytes);
-#pragma omp parallel num_threads(shape.threads)
-  {
-    Room own(all + omp_get_thread_num() * bytes);
+  each_key_head(shape, bytes, [&](Room own, int64_t i, int64_t first_head, int64_t end_of_heads) {
     auto* v_T = own.take<word>(C / 2 * T);
     auto* k_T = own.take<word>(T / 2 * C);
     auto* sum_k = own.take<float>(T * C);
@@ -145,34 +144,30 @@ void backward(const Shape& shape, const half* grad, const half* q, const half* k
     auto* grad_scores = own.take<half>(kBlock * T);
     auto* p_T = own.take<half>(T * kBlock);
     auto* grad_scores_T = own.take<half>(T * kBlock);
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < shape.B * K; i++) {
-      pack_transposed(v + i * T * C, C, T, C, v_T, T);
-      pack(k + i * T * C, C, C, T, k_T, C);
-      std::fill_n(sum_k, T * C, 0.f);
-      std::fill_n(sum_v, T * C, 0.f);
-      for (int64_t start = 0; start < T; start += kBlock)
-        for (int64_t h = i % K * shared; h < (i % K + 1) * shared; h++) {
-          const Block block(shape, i / K, h, start);
-          const int64_t rows = block.rows, end = block.end;
-          const half *block_grad = grad + block.together(shape), *p = kept + block.kept;
-          product(rows, end, C, block_grad, H * C, v_T, T, grad_p);
-          for (int64_t r = 0; r < rows; r++)
-            softmax_backward(start + r + 1, end, shape.scale(), p + r * end, grad_p + r * end, grad_scores + r * end);
-          product(rows, C, end, grad_scores, end, k_T, C, result);
-          store_rows(result, rows, C, grad_q + block.apart(shape), C);
-          pack(block_grad, H * C, C, rows, grad_rows, C);
-          pack(q + block.apart(shape), C, C, rows, q_rows, C);
-          transposed(p, rows, end, words, p_T);
-          transposed(grad_scores, rows, end, words, grad_scores_T);
-          product(end, C, rows, p_T, rows, grad_rows, C, sum_v, true);
-          product(end, C, rows, grad_scores_T, rows, q_rows, C, sum_k, true);
-        }
-      store_rows(sum_k, T, C, grad_k + i * T * C, C);
-      store_rows(sum_v, T, C, grad_v + i * T * C, C);
-    }
-    at::native::cpublas::brgemm_release();
-  }
+    pack_transposed(v + i * T * C, C, T, C, v_T, T);
+    pack(k + i * T * C, C, C, T, k_T, C);
+    std::fill_n(sum_k, T * C, 0.f);
+    std::fill_n(sum_v, T * C, 0.f);
+    for (int64_t start = 0; start < T; start += kBlock)
+      for (int64_t h = first_head; h < end_of_heads; h++) {
+        const Block block(shape, i / K, h, start);
+        const int64_t rows = block.rows, end = block.end;
+        const half *block_grad = grad + block.together(shape), *p = kept + block.kept;
+        product(rows, end, C, block_grad, H * C, v_T, T, grad_p);
+        for (int64_t r = 0; r < rows; r++)
+          softmax_backward(start + r + 1, end, shape.scale(), p + r * end, grad_p + r * end, grad_scores + r * end);
+        product(rows, C, end, grad_scores, end, k_T, C, result);
+        store_rows(result, rows, C, grad_q + block.apart(shape), C);
+        pack(block_grad, H * C, C, rows, grad_rows, C);
+        pack(q + block.apart(shape), C, C, rows, q_rows, C);
+        transposed(p, rows, end, words, p_T);
+        transposed(grad_scores, rows, end, words, grad_scores_T);
+        product(end, C, rows, p_T, rows, grad_rows, C, sum_v, true);
+        product(end, C, rows, grad_scores_T, rows, q_rows, C, sum_k, true);
+      }
+    store_rows(sum_k, T, C, grad_k + i * T * C, C);
+    store_rows(sum_v, T, C, grad_v + i * T * C, C);
+  });
 }
 
 }  // namespace
