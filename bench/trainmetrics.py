@@ -25,13 +25,14 @@ def compiled_detail(state: TrainState) -> dict[str, Any]:
 
 
 def kernels_detail(state: TrainState) -> dict[str, Any]:
-    """By what norms, activations, heads and the loss trained, and a sparse model's experts; why not all by kernels."""
+    """By what attention, norms, activations, the loss and experts trained, and why not all by kernels."""
     ffn, model, dtype = state.recipe.ffn, state.recipe.model, state.compute.dtype
     width, inner = model.width, getattr(ffn, "hidden_for", None)  # another package's need not have it
     hidden = inner(width) if inner else 0
     kernel, reason = "torch", fused.unsuited(dtype, state.device)
     if reason is None:
-        reason = fused.unsuited(dtype, state.device, width, hidden, model.head_width // 2, model.vocab or 0)
+        widths = width, hidden, model.head_width // 2, model.vocab or 0, state.recipe.batching.length
+        reason = fused.unsuited(dtype, state.device, *widths)
         kernel = "partly fused" if reason else "fused"
     if state.eager is not None:
         kernel, reason = "compiled", "the compiler fuses what it can itself"

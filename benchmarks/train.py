@@ -77,10 +77,8 @@ def child(pipe: Connection, name: str, size: Size, options: argparse.Namespace) 
             from lmopt.compute.memory import tune_allocator
 
             tune_allocator()
-        if "composed" in extras:
-            from lmopt.arch import fused
-
-            fused._obstacle = lambda: "left out"
+        if "composed" in extras:  # no compiler, and none of what one has made
+            os.environ |= {"CXX": "left-out", "XDG_CACHE_HOME": "left-out"}
         parameters, step = CONTENDERS[base](size, "compiled" in extras, options)
         begin = time.perf_counter()
         step()

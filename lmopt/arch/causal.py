@@ -53,12 +53,6 @@ def _has_kernel(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, *others: Tensor)
     return alike and shaped and bool(enough) and fused.unsuited(q_BHTC.dtype, q_BHTC.device, length, width) is None
 
 
-def _call(name: str, shape: tuple[int, ...], key_heads: int, *operands: Tensor | None) -> None:
-    batch, heads, length, width = shape
-    if not fused.call(name, batch, heads, key_heads, length, width, torch.get_num_threads(), *operands):
-        raise MemoryError(f"not enough memory for {name}")
-
-
 def _empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
@@ -83,7 +77,8 @@ def causal_attention(
     kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
     if segments_BT is None and _has_kernel(q_BHTC, k_BKTC, v_BKTC):
         operands = q_BHTC.contiguous(), k_BKTC.contiguous(), v_BKTC.contiguous()
-        _call("attention_forward", q_BHTC.shape, key_heads, *operands, out_BTHC, kept if keep else None)
+        sizes = batch, heads, key_heads, length, width, torch.get_num_threads()
+        fused.run("attention_forward", *sizes, *operands, out_BTHC, kept if keep else None)
         return out_BTHC, kept
     scaled_BHTC = q_BHTC * width**-0.5
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)
@@ -125,7 +120,8 @@ def causal_attention_backward(
     if fits and _has_kernel(q_BHTC, k_BKTC, v_BKTC, grad_BTHC, kept):
         operands = [each.contiguous() for each in (grad_BTHC, q_BHTC, k_BKTC, v_BKTC, kept)]
         made = _empty(q_BHTC), _empty(k_BKTC), _empty(v_BKTC)
-        _call("attention_backward", q_BHTC.shape, key_heads, *operands, *made)
+        sizes = batch, heads, key_heads, length, width, torch.get_num_threads()
+        fused.run("attention_backward", *sizes, *operands, *made)
         return made
     grad_BHTC = grad_BTHC.transpose(1, 2)
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)

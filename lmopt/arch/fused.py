@@ -47,17 +47,27 @@ def _obstacle() -> str | None:
 
 
 def unsuited(dtype: torch.dtype, device: torch.device, *widths: int) -> str | None:
-    """Why a training in this format, on this device, with these widths has no kernels; None if it has them."""
+    """Why a training in this format, on this device, with rows of these widths has no kernels; None if it has them."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return f"made for bfloat16 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
     if odd := [width for width in widths if width % native.MULTIPLE]:
-        return f"a width of {odd[0]}, which is no multiple of {native.MULTIPLE}"
+        return f"{odd[0]} is no multiple of {native.MULTIPLE}"
     return obstacle()
 
 
 def call(name: str, *arguments: bool | int | float | Tensor | None) -> bool:
     """What the kernel says, given scalars and where contiguous tensors lie; None is a tensor that there is not."""
     return _kernels()[name](*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+
+
+def run(name: str, *arguments: bool | int | float | Tensor | None) -> None:
+    """The same of a kernel that can fail for want of memory alone.
+
+    Raises:
+        MemoryError: it did.
+    """
+    if not call(name, *arguments):
+        raise MemoryError(f"not enough memory for {name}")
 
 
 @functools.cache

@@ -54,9 +54,7 @@ def route_forward(
     """Scores, gates, experts, the loss; for gradients each token's logsumexp and what the loss asks of each expert."""
     x_ND, weight_ED = x_ND.contiguous(), weight_ED.contiguous()
     made = _choice(x_ND, weight_ED, top_k)
-    fused.call(
-        "route_forward", *_sizes(x_ND, weight_ED, top_k, sum_to_one), balance, z, x_ND, weight_ED, *made
-    ) or _fail()
+    fused.run("route_forward", *_sizes(x_ND, weight_ED, top_k, sum_to_one), balance, z, x_ND, weight_ED, *made)
     return made
 
 
@@ -92,7 +90,7 @@ def route_backward(
     made = torch.empty_like(x_ND), torch.empty_like(weight_ED)
     scored = x_ND, weight_ED, logits_NE, gate_NK, expert_NK, log_sum_N, pull_E, grad_NK, grad_loss
     sizes = _sizes(x_ND, weight_ED, gate_NK.shape[1], sum_to_one)
-    fused.call("route_backward", *sizes, z, *scored, *made) or _fail()
+    fused.run("route_backward", *sizes, z, *scored, *made)
     return made
 
 
@@ -106,7 +104,3 @@ def _(x_ND: Tensor, weight_ED: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _sizes(x_ND: Tensor, weight_ED: Tensor, top_k: int, sum_to_one: bool) -> tuple[bool | int, ...]:
     sizes = len(x_ND), x_ND.shape[1], len(weight_ED), top_k
     return x_ND.dtype == torch.float32, sum_to_one, *sizes, torch.get_num_threads()
-
-
-def _fail() -> None:
-    raise MemoryError("not enough memory for a router")

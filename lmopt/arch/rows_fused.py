@@ -36,7 +36,7 @@ class Norm(torch.autograd.Function):
         ctx.save_for_backward(x, weight_D, scale_N := x.new_empty(x.shape[:-1], dtype=torch.float32))
         x, weight = x.contiguous(), weight_D.float()
         y = torch.empty_like(x)
-        _call("norm_forward", scale_N.numel(), x.shape[-1], eps, torch.get_num_threads(), x, weight, y, scale_N)
+        fused.run("norm_forward", scale_N.numel(), x.shape[-1], eps, torch.get_num_threads(), x, weight, y, scale_N)
         return y
 
     @staticmethod
@@ -46,7 +46,7 @@ class Norm(torch.autograd.Function):
         x, grad, weight = x.contiguous(), grad.contiguous(), weight_D.float()
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         sizes = scale_N.numel(), x.shape[-1], torch.get_num_threads()
-        _call("norm_backward", *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
+        fused.run("norm_backward", *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
         return grad_x, grad_weight.to(weight_D.dtype), None
 
 
@@ -57,7 +57,7 @@ class Activation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
         x, ctx.gated = x.contiguous(), kind == "swiglu"
         y = x.new_empty(*x.shape[:-1], x.shape[-1] // (2 if ctx.gated else 1))
-        _call("activation_forward", ctx.gated, *_rows(y), x, y)
+        fused.run("activation_forward", ctx.gated, *_rows(y), x, y)
         ctx.save_for_backward(x)
         return y
 
@@ -66,7 +66,7 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         grad, grad_x = grad.contiguous(), torch.empty_like(x)
-        _call("activation_backward", ctx.gated, *_rows(grad), x, grad, grad_x)
+        fused.run("activation_backward", ctx.gated, *_rows(grad), x, grad, grad_x)
         return grad_x, None
 
 
@@ -84,7 +84,7 @@ class Heads(torch.autograd.Function):
         batch, length, _, width = qkv.shape
         made = [qkv.new_empty(batch, count, length, width) for count in (heads, key_heads, key_heads)]
         ctx.sizes = batch, length, heads, key_heads, width, torch.get_num_threads()
-        _call("heads", False, *ctx.sizes, cos, sin, qkv, *made)
+        fused.run("heads", False, *ctx.sizes, cos, sin, qkv, *made)
         ctx.save_for_backward(cos, sin)
         q, k, v = made
         return q, k, v
@@ -94,7 +94,7 @@ class Heads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         batch, length, heads, key_heads, width, _ = ctx.sizes
         grad_qkv = grads[0].new_empty(batch, length, heads + 2 * key_heads, width)
-        _call("heads", True, *ctx.sizes, *ctx.saved_tensors, grad_qkv, *(each.contiguous() for each in grads))
+        fused.run("heads", True, *ctx.sizes, *ctx.saved_tensors, grad_qkv, *(each.contiguous() for each in grads))
         return grad_qkv, None, None, None, None
 
 
@@ -112,14 +112,9 @@ def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, ignored: int) -> 
     if bool((wrong_N := ((targets_N < 0) & (targets_N != ignored)) | (targets_N >= vocab)).any()):
         raise IndexError(f"target {int(targets_N[wrong_N][0])} of a vocabulary of {vocab}")
     nats_N = logits_NV.new_empty(tokens, dtype=torch.float32)
-    _call("softmax_minus_target", tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
+    fused.run("softmax_minus_target", tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
     return nats_N
 
 
 def _rows(y: Tensor) -> tuple[int, int, int]:
     return y.numel() // y.shape[-1], y.shape[-1], torch.get_num_threads()
-
-
-def _call(name: str, *arguments: bool | int | float | Tensor) -> None:
-    if not fused.call(name, *arguments):
-        raise MemoryError(f"not enough memory for {name}")

@@ -43,6 +43,8 @@ def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_has_kernels_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_obstacle", lambda: None)
     narrow = kernels_detail(state(model={"width": 48, "heads": 4}))["rows"]  # 6 pairs a head
-    assert narrow == {"kernel": "partly fused", "reason": "a width of 6, which is no multiple of 16"}
+    assert narrow == {"kernel": "partly fused", "reason": "6 is no multiple of 16"}
     words = kernels_detail(state(model={"vocab": 100}))["rows"]
-    assert words == {"kernel": "partly fused", "reason": "a width of 100, which is no multiple of 16"}
+    assert words == {"kernel": "partly fused", "reason": "100 is no multiple of 16"}
+    lengths = kernels_detail(state(batching={"length": 40, "sequences": 4}))["rows"]
+    assert lengths == {"kernel": "partly fused", "reason": "40 is no multiple of 16"}

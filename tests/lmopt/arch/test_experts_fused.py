@@ -14,11 +14,9 @@ from lmopt.arch import experts_fused, fused
 from lmopt.arch.experts import ROW_BLOCK, experts_auto, experts_grouped, experts_loop, place_slots, sort_slots
 from lmopt.arch.moe import KERNELS, MoeFfn, kernel_in_use
 from lmopt.recipe import Moe
+from tests.lmopt.arch.kernels import assert_no_bit_depends_on_threads, needs_kernel
 
 CPU = torch.device("cpu")
-needs_kernel = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
-"""Where it can be compiled it must be: a compiler's complaint is no reason to skip."""
-
 SHAPES = {  # tokens, width, inner width, experts, top-k, capacity
     "usual": (700, 192, 256, 8, 2, None),
     "one-register": (50, 16, 16, 4, 1, None),
@@ -93,16 +91,8 @@ def test_it_is_what_trains_and_the_grouped_products_are_what_evaluates(monkeypat
 @pytest.mark.parametrize("kind", ["swiglu", "relu2"])
 @pytest.mark.parametrize("shape", ["usual", "odd-blocks", "capacity"])
 def test_bits_do_not_depend_on_threads(shape, kind):
-    given, before = operands(SHAPES[shape], kind), torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            found.append(passes(experts_auto, *given))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(ours, first) for ours, first in zip(other, found[0], strict=True))
+    given = operands(SHAPES[shape], kind)
+    assert_no_bit_depends_on_threads(lambda: passes(experts_auto, *given))
 
 
 @needs_kernel

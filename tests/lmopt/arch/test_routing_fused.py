@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmopt import native
 from lmopt.arch import routing, routing_fused
 from lmopt.arch.moe import MoeFfn
 from lmopt.recipe import Moe
-
-needs_kernel = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
+from tests.lmopt.arch.kernels import assert_no_bit_depends_on_threads, needs_kernel
 
 SHAPES = {  # tokens, width, experts, top-k
     "usual": (700, 192, 8, 2),
@@ -87,16 +85,8 @@ def test_each_loss_by_itself(losses):
 @needs_kernel
 @pytest.mark.parametrize("shape", ["usual", "many-experts", "long-sums"])
 def test_bits_do_not_depend_on_threads(shape):
-    shape, before, found = SHAPES[shape], torch.get_num_threads(), []
-    router, x = router_of(shape), tokens_of(shape, torch.bfloat16)
-    try:
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            found.append(passes(router, x)[1])
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(ours, first) for ours, first in zip(other, found[0], strict=True))
+    router, x = router_of(SHAPES[shape]), tokens_of(SHAPES[shape], torch.bfloat16)
+    assert_no_bit_depends_on_threads(lambda: passes(router, x)[1])
 
 
 @needs_kernel

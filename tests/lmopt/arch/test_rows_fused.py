@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from lmopt import native
 from lmopt.arch import activation, attention, causal, fused, loss, norm, rows_fused, transformer
 from lmopt.recipe import Model, Recipe
+from tests.lmopt.arch.kernels import needs_kernel
 
-pytestmark = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
+pytestmark = needs_kernel
 
 
 def draw(*shape, seed=0):
