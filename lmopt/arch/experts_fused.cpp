@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kRows = 256;    // of a tile
 constexpr int64_t kColumns = 64;  // of a tile
+constexpr int64_t kWide = 256;    // of a few rows at a time
 constexpr int64_t kDepth = 256;   // rows that one product sums into a weight's gradient
 constexpr int64_t kLead = 288;    // numbers between columns of so many rows: no power of two, which share cache lines
 constexpr int64_t kFilled = 8;    // forward, rows are filled up with zeros to a multiple of this,
@@ -247,17 +248,19 @@ void backward(const Shape& shape, const half* grad, const half* x, const half* i
       }
       const auto row = [&](const half* of, int64_t r) { return r < rows ? of + token[start + r] * D : nothing; };
 #pragma omp for nowait
-      for (int64_t block = 0; block < padded; block += kBlock) {
-        for (int64_t r = block; r < block + kBlock; r += 2) {
+      for (int64_t block = 0; block < padded; block += 2 * kBlock) {
+        const int64_t end = std::min(block + 2 * kBlock, padded);
+        for (int64_t r = block; r < end; r += 2) {
           const half *low = row(x, r), *high = row(x, r + 1);
           for (int64_t d = 0; d < D; d += kLanes)
             _mm512_storeu_si512(x_RD + r / 2 * D + d, paired(both(low + d, high + d)));
           for (int64_t i = r; i < r + 2; i++) std::memcpy(grad_RD + i * D, row(grad, i), sizeof(half) * D);
         }
-        for (int64_t d = 0; d < D; d += kLanes) {
-          pack(grad_RD + block * D + d, D, kLanes, kBlock, words, kLanes);
-          half* columns = grad_DR + block / kDepth * D * kLead + d * kLead + block % kDepth;
-          transpose(words, kLanes, reinterpret_cast<word*>(columns), kLead / 2, kBlock / 2, kLanes);
+        half* columns = grad_DR + block / kDepth * D * kLead + block % kDepth;
+        for (int64_t d = 0; d < D; d += kWide) {
+          const int64_t wide = std::min(kWide, D - d);
+          pack(grad_RD + block * D + d, D, wide, end - block, words, kWide);
+          transpose(words, kWide, reinterpret_cast<word*>(columns + d * kLead), kLead / 2, (end - block) / 2, wide);
         }
       }
 #pragma omp for nowait

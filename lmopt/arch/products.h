@@ -42,17 +42,19 @@ inline void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda,
 // B of a product with W^T, from `n` rows of W (n x k).
 template <typename W>
 void pack_transposed(const W* w, int64_t ldw, int64_t n, int64_t k, word* to, int64_t ldo) {
-  alignas(64) word words[kLanes * kLanes];
+  constexpr int64_t kPiece = 16 * kLanes;  // numbers of a row at a time
+  alignas(64) word words[kLanes * kPiece / 2];
   for (int64_t i = 0; i < n; i += kLanes)
-    for (int64_t j = 0; j < k; j += 2 * kLanes) {
-      const bool whole = j + 2 * kLanes <= k;
-      for (int64_t r = 0; r < kLanes; r++) {
-        const W* row = w + (i + r) * ldw + j;
-        _mm_prefetch(row + kAhead, _MM_HINT_T0);
-        _mm_prefetch(row + kAhead + kLanes, _MM_HINT_T0);
-        _mm512_store_si512(words + r * kLanes, both(row, whole ? row + kLanes : row));
-      }
-      transpose(words, kLanes, to + j / 2 * ldo + i, ldo, kLanes, whole ? kLanes : kLanes / 2);
+    for (int64_t piece = 0; piece < k; piece += kPiece) {
+      const int64_t wide = std::min(kPiece, k - piece);
+      for (int64_t r = 0; r < kLanes; r++)
+        for (int64_t j = 0; j < wide; j += 2 * kLanes) {
+          const W* row = w + (i + r) * ldw + piece + j;
+          _mm_prefetch(row + kAhead, _MM_HINT_T0);
+          _mm_prefetch(row + kAhead + kLanes, _MM_HINT_T0);
+          _mm512_store_si512(words + (r * kPiece + j) / 2, both(row, j + kLanes < wide ? row + kLanes : row));
+        }
+      transpose(words, kPiece / 2, to + piece / 2 * ldo + i, ldo, kLanes, wide / 2);
     }
 }
 
