@@ -113,8 +113,22 @@ def _compiled_bytes(recipe: Recipe) -> int:
         return 0
     experts = _changing_bytes(recipe)
     if _fused(recipe):
-        experts = FUSED_EXPERTS_BYTES + FUSED_THREAD_BYTES * (os.cpu_count() or 1)
+        experts = FUSED_EXPERTS_BYTES + FUSED_THREAD_BYTES * (os.cpu_count() or 1) + _room_bytes(recipe)
     return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+
+
+def _room_bytes(recipe: Recipe) -> int:
+    """Room of the experts' kernel, which it keeps: as experts_fused.cpp asks for it in backward, and a quarter.
+
+    For each thread where there is an expert for each; one expert is taken to have half as many rows again as the mean.
+    """
+    ffn, width, threads = recipe.ffn, recipe.model.width, os.cpu_count() or 1
+    assert isinstance(ffn, Moe)
+    tokens = recipe.batching.held_sequences * recipe.batching.length
+    hidden, rows = ffn.hidden_for(width), 3 * tokens * ffn.top_k // (2 * ffn.experts)
+    inner = (_matrices(ffn) - 1) * hidden
+    room = 2 * (rows * (2 * width + hidden + inner) + rows * 9 // 8 * (width + inner) + _matrices(ffn) * width * hidden)
+    return (threads if ffn.experts >= threads else 1) * room * 5 // 4
 
 
 def _attention_bytes(recipe: Recipe) -> int:
@@ -149,8 +163,12 @@ def _expert_parameters(recipe: Recipe) -> int:
     """Those of all experts but the shared ones."""
     ffn, model = recipe.ffn, recipe.model
     assert isinstance(ffn, Moe)
-    matrices = 3 if ffn.activation == "swiglu" else 2
-    return model.layers * ffn.experts * matrices * model.width * ffn.hidden_for(model.width)
+    return model.layers * ffn.experts * _matrices(ffn) * model.width * ffn.hidden_for(model.width)
+
+
+def _matrices(ffn: Moe) -> int:
+    """Of one expert."""
+    return 3 if ffn.activation == "swiglu" else 2
 
 
 def _fewer_sequences(recipe: Recipe) -> int:

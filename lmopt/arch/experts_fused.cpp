@@ -6,10 +6,14 @@
 // Threads share the tiles of one expert; every number is computed by one of them, in an order of its own: the bits do
 // not depend on their number. D and F are multiples of 16.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "products.h"
 
@@ -24,6 +28,7 @@ constexpr int64_t kDepth = 256;   // rows that one product sums into a weight's 
 constexpr int64_t kLead = 288;    // numbers between columns of so many rows: no power of two, which share cache lines
 constexpr int64_t kFilled = 8;    // forward, rows are filled up with zeros to a multiple of this,
 constexpr int64_t kBlock = 16;    // backward, of this: products are compiled for every shape
+constexpr double kUneven = 1.1;   // rows of the busiest thread, over the mean
 constexpr size_t kCodeBytes = size_t(160) << 20;  // of address space that the products of one shape take, at most
 static_assert(kDepth == kRows);                   // a tile's columns are one piece
 
@@ -59,11 +64,50 @@ struct Shape {
 
   bool has_row(int64_t i) const { return kept == nullptr || kept[i]; }
 
+  int64_t start(int64_t e) const { return e == 0 ? 0 : ends[e - 1]; }
+  int64_t rows(int64_t e) const { return ends[e] - start(e); }
+
   int64_t most_rows() const {
-    int64_t most = 1, start = 0;
-    for (int64_t e = 0; e < E; start = ends[e++]) most = std::max(most, ends[e] - start);
+    int64_t most = 1;
+    for (int64_t e = 0; e < E; e++) most = std::max(most, rows(e));
     return filled_up(most, kBlock);
   }
+};
+
+// Who computes which expert. Either all threads share the tiles of one after the other, or each thread has experts of
+// its own, so that nothing crosses to another core's cache and nobody waits within an expert; only where their rows can
+// be dealt out about evenly.
+class Turns {
+ public:
+  explicit Turns(const Shape& shape) : threads_(shape.threads), order_(shape.E) {
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return shape.rows(a) > shape.rows(b); });
+    std::vector<int64_t> dealt(threads_);
+    for (int64_t e : order_) *std::min_element(dealt.begin(), dealt.end()) += shape.rows(e);
+    const int64_t longest = *std::max_element(dealt.begin(), dealt.end());
+    apart_ = threads_ > 1 && longest * threads_ <= kUneven * shape.S;
+  }
+
+  int64_t rooms() const { return apart_ ? threads_ : 1; }
+
+  // In a parallel region: `compute(expert, its room)`.
+  template <typename Compute>
+  void take(const Room& memory, int64_t bytes, const Compute& compute) const {
+    if (!apart_) {
+      for (int64_t e = 0; e < static_cast<int64_t>(order_.size()); e++) compute(e, memory);
+      return;
+    }
+    const Room own = memory.part(bytes * omp_get_thread_num());
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < static_cast<int64_t>(order_.size()); i++)
+#pragma omp parallel num_threads(1)
+      compute(order_[i], own);
+  }
+
+ private:
+  int threads_;
+  bool apart_;
+  std::vector<int64_t> order_;
 };
 
 struct Tile {
@@ -141,63 +185,67 @@ void forward(const Shape& shape, const half* x, const W* up, const W* down, half
   const int64_t* token = shape.token;
   const int32_t* ends = shape.ends;
   const int64_t G = P * F, most = shape.most_rows(), f_blocks = blocks(F, FB), d_blocks = blocks(D, kColumns);
-  Scratch scratch(2 * (most * (D + F) + G * D + F * D) + 4 * 64);
-  auto* x_RD = scratch.take<half>(most * D);
-  auto* h_RF = scratch.take<half>(most * F);
-  auto* up_T = scratch.take<word>(D / 2 * G);
-  auto* down_T = scratch.take<word>(F / 2 * D);
+  const Turns turns(shape);
+  const int64_t bytes = 2 * (most * (D + F) + G * D + F * D) + 4 * 64;
+  Scratch scratch(turns.rooms() * bytes);
   if (!compiled<gated>().count({D, F})) refuse_without_room(shape.threads * kCodeBytes);
+  const auto compute = [&](int64_t e, Room room) {
+    auto* x_RD = room.take<half>(most * D);
+    auto* h_RF = room.take<half>(most * F);
+    auto* up_T = room.take<word>(D / 2 * G);
+    auto* down_T = room.take<word>(F / 2 * D);
+    alignas(64) float c[kRows * kColumns];
+    const int64_t start = shape.start(e), rows = ends[e] - start, padded = filled_up(rows, kFilled),
+                  tiles = blocks(padded, kRows);
+    if (rows == 0) return;
+#pragma omp for nowait
+    for (int64_t r = 0; r < padded; r++)
+      if (r < rows)
+        std::memcpy(x_RD + r * D, x + token[start + r] * D, sizeof(half) * D);
+      else
+        std::memset(x_RD + r * D, 0, sizeof(half) * D);
+#pragma omp for nowait
+    for (int64_t b = 0; b < f_blocks; b++) {
+      const Tile tile(b, 0, F, padded, FB);
+      for (int64_t p = 0; p < P; p++)
+        pack_transposed(up + (e * G + p * F + tile.column) * D, D, tile.wide, D,
+                        up_T + D / 2 * P * tile.column + p * tile.wide, P * tile.wide);
+    }
+#pragma omp for
+    for (int64_t b = 0; b < d_blocks; b++) {
+      const Tile tile(b, 0, D, padded);
+      pack_transposed(down + (e * D + tile.column) * F, F, tile.wide, F, down_T + F / 2 * tile.column, tile.wide);
+    }
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t b = 0; b < f_blocks; b++)
+      for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile(b, t, F, padded, FB);
+        const int64_t ld = P * tile.wide;
+        product(tile.high, ld, D, x_RD + tile.row * D, D, up_T + D / 2 * P * tile.column, ld, c);
+        for (int64_t r = 0; r < tile.high; r++) {
+          const bool own = tile.row + r < rows;
+          half* kept = inner + start * G + rows * P * tile.column + (tile.row + r) * ld;
+          for (int64_t j = 0; j < tile.wide; j += kLanes) {
+            const Vec a = Vec::loadu(c + r * ld + j);
+            const Vec u = gated ? Vec::loadu(c + r * ld + tile.wide + j) : Vec(0);
+            store(h_RF + (tile.row + r) * F + tile.column + j, activated<gated>(a, u));
+            if (!own) continue;
+            store(kept + j, a);
+            if constexpr (gated) store(kept + tile.wide + j, u);
+          }
+        }
+      }
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t b = 0; b < d_blocks; b++)
+      for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile(b, t, D, padded);
+        rows_product(tile, rows, F, h_RF, down_T, rows_y + start * D, D, c);
+      }
+  };
 #pragma omp parallel num_threads(shape.threads)
   {
     compile<gated>(D, F);
-    alignas(64) float c[kRows * kColumns];
-    for (int64_t e = 0, start = 0; e < E; start = ends[e++]) {
-      const int64_t rows = ends[e] - start, padded = filled_up(rows, kFilled), tiles = blocks(padded, kRows);
-      if (rows == 0) continue;
-#pragma omp for nowait
-      for (int64_t r = 0; r < padded; r++)
-        if (r < rows)
-          std::memcpy(x_RD + r * D, x + token[start + r] * D, sizeof(half) * D);
-        else
-          std::memset(x_RD + r * D, 0, sizeof(half) * D);
-#pragma omp for nowait
-      for (int64_t b = 0; b < f_blocks; b++) {
-        const Tile tile(b, 0, F, padded, FB);
-        for (int64_t p = 0; p < P; p++)
-          pack_transposed(up + (e * G + p * F + tile.column) * D, D, tile.wide, D,
-                          up_T + D / 2 * P * tile.column + p * tile.wide, P * tile.wide);
-      }
-#pragma omp for
-      for (int64_t b = 0; b < d_blocks; b++) {
-        const Tile tile(b, 0, D, padded);
-        pack_transposed(down + (e * D + tile.column) * F, F, tile.wide, F, down_T + F / 2 * tile.column, tile.wide);
-      }
-#pragma omp for collapse(2) schedule(dynamic)
-      for (int64_t b = 0; b < f_blocks; b++)
-        for (int64_t t = 0; t < tiles; t++) {
-          const Tile tile(b, t, F, padded, FB);
-          const int64_t ld = P * tile.wide;
-          product(tile.high, ld, D, x_RD + tile.row * D, D, up_T + D / 2 * P * tile.column, ld, c);
-          for (int64_t r = 0; r < tile.high; r++) {
-            const bool own = tile.row + r < rows;
-            half* kept = inner + start * G + rows * P * tile.column + (tile.row + r) * ld;
-            for (int64_t j = 0; j < tile.wide; j += kLanes) {
-              const Vec a = Vec::loadu(c + r * ld + j);
-              const Vec u = gated ? Vec::loadu(c + r * ld + tile.wide + j) : Vec(0);
-              store(h_RF + (tile.row + r) * F + tile.column + j, activated<gated>(a, u));
-              if (!own) continue;
-              store(kept + j, a);
-              if constexpr (gated) store(kept + tile.wide + j, u);
-            }
-          }
-        }
-#pragma omp for collapse(2) schedule(dynamic)
-      for (int64_t b = 0; b < d_blocks; b++)
-        for (int64_t t = 0; t < tiles; t++) {
-          const Tile tile(b, t, D, padded);
-          rows_product(tile, rows, F, h_RF, down_T, rows_y + start * D, D, c);
-        }
-    }
+    turns.take(scratch, bytes, compute);
     combine(shape, true, rows_y, y);
     at::native::cpublas::brgemm_release();
   }
@@ -215,17 +263,10 @@ void backward(const Shape& shape, const half* grad, const half* x, const half* i
   const int32_t* ends = shape.ends;
   const int64_t G = P * F, most = shape.most_rows();
   const int64_t f_blocks = blocks(F, FB), d_blocks = blocks(D, kColumns);
-  Scratch scratch(2 * (most * (2 * D + F + G) + blocks(most, kDepth) * kLead * (D + G) + G * D + F * D + D) +
-                  4 * (most * f_blocks + 2 * shape.S) + 12 * 64);
-  auto* grad_RD = scratch.take<half>(most * D);
-  auto* grad_DR = scratch.take<half>(blocks(most, kDepth) * D * kLead);
-  auto* x_RD = scratch.take<word>(most / 2 * D);
-  auto* h_RF = scratch.take<word>(most / 2 * F);
-  auto* inner_RG = scratch.take<half>(most * G);  // gradients of the inner layer
-  auto* inner_GR = scratch.take<half>(blocks(most, kDepth) * G * kLead);
-  auto* down_T = scratch.take<word>(D / 2 * F);
-  auto* up_T = scratch.take<word>(G / 2 * D);
-  auto* gate_RB = scratch.take<float>(most * f_blocks);
+  const Turns turns(shape);
+  const int64_t bytes = 2 * (most * (2 * D + F + G) + blocks(most, kDepth) * kLead * (D + G) + G * D + F * D) +
+                        4 * most * f_blocks + 9 * 64;
+  Scratch scratch(2 * D + 4 * 2 * shape.S + 3 * 64 + turns.rooms() * bytes);
   auto* nothing = scratch.take<half>(D);
   auto* gate_S = scratch.take<float>(shape.S);  // 0 of a row that holds no slot
   auto* grad_gate_S = scratch.take<float>(shape.S);
@@ -233,110 +274,120 @@ void backward(const Shape& shape, const half* grad, const half* x, const half* i
   std::fill_n(gate_S, shape.S, 0.f);
   for (int64_t i = 0; i < shape.N * shape.K; i++)
     if (shape.has_row(i)) gate_S[shape.slot[i]] = shape.gate[i];
-#pragma omp parallel num_threads(shape.threads)
-  {
+  const auto compute = [&](int64_t e, Room room) {
+    auto* grad_RD = room.take<half>(most * D);
+    auto* grad_DR = room.take<half>(blocks(most, kDepth) * D * kLead);
+    auto* x_RD = room.take<word>(most / 2 * D);
+    auto* h_RF = room.take<word>(most / 2 * F);
+    auto* inner_RG = room.take<half>(most * G);  // gradients of the inner layer
+    auto* inner_GR = room.take<half>(blocks(most, kDepth) * G * kLead);
+    auto* down_T = room.take<word>(D / 2 * F);
+    auto* up_T = room.take<word>(G / 2 * D);
+    auto* gate_RB = room.take<float>(most * f_blocks);
     alignas(64) float c[kRows * kColumns];
     alignas(64) word words[kRows / 2 * kColumns];
-    for (int64_t e = 0, start = 0; e < E; start = ends[e++]) {
-      const int64_t rows = ends[e] - start, padded = filled_up(rows, kBlock), tiles = blocks(padded, kRows);
-      if (rows == 0) {
+    const int64_t start = shape.start(e), rows = ends[e] - start, padded = filled_up(rows, kBlock),
+                  tiles = blocks(padded, kRows);
+    if (rows == 0) {
 #pragma omp single nowait
-        std::fill_n(grad_up + e * G * D, G * D, W(0));
+      std::fill_n(grad_up + e * G * D, G * D, W(0));
 #pragma omp single nowait
-        std::fill_n(grad_down + e * D * F, D * F, W(0));
-        continue;
-      }
-      const auto row = [&](const half* of, int64_t r) { return r < rows ? of + token[start + r] * D : nothing; };
-#pragma omp for nowait
-      for (int64_t block = 0; block < padded; block += 2 * kBlock) {
-        const int64_t end = std::min(block + 2 * kBlock, padded);
-        for (int64_t r = block; r < end; r += 2) {
-          const half *low = row(x, r), *high = row(x, r + 1);
-          for (int64_t d = 0; d < D; d += kLanes)
-            _mm512_storeu_si512(x_RD + r / 2 * D + d, paired(both(low + d, high + d)));
-          for (int64_t i = r; i < r + 2; i++) std::memcpy(grad_RD + i * D, row(grad, i), sizeof(half) * D);
-        }
-        half* columns = grad_DR + block / kDepth * D * kLead + block % kDepth;
-        for (int64_t d = 0; d < D; d += kWide) {
-          const int64_t wide = std::min(kWide, D - d);
-          pack(grad_RD + block * D + d, D, wide, end - block, words, kWide);
-          transpose(words, kWide, reinterpret_cast<word*>(columns + d * kLead), kLead / 2, (end - block) / 2, wide);
-        }
-      }
-#pragma omp for nowait
-      for (int64_t b = 0; b < f_blocks; b++) {
-        const Tile tile(b, 0, F, padded, FB);
-        pack(down + e * D * F + tile.column, F, tile.wide, D, down_T + D / 2 * tile.column, tile.wide);
-      }
-#pragma omp for
-      for (int64_t b = 0; b < d_blocks; b++) {
-        const Tile tile(b, 0, D, padded);
-        pack(up + e * G * D + tile.column, D, tile.wide, G, up_T + G / 2 * tile.column, tile.wide);
-      }
-#pragma omp for collapse(2) schedule(dynamic)
-      for (int64_t b = 0; b < f_blocks; b++)
-        for (int64_t t = 0; t < tiles; t++) {
-          const Tile tile(b, t, F, padded, FB);
-          product(tile.high, tile.wide, D, grad_RD + tile.row * D, D, down_T + D / 2 * tile.column, tile.wide, c);
-          for (int64_t r = 0; r < tile.high; r += 2) {
-            Vec sum[2] = {Vec(0), Vec(0)};
-            for (int64_t j = 0; j < tile.wide; j += kLanes) {
-              Vec h[2] = {Vec(0), Vec(0)}, by_a[2] = {Vec(0), Vec(0)}, by_u[2] = {Vec(0), Vec(0)};
-              for (int64_t i = 0; i < 2 && tile.row + r + i < rows; i++) {
-                const int64_t own = tile.row + r + i;
-                const half* kept = inner + start * G + rows * P * tile.column + own * P * tile.wide + j;
-                const Vec g = Vec::loadu(c + (r + i) * tile.wide + j), weight(gate_S[start + own]),
-                          weighted = g * weight;
-                const auto found = derived<gated>(load(kept), gated ? load(kept + tile.wide) : Vec(0));
-                sum[i] = sum[i] + g * found.value;
-                h[i] = found.value * weight, by_a[i] = weighted * found.by_a, by_u[i] = weighted * found.by_u;
-              }
-              const auto keep = [&](const Vec* part, int64_t p) {
-                const __m512i numbers = both(part[0], part[1]);
-                half* to = inner_RG + (tile.row + r) * G + p * F + tile.column + j;
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(numbers));
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + G), _mm512_extracti64x4_epi64(numbers, 1));
-                _mm512_store_si512(words + (p * kRows + r) / 2 * FB + j, paired(numbers));
-              };
-              keep(by_a, 0);
-              if constexpr (gated) keep(by_u, 1);
-              _mm512_storeu_si512(h_RF + (tile.row + r) / 2 * F + tile.column + j, paired(both(h[0], h[1])));
-            }
-            for (int64_t i = 0; i < 2; i++) gate_RB[(tile.row + r + i) * f_blocks + b] = _mm512_reduce_add_ps(sum[i]);
-          }
-          for (int64_t p = 0; p < P; p++) {
-            half* columns = inner_GR + t * G * kLead + (p * F + tile.column) * kLead;
-            transpose(words + p * kRows / 2 * FB, FB, reinterpret_cast<word*>(columns), kLead / 2, tile.high / 2,
-                      tile.wide);
-          }
-        }
-#pragma omp for nowait
-      for (int64_t r = 0; r < rows; r++) {
-        float sum = 0;
-        for (int64_t b = 0; b < f_blocks; b++) sum += gate_RB[r * f_blocks + b];
-        grad_gate_S[start + r] = sum;
-      }
-#pragma omp for collapse(2) schedule(dynamic) nowait
-      for (int64_t b = 0; b < d_blocks; b++)
-        for (int64_t t = 0; t < tiles; t++) {
-          const Tile tile(b, t, D, padded);
-          rows_product(tile, rows, G, inner_RG, up_T, rows_grad + start * D, D, c);
-        }
-#pragma omp for collapse(2) schedule(dynamic) nowait
-      for (int64_t b = 0; b < blocks(F, kColumns); b++)
-        for (int64_t t = 0; t < blocks(D, kRows); t++) {
-          const Tile tile(b, t, F, D);
-          outer(tile.high, tile.wide, padded, grad_DR + tile.row * kLead, D * kLead, h_RF + tile.column, F,
-                grad_down + (e * D + tile.row) * F + tile.column, F, c);
-        }
-#pragma omp for collapse(2) schedule(dynamic)
-      for (int64_t b = 0; b < d_blocks; b++)
-        for (int64_t t = 0; t < blocks(G, kRows); t++) {
-          const Tile tile(b, t, D, G);
-          outer(tile.high, tile.wide, padded, inner_GR + tile.row * kLead, G * kLead, x_RD + tile.column, D,
-                grad_up + (e * G + tile.row) * D + tile.column, D, c);
-        }
+      std::fill_n(grad_down + e * D * F, D * F, W(0));
+      return;
     }
+    const auto row = [&](const half* of, int64_t r) { return r < rows ? of + token[start + r] * D : nothing; };
+#pragma omp for nowait
+    for (int64_t block = 0; block < padded; block += 2 * kBlock) {
+      const int64_t end = std::min(block + 2 * kBlock, padded);
+      for (int64_t r = block; r < end; r += 2) {
+        const half *low = row(x, r), *high = row(x, r + 1);
+        for (int64_t d = 0; d < D; d += kLanes)
+          _mm512_storeu_si512(x_RD + r / 2 * D + d, paired(both(low + d, high + d)));
+        for (int64_t i = r; i < r + 2; i++) std::memcpy(grad_RD + i * D, row(grad, i), sizeof(half) * D);
+      }
+      half* columns = grad_DR + block / kDepth * D * kLead + block % kDepth;
+      for (int64_t d = 0; d < D; d += kWide) {
+        const int64_t wide = std::min(kWide, D - d);
+        pack(grad_RD + block * D + d, D, wide, end - block, words, kWide);
+        transpose(words, kWide, reinterpret_cast<word*>(columns + d * kLead), kLead / 2, (end - block) / 2, wide);
+      }
+    }
+#pragma omp for nowait
+    for (int64_t b = 0; b < f_blocks; b++) {
+      const Tile tile(b, 0, F, padded, FB);
+      pack(down + e * D * F + tile.column, F, tile.wide, D, down_T + D / 2 * tile.column, tile.wide);
+    }
+#pragma omp for
+    for (int64_t b = 0; b < d_blocks; b++) {
+      const Tile tile(b, 0, D, padded);
+      pack(up + e * G * D + tile.column, D, tile.wide, G, up_T + G / 2 * tile.column, tile.wide);
+    }
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t b = 0; b < f_blocks; b++)
+      for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile(b, t, F, padded, FB);
+        product(tile.high, tile.wide, D, grad_RD + tile.row * D, D, down_T + D / 2 * tile.column, tile.wide, c);
+        for (int64_t r = 0; r < tile.high; r += 2) {
+          Vec sum[2] = {Vec(0), Vec(0)};
+          for (int64_t j = 0; j < tile.wide; j += kLanes) {
+            Vec h[2] = {Vec(0), Vec(0)}, by_a[2] = {Vec(0), Vec(0)}, by_u[2] = {Vec(0), Vec(0)};
+            for (int64_t i = 0; i < 2 && tile.row + r + i < rows; i++) {
+              const int64_t own = tile.row + r + i;
+              const half* kept = inner + start * G + rows * P * tile.column + own * P * tile.wide + j;
+              const Vec g = Vec::loadu(c + (r + i) * tile.wide + j), weight(gate_S[start + own]), weighted = g * weight;
+              const auto found = derived<gated>(load(kept), gated ? load(kept + tile.wide) : Vec(0));
+              sum[i] = sum[i] + g * found.value;
+              h[i] = found.value * weight, by_a[i] = weighted * found.by_a, by_u[i] = weighted * found.by_u;
+            }
+            const auto keep = [&](const Vec* part, int64_t p) {
+              const __m512i numbers = both(part[0], part[1]);
+              half* to = inner_RG + (tile.row + r) * G + p * F + tile.column + j;
+              _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(numbers));
+              _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + G), _mm512_extracti64x4_epi64(numbers, 1));
+              _mm512_store_si512(words + (p * kRows + r) / 2 * FB + j, paired(numbers));
+            };
+            keep(by_a, 0);
+            if constexpr (gated) keep(by_u, 1);
+            _mm512_storeu_si512(h_RF + (tile.row + r) / 2 * F + tile.column + j, paired(both(h[0], h[1])));
+          }
+          for (int64_t i = 0; i < 2; i++) gate_RB[(tile.row + r + i) * f_blocks + b] = _mm512_reduce_add_ps(sum[i]);
+        }
+        for (int64_t p = 0; p < P; p++) {
+          half* columns = inner_GR + t * G * kLead + (p * F + tile.column) * kLead;
+          transpose(words + p * kRows / 2 * FB, FB, reinterpret_cast<word*>(columns), kLead / 2, tile.high / 2,
+                    tile.wide);
+        }
+      }
+#pragma omp for nowait
+    for (int64_t r = 0; r < rows; r++) {
+      float sum = 0;
+      for (int64_t b = 0; b < f_blocks; b++) sum += gate_RB[r * f_blocks + b];
+      grad_gate_S[start + r] = sum;
+    }
+#pragma omp for collapse(2) schedule(dynamic) nowait
+    for (int64_t b = 0; b < d_blocks; b++)
+      for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile(b, t, D, padded);
+        rows_product(tile, rows, G, inner_RG, up_T, rows_grad + start * D, D, c);
+      }
+#pragma omp for collapse(2) schedule(dynamic) nowait
+    for (int64_t b = 0; b < blocks(F, kColumns); b++)
+      for (int64_t t = 0; t < blocks(D, kRows); t++) {
+        const Tile tile(b, t, F, D);
+        outer(tile.high, tile.wide, padded, grad_DR + tile.row * kLead, D * kLead, h_RF + tile.column, F,
+              grad_down + (e * D + tile.row) * F + tile.column, F, c);
+      }
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t b = 0; b < d_blocks; b++)
+      for (int64_t t = 0; t < blocks(G, kRows); t++) {
+        const Tile tile(b, t, D, G);
+        outer(tile.high, tile.wide, padded, inner_GR + tile.row * kLead, G * kLead, x_RD + tile.column, D,
+              grad_up + (e * G + tile.row) * D + tile.column, D, c);
+      }
+  };
+#pragma omp parallel num_threads(shape.threads)
+  {
+    turns.take(scratch, bytes, compute);
     combine(shape, false, rows_grad, grad_x);
 #pragma omp for
     for (int64_t i = 0; i < shape.N * shape.K; i++) grad_gate[i] = shape.has_row(i) ? grad_gate_S[shape.slot[i]] : 0;

@@ -123,6 +123,7 @@ class Room {
     next_ += filled_up(count * static_cast<int64_t>(sizeof(T)), 64);
     return taken;
   }
+  Room part(int64_t bytes) const { return Room(next_ + bytes); }
 
  private:
   char* next_;

@@ -26,6 +26,7 @@ SHAPES = {  # tokens, width, inner width, experts, top-k, capacity
     "many-rows": (1_500, 48, 80, 2, 1, None),
     "capacity": (700, 96, 160, 8, 1, 70),
     "room-to-spare": (100, 32, 64, 4, 1, 60),
+    "one-expert": (600, 48, 80, 1, 1, None),
 }
 
 
@@ -89,8 +90,9 @@ def test_it_is_what_trains_and_the_grouped_products_are_what_evaluates(monkeypat
 
 @needs_kernel
 @pytest.mark.parametrize("kind", ["swiglu", "relu2"])
-@pytest.mark.parametrize("shape", ["usual", "odd-blocks", "capacity"])
+@pytest.mark.parametrize("shape", ["usual", "odd-blocks", "empty-experts", "capacity", "one-expert"])
 def test_bits_do_not_depend_on_threads(shape, kind):
+    """Nor on whether threads share an expert's tiles, as one must be, or each has experts of its own, as eight allow."""
     given = operands(SHAPES[shape], kind)
     assert_no_bit_depends_on_threads(lambda: passes(experts_auto, *given))
 
