@@ -209,6 +209,11 @@ class Recipe(Plain):
     def _teacher_misfits(self, objective: Distillation) -> Iterator[str]:
         if self.compile is True:
             yield "objective distillation runs a second model: it cannot be compiled"
+        if not objective.asks_teacher and isinstance(self.start, Scratch):
+            yield (
+                "objective.probabilities and objective.hidden are 0, and start is scratch: nothing comes of the "
+                "teacher that is charged; hint: start: {kind: teacher_layers}"
+            )
         if objective.shape is None:
             return
         theirs, name = Model.model_validate(objective.shape["model"]), f"objective.teacher ({objective.teacher})"

@@ -201,15 +201,15 @@ def taken_layers(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def initialise(student: Transformer, teacher: Transformer) -> None:
-    """Start a student from its teacher: embedding, norm, head, and evenly spaced layers.
+    """Start a student from its teacher: embedding, norm, head, and evenly spaced layers, a router's biases among them.
 
     Raises:
         ValueError: the student is deeper, or a parameter's shape differs (says which).
     """
     taken = taken_layers(len(student.blocks), len(teacher.blocks))
-    source = dict(teacher.named_parameters())
+    source = teacher.state_dict()
     pairs: list[tuple[Tensor, Tensor]] = []
-    for name, parameter in student.named_parameters():
+    for name, parameter in student.state_dict().items():
         theirs = name
         if name.startswith("blocks."):
             _, number, rest = name.split(".", 2)

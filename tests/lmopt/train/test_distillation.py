@@ -9,7 +9,7 @@ from torch.nn import functional
 from lmopt import cost
 from lmopt.arch.loss import IGNORED
 from lmopt.cost_memory import peak_memory_bytes
-from lmopt.recipe import AdamW, Distillation, Fp32, Recipe, TeacherLayers, builder
+from lmopt.recipe import AdamW, Distillation, Fp32, Moe, Recipe, TeacherLayers, builder
 from lmopt.train import checkpoint, distillation, loop
 from lmopt.train.distillation import DistillationLoss, head_losses, initialise, taken_layers
 from tests.lmopt.infer.models import SHAPES, VOCAB, packed_apart, recipe, tiny, tokens
@@ -125,6 +125,14 @@ class TestInitialise:
 
     def test_of_all_layers_is_the_teacher(self):
         teacher, ours = tiny(layers=2), student()
+        initialise(ours, teacher)
+        assert torch.equal(ours(TEXT), teacher(TEXT))
+
+    def test_a_router_s_biases_are_its_layer_s_too(self):
+        config = Moe(experts=4, top_k=2, hidden=32, routing={"kind": "loss_free"})
+        teacher, ours = tiny(layers=2, ffn=config), student(ffn=config)
+        for block in teacher.blocks:
+            block.ffn.router.bias_E.copy_(torch.tensor([3.0, 0.0, -3.0, 0.0]))
         initialise(ours, teacher)
         assert torch.equal(ours(TEXT), teacher(TEXT))
 
@@ -269,3 +277,11 @@ def test_the_program_of_the_page_runs():
     short = recipe(layers=2).model_copy(update={"tokens": 64})
     names = {"recipe": short, "Distillation": Distillation, "loop": loop, "initialise": initialise}
     exec(program, names | {"teacher": tiny(layers=4), "batches": [tokens(2, 33)]})
+
+
+def test_a_teacher_of_whom_nothing_comes_is_a_mistake():
+    """It would be waited for and charged all the same."""
+    nothing = Distillation(teacher="large", targets=1, probabilities=0, hidden=0)
+    with pytest.raises(ValueError, match="nothing comes of the teacher that is charged"):
+        Recipe.model_validate({**recipe().model_dump(), "objective": nothing})
+    Recipe.model_validate({**recipe().model_dump(), "objective": nothing, "start": TeacherLayers()})
