@@ -19,6 +19,7 @@ from torch import Tensor
 from lmopt.arch import transformer
 from lmopt.arch.hfcheckpoint import ARCHITECTURES, CONFIG, INDEX, SHARDS, WEIGHTS, described, opened_weights
 from lmopt.arch.hfpieces import HEAD, InterchangeError, Piece, family_of, pieces
+from lmopt.arch.moe import MoeFfn
 from lmopt.arch.transformer import Transformer
 from lmopt.recipe import Moe, Recipe
 
@@ -85,11 +86,12 @@ def save_hf(
     Weights of an earlier checkpoint in the folder are removed, also where they lay in more or fewer files.
 
     Raises:
-        InterchangeError: none of the three architectures is this model.
+        InterchangeError: none of the three architectures is this model, or the recipe is another model's.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
     family = family_of(recipe)
+    _refuse_other(model, recipe)
     parameters = dict(model.named_parameters())
     tensors = {
         piece.key: _within(piece, parameters).detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)
@@ -109,6 +111,30 @@ def save_hf(
     for name, keys in zip(names, shards, strict=True):
         save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
     _write_json(folder / CONFIG, _config(family, recipe, dtype))
+
+
+def _refuse_other(model: Transformer, recipe: Recipe) -> None:
+    """A recipe must be the model's own: what it leaves out would be missing, what it says otherwise read otherwise."""
+    described = transformer.build(recipe, seed=0, device="meta")
+    has, wanted = ({name: tuple(p.shape) for name, p in one.named_parameters()} for one in (model, described))
+    for name in (*wanted, *has):
+        if has.get(name) != wanted.get(name):
+            raise InterchangeError(
+                f"{name}: the model's shape is {has.get(name)}, the recipe's {wanted.get(name)}; "
+                "hint: save a model with the recipe that it was built from"
+            )
+    facts = [(f"model.{field}", recipe.model, model.model, field) for field in type(recipe.model).model_fields]
+    for own, other in zip(model.blocks, described.blocks, strict=True):
+        if isinstance(own.ffn, MoeFfn) and isinstance(other.ffn, MoeFfn):
+            facts += [
+                (f"ffn.{field}", other.ffn.config, own.ffn.config, field) for field in ("top_k", "gates_sum_to_one")
+            ]
+    for name, asked, there, field in facts:
+        if name != "model.init_stream" and getattr(asked, field) != getattr(there, field):
+            raise InterchangeError(
+                f"{name}: the model's is {getattr(there, field)}, the recipe's {getattr(asked, field)}; "
+                "hint: save a model with the recipe that it was built from"
+            )
 
 
 def _shards(tensors: Mapping[str, Tensor], limit_bytes: int) -> Iterator[list[str]]:

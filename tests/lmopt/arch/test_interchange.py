@@ -283,6 +283,35 @@ def test_a_model_that_no_architecture_is(described, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": 3}, r"blocks.2.attention_norm.weight: the model's shape is None, the recipe's \(48,\)"),
+        ({"layers": 1}, "blocks.1.attention_norm.weight: the model's shape is .*, the recipe's None"),
+        ({"vocab": 90}, r"embedding.weight: the model's shape is \(97, 48\), the recipe's \(90, 48\)"),
+        ({"tied_head": False}, "head.weight: the model's shape is None"),
+        ({"kv_heads": 3}, "blocks.0.attention.qkv.weight"),
+        ({"heads": 12, "kv_heads": 4}, "model.heads: the model's is 6, the recipe's 12"),
+        ({"rope_base": 7.0}, "model.rope_base: the model's is 500000.0, the recipe's 7.0"),
+    ],
+)
+def test_another_model_s_recipe_is_refused_and_nothing_is_lost(change, words, tmp_path):
+    described = KINDS["llama-tied"]
+    model = model_of(described)
+    save_hf(model, described, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    other = described.model_copy(update={"model": described.model.model_copy(update=change)})
+    with pytest.raises(InterchangeError, match=words):
+        save_hf(model, other, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_another_number_of_experts_chosen_is_refused(tmp_path):
+    described, other = KINDS["mixtral"], recipe(Moe(experts=4, top_k=3, hidden=40), tied_head=False)
+    with pytest.raises(InterchangeError, match=r"ffn.top_k: the model's is 2, the recipe's 3"):
+        save_hf(model_of(described), other, tmp_path)
+
+
 # --- without torch -------------------------------------------------------------------------------
 
 
