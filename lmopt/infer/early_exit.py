@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class ExitRule:
             raise ValueError(
                 f"exits {list(self.exits)} of a model of {layers} layers: {possible(1, layers - 1)}, in ascending order"
             )
+        if self.measure not in get_args(Measure):
+            raise ValueError(f"nothing measures {self.measure!r}: {', '.join(get_args(Measure))}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold}: from 0 to 1 is possible")
 

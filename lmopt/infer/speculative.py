@@ -190,8 +190,16 @@ def speculate(
         adaptive: choose fewer where that is faster (`DraftLength`), unless the draft itself does.
 
     Raises:
-        PromptTooLong, ValueError: as `lmopt.infer.sequence.begin`, at the first step.
+        PromptTooLong, ValueError: as `lmopt.infer.sequence.begin`, at the first step; also where nothing shall be
+            drafted, or the draft would check for another model.
     """
+    if draft_tokens < 1:
+        raise ValueError(f"draft_tokens is {draft_tokens}: at least one is drafted before a check")
+    if isinstance(draft, Target) and getattr(draft, "decoder", target) is not target:
+        raise ValueError(
+            "the draft is another model's own layers and would check for that model\n"
+            "hint: make it from the decoder that is the target"
+        )
     (text,) = begin(target, [prompt], max_new=max_new, stops=stops, seed=seed)
     check = draft if isinstance(draft, Target) else CachedTarget(target, capacity=text.longest)
     lengths = DraftLength(draft_tokens, draft.cost + target.row_cost, adaptive and not draft.is_own_judge)

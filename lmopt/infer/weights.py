@@ -9,7 +9,7 @@ bytes, and many rows take the time of one again.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -63,7 +63,13 @@ def activation_dtype(format: Format) -> torch.dtype:
 
 
 def pack(weight_FD: Tensor, format: Format) -> Weight:
-    """A product with `weight_FD` transposed, ready to be used many times; the tensor given is not kept."""
+    """A product with `weight_FD` transposed, ready to be used many times; the tensor given is not kept.
+
+    Raises:
+        ValueError: no such format.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"no weights are kept as {format!r}: {', '.join(get_args(Format))}")
     weight_FD = weight_FD.detach()
     if format == "int8":
         return Int8Weight(weight_FD)
@@ -169,9 +175,9 @@ def _multiplies_bytes() -> bool:
 
 
 def row_scales(x_ND: Tensor) -> Tensor:
-    """Largest magnitude of each row / 127; 1 for a row of zeros."""
+    """Largest magnitude of each row / 127; 1 for a row of zeros; NaN for one that holds a NaN, which no byte says."""
     scale_N = largest_magnitude(x_ND, 1)[:, 0].float() / INT8_LEVELS
-    return torch.where(scale_N > 0, scale_N, 1.0)
+    return torch.where(scale_N == 0, 1.0, scale_N)
 
 
 def int8_dynamic_reference(x_ND: Tensor, q_FD: Tensor, scale_F: Tensor) -> Tensor:
@@ -182,10 +188,10 @@ def int8_dynamic_reference(x_ND: Tensor, q_FD: Tensor, scale_F: Tensor) -> Tenso
 
 
 def quantize(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit integers F x D and bfloat16 scales F; a row of zeros has scale 1."""
+    """8-bit integers F x D and bfloat16 scales F; a row of zeros has scale 1, one that holds no number none."""
     high_FD = weight_FD.detach().float()
     absmax_F = high_FD.abs().amax(1)
-    scale_F = torch.where(absmax_F > 0, absmax_F / INT8_LEVELS, 1.0).bfloat16()
+    scale_F = torch.where(absmax_F == 0, 1.0, absmax_F / INT8_LEVELS).bfloat16()
     q_FD = (high_FD / scale_F.float()[:, None]).round_().clamp_(-INT8_LEVELS, INT8_LEVELS)
     return q_FD.to(torch.int8), scale_F
 

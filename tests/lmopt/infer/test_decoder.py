@@ -199,3 +199,21 @@ def test_a_row_more_takes_longer_where_bfloat16_is_multiplied_by_vectors(monkeyp
     assert costs[True] == weights.ROW_COST
     assert {format for format in costs[True] if costs[True][format] != costs[False][format]} == {"bf16"}
     assert costs[False]["bf16"] > costs[True]["bf16"]
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(ValueError, match="no weights are kept as 'int4': fp32, bf16, int8, int8_dynamic"):
+        Decoder(tiny(), "int4")
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_dynamic"])
+@pytest.mark.parametrize("rows", [1, 2, 20])
+def test_what_is_no_number_stays_none_in_8_bits(format, rows):
+    """A broken model must not decode as if it were sound."""
+    matrix, x = torch.ones(48, 64), torch.ones(rows, 64, dtype=torch.bfloat16)
+    matrix[3, 5] = float("nan")
+    broken = weights.pack(matrix, format)(x)
+    assert broken[:, 3].isnan().all()
+    assert broken[:, :3].isfinite().all()
+    x[0, 0] = float("nan")
+    assert weights.pack(torch.ones(48, 64), format)(x)[0].isnan().all()

@@ -95,17 +95,18 @@ def test_every_layer_has_keys_and_values_behind_an_early_token():
 
 
 @pytest.mark.parametrize(
-    ("exits", "threshold", "words"),
+    ("exits", "threshold", "measure", "words"),
     [
-        ((1, 3), 0.5, r"exits \[1, 3\] of a model of 3 layers: 1 to 2 are possible, in asc"),
-        ((0,), 0.5, "exits"),
-        ((2, 1), 0.5, "ascending"),
-        ((1,), 1.5, "threshold 1.5: from 0 to 1"),
+        ((1, 3), 0.5, "gap", r"exits \[1, 3\] of a model of 3 layers: 1 to 2 are possible, in asc"),
+        ((0,), 0.5, "gap", "exits"),
+        ((2, 1), 0.5, "gap", "ascending"),
+        ((1,), 1.5, "gap", "threshold 1.5: from 0 to 1"),
+        ((1,), 0.5, "entropy", "nothing measures 'entropy': gap, confidence, similarity"),
     ],
 )
-def test_a_rule_that_does_not_fit_is_refused(exits, threshold, words):
+def test_a_rule_that_does_not_fit_is_refused(exits, threshold, measure, words):
     with pytest.raises(ValueError, match=words):
-        next(generate_early(Decoder(tiny()), PROMPTS, ExitRule(exits, threshold), max_new=2))
+        next(generate_early(Decoder(tiny()), PROMPTS, ExitRule(exits, threshold, measure), max_new=2))
 
 
 def test_the_seed_decides():

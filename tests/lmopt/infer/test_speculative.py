@@ -259,6 +259,20 @@ def test_draft_and_target_of_different_vocabularies_are_refused():
         ModelDraft(Decoder(tiny(vocab=50)), Decoder(tiny()))
 
 
+def test_another_model_s_layers_cannot_draft():
+    """They would check their own drafts, and the other model's text would come out."""
+    with pytest.raises(ValueError, match="another model's own layers"):
+        next(speculative.speculate(Decoder(tiny()), ExitDraft(Decoder(tiny(seed=1)), exit_layer=1), [1], max_new=2))
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_nothing_to_draft_is_refused(count):
+    decoder = Decoder(tiny())
+    draft = ExitDraft(decoder, exit_layer=1)
+    with pytest.raises(ValueError, match=f"draft_tokens is {count}: at least one"):
+        next(speculative.speculate(decoder, draft, [1], max_new=2, draft_tokens=count))
+
+
 @pytest.mark.parametrize("exit_layer", [0, 3, 4])
 def test_an_exit_beyond_the_depth_is_refused(exit_layer):
     with pytest.raises(ValueError, match=f"exit layer {exit_layer} of a model of 3 layers: 1 to 2 are possible"):
