@@ -56,7 +56,7 @@ class MoeFfn(nn.Module):
         Share of slots each expert was sent and the largest of them over an even share, share of slots dropped, the
         router's entropy in nats a token, balance loss and z-loss before their weights.
         """
-        if self.latest is None:
+        if self.latest is None or not len(self.latest[0]):
             return {}
         logits_NE, expert_NK, capacity = self.latest
         p_NE = logits_NE.softmax(-1)

@@ -74,7 +74,7 @@ class SwitchRouter(DroplessRouter):
         if not self.training:
             return choice
         assert isinstance(self.config.routing, Switch)
-        capacity = self.config.routing.capacity(len(x_ND), self.config.experts)
+        capacity = self.config.routing.capacity(len(x_ND), self.config.experts) or None  # no token, no slot
         return Choice(choice.logits_NE, choice.gate_NK, choice.expert_NK, choice.auxiliary, capacity)
 
 
@@ -246,9 +246,9 @@ class _RouterLosses(torch.autograd.Function):
     def forward(ctx: Any, logits_NE: Tensor, expert_NK: Tensor, balance: float, z: float) -> Tensor:
         log_sum_N1 = logits_NE.logsumexp(-1, keepdim=True)
         p_NE = (logits_NE - log_sum_N1).exp_()  # a softmax over so few columns takes a CPU ten times as long
-        tokens, experts = logits_NE.shape
+        tokens, experts = max(1, len(logits_NE)), logits_NE.shape[1]  # of none at all the losses are 0
         load_E = slots_per_expert(expert_NK, experts).to(p_NE.dtype)
-        pull_E = load_E * (balance * experts / expert_NK.numel() / tokens)
+        pull_E = load_E * (balance * experts / (tokens * expert_NK.shape[1]) / tokens)
         ctx.save_for_backward(p_NE, log_sum_N1, pull_E)
         ctx.z = z / tokens
         return (pull_E * p_NE.sum(0)).sum() + ctx.z * log_sum_N1.square().sum()

@@ -161,14 +161,15 @@ void forward(const Shape& shape, const X* x, const float* w, float balance, floa
     }
   }
   double total = 0;
+  const auto mean_of = static_cast<double>(std::max(N, int64_t(1)));  // of no tokens at all the losses are 0
   for (int64_t e = 0; e < E; e++) {
     double p = 0, tokens = 0;
     for (int64_t chunk = 0; chunk < chunks; chunk++)
       p += sums[chunk * summed + e], tokens += sums[chunk * summed + E + e];
-    pull[e] = static_cast<float>(tokens * balance * E / (double(N) * K) / N);
+    pull[e] = static_cast<float>(tokens * balance * E / (mean_of * K) / mean_of);
     total += pull[e] * p;
   }
-  for (int64_t chunk = 0; chunk < chunks; chunk++) total += double(z) / N * sums[chunk * summed + 2 * E];
+  for (int64_t chunk = 0; chunk < chunks; chunk++) total += double(z) / mean_of * sums[chunk * summed + 2 * E];
   *loss = static_cast<float>(total);
 }
 

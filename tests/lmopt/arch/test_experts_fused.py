@@ -92,7 +92,7 @@ def test_it_is_what_trains_and_the_grouped_products_are_what_evaluates(monkeypat
 @pytest.mark.parametrize("kind", ["swiglu", "relu2"])
 @pytest.mark.parametrize("shape", ["usual", "odd-blocks", "empty-experts", "capacity", "one-expert"])
 def test_bits_do_not_depend_on_threads(shape, kind):
-    """Nor on whether threads share an expert's tiles, as one must be, or each has experts of its own, as eight allow."""
+    """Nor on whether threads share the tiles of an expert, as they do of one, or each has experts of its own."""
     given = operands(SHAPES[shape], kind)
     assert_no_bit_depends_on_threads(lambda: passes(experts_auto, *given))
 

@@ -169,6 +169,18 @@ def test_report_of_a_batch():
     assert report["router_entropy"] == pytest.approx(math.log(3))
 
 
+@pytest.mark.parametrize("routing", ["dropless", "switch", "noisy", "loss_free"])
+@pytest.mark.parametrize("kernel", ["auto", "grouped"])
+def test_no_token_has_no_loss_and_nothing_to_report(routing, kernel):
+    module = layer(Moe(experts=4, top_k=1, hidden=16, routing={"kind": routing}, kernel=kernel)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, auxiliary = module(torch.zeros(1, 0, WIDTH))
+    (y.sum() + auxiliary).backward()
+    assert auxiliary == 0
+    assert module.report() == {}
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in module.parameters())
+
+
 def test_shapes_without_data():
     def shapes(device: str) -> list[tuple[torch.Size, torch.dtype]]:
         x, gate, up = (torch.ones(*shape, device=device) for shape in ((10, 4), (10 + ROW_BLOCK,), (3, 12, 4)))
