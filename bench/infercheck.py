@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def findings(draft: Draft, *, look_at_files: bool = False) -> Iterator[Finding]:
     if stanza.own is not None:
         yield from _names(stanza, known)
         yield from _validation(draft, stanza)
-        yield from _drafts(stanza, known)
+        yield from _drafts(draft, stanza, known)
         yield from ownmodel.draft_findings(stanza) if look_at_files else ()
         if not any(finding.path[:2] == ownmodel.HERE for finding in wrong):
             yield from _fitting(draft, draft.baseline, stanza)
@@ -48,7 +49,7 @@ def findings(draft: Draft, *, look_at_files: bool = False) -> Iterator[Finding]:
     if source is None or source.raw.get("role") == "timing":
         yield _no_model(str(stanza.arm), known, (*HERE, "model"))
         return
-    yield from _drafts(stanza, known)
+    yield from _drafts(draft, stanza, known)
     yield from _fitting(draft, source, stanza)
 
 
@@ -99,7 +100,8 @@ def _no_model(name: str, known: Mapping[str, Variant], path: DataPath) -> Findin
     return Finding(path, f"no arm is named {name!r}", suggest(name, trained))
 
 
-def _drafts(stanza: Inference, known: Mapping[str, Variant]) -> Iterator[Finding]:
+def _drafts(draft: Draft, stanza: Inference, known: Mapping[str, Variant]) -> Iterator[Finding]:
+    target = _context(draft, known.get(stanza.arm or draft.baseline.name, draft.baseline))
     for index, arm in enumerate(stanza.arms):
         decoding: Any = arm.decoding
         if isinstance(decoding, Speculative) and isinstance(decoding.draft, ModelDraft):
@@ -114,6 +116,14 @@ def _drafts(stanza: Inference, known: Mapping[str, Variant]) -> Iterator[Finding
                 yield Finding((*path, "hf"), message, "`{kind: model, arm: NAME}`", at_key=True)
             elif name is not None and (name not in known or known[name].raw.get("role") == "timing"):
                 yield _no_model(name, known, (*path, "arm"))
+            elif name is not None and (short := _context(draft, known[name])) < stanza.tokens <= target:
+                message = f"`{name}` drafts with a context of {short}; prompt and new tokens are {stanza.tokens}"
+                yield Finding((*path, "arm"), message, "give the arm more `model.context`, or write fewer tokens")
+
+
+def _context(draft: Draft, arm: Variant) -> float:
+    """The least that an arm has at any scale."""
+    return min((recipe.model.context for recipe in _recipes(draft, arm)), default=math.inf)
 
 
 def _recipes(draft: Draft, source: Variant) -> Iterator[Recipe]:
@@ -124,7 +134,7 @@ def _recipes(draft: Draft, source: Variant) -> Iterator[Recipe]:
 
 
 def _room(stanza: Inference, recipe: Recipe, raw: Any) -> Iterator[Finding]:
-    needed, context = stanza.prompt_tokens + stanza.new_tokens, recipe.model.context
+    needed, context = stanza.tokens, recipe.model.context
     if needed > context:
         path = next(((*HERE, name) for name in ("new_tokens", "prompt_tokens") if has(raw, (name,))), HERE)
         message = (

@@ -102,6 +102,11 @@ class Inference(Frozen):
         return self
 
     @property
+    def tokens(self) -> int:
+        """Of a text: those of its prompt and those written behind it."""
+        return self.prompt_tokens + self.new_tokens
+
+    @property
     def own(self) -> OwnModel | None:
         """The checkpoint that generates, if one does."""
         return self.model if isinstance(self.model, OwnModel) else None

@@ -218,9 +218,8 @@ def _unfit(hf: str, target: Described, stanza: Inference) -> str | None:
         return f"the draft knows {ours.vocab} tokens, the model {theirs.vocab}; hint: both need the same vocabulary"
     if tokens is not None and tokens != target.tokens:
         return "the draft's tokenizer has other tokens than the model's; hint: both need the same vocabulary"
-    needed = stanza.prompt_tokens + stanza.new_tokens
-    if ours.context < needed:
-        return f"the draft's context is {ours.context}, and prompt and new tokens are {needed}"
+    if ours.context < stanza.tokens:
+        return f"the draft's context is {ours.context}, and prompt and new tokens are {stanza.tokens}"
     return None
 
 

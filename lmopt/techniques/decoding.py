@@ -28,6 +28,11 @@ class Sampling(Plain):
     top_p: Annotated[Share, Field(gt=0)] | None = None
     """Only the fewest likeliest tokens whose probabilities reach this sum stay (Holtzman et al., 1904.09751)."""
 
+    def misfits(self) -> Iterator[str]:
+        for name in ("top_k", "top_p"):
+            if self.greedy and getattr(self, name) is not None:
+                yield f"{name} changes nothing at temperature 0, which takes the likeliest token; hint: temperature: 1"
+
     @property
     def greedy(self) -> bool:
         """Whether nothing is left to chance."""

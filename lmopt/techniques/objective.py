@@ -48,6 +48,8 @@ class LayerSkip(Technique):
     def misfits(self) -> Iterator[str]:
         if list(self.exits) != sorted(set(self.exits)):
             yield f"exits {list(self.exits)} must ascend"
+        if self.exits_a_step > max(1, len(self.exits)):
+            yield f"exits_a_step ({self.exits_a_step}) exceeds the exits that there are: {list(self.exits)}"
 
     def layer_dropout(self, layers: int) -> tuple[float, ...]:
         """Share of sequences for which each of so many layers is left out (0 for a single layer)."""

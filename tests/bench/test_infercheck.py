@@ -47,6 +47,7 @@ def test_a_sound_one_is_sound(tmp_path: Path) -> None:
         (("exits: [1]", "exits: [2, 1]"), "must ascend"),
         (("exits: [1]", "exits: [1], threshold: 0.9, risk: 0.2"), "risk is that of a calibrated threshold"),
         (("{kind: model, arm: all}", "{kind: exit, layer: 2}"), "drafts of layer 2 of 2"),
+        (("new_tokens: 32", "new_tokens: 32\n  sampling: {top_k: 5}"), "top_k changes nothing at temperature 0"),
         (("new_tokens: 32", "new_tokens: 300"), "exceed the context of 256"),
         (("model: moe", "model: moe\n  validation: wiki"), "no validation set is named 'wiki'"),
         (("model: moe", "model: moe\n  blocks: 64"), "blocks (64) must not exceed prompts (32)"),
@@ -58,6 +59,14 @@ def test_a_mistake_is_shown_at_its_line(tmp_path: Path, change: tuple[str, str],
     (problem,) = check(written(tmp_path, text))
     assert message in problem.message
     assert problem.line > VALID.count("\n")
+
+
+def test_a_draft_must_take_the_text_to_its_end(tmp_path: Path) -> None:
+    """It would fall silent on the way, and the arm would time plain decoding."""
+    short = VALID.replace("ffn: {kind: moe, experts: 4}", "ffn: {kind: moe, experts: 4}\n      model: {context: 64}")
+    assert check(written(tmp_path, short + STANZA)) == []
+    (problem,) = check(written(tmp_path, short + STANZA.replace("new_tokens: 32", "new_tokens: 33")))
+    assert "`all` drafts with a context of 64; prompt and new tokens are 65" in problem.message
 
 
 def test_a_sample_trains_no_model_that_could_generate(tmp_path: Path) -> None:

@@ -128,3 +128,8 @@ def test_trains_in_the_loop_the_same_bits_for_the_same_seed():
 def test_a_recipe_refuses_what_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate(recipe().model_dump(mode="json") | change)
+
+
+def test_more_exits_a_step_than_there_are_is_a_mistake():
+    with pytest.raises(ValueError, match=r"exits_a_step \(3\) exceeds the exits that there are: \[1, 2\]"):
+        LayerSkip(exits=(1, 2), exits_a_step=3)
