@@ -31,6 +31,9 @@ TOP_OPERATORS = 18
 SHORTEST_NAME, LONGEST_NAME = 17, 44
 """Letters of an operator's name in the table."""
 WARMUP_STEPS = 3
+MOST_STEPS = 1000
+"""A trace holds every operator of every step: a few megabytes each."""
+UNDISTURBED = "not measured: other work kept this machine busy"
 QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 """What keeps the profiler's own lines (`USDT: profiler_start`, blocks of unknown size) off the terminal where torch is
 not imported yet; who sets these variables sees them."""
@@ -59,10 +62,10 @@ def profile(
 
     Raises:
         SuiteError: the suite is invalid or has no such arm.
-        ProfileError: fewer than one step, or `run` is no run folder of this suite.
+        ProfileError: no step, more than a trace can hold, or `run` is no run folder of this suite.
     """
-    if steps < 1:
-        raise ProfileError(f"--steps must be at least 1, got {steps}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ProfileError(f"--steps must be from 1 to {MOST_STEPS:,}, got {steps}")
     for name, level in QUIET.items():
         os.environ.setdefault(name, level)
     loaded = load_suite(suite)
@@ -177,7 +180,9 @@ def _facts(recipe: Recipe, measured: Measured) -> dict[str, Any]:
 
     arithmetic = recipe.precision.arithmetic
     machine = calibrate.calibrate()
-    peak = machine.peak_flops_per_s.get(arithmetic)
+    # figures taken beside other work are too low, and shares of them too high: they are no limits
+    peak = None if machine.busy else machine.peak_flops_per_s.get(arithmetic)
+    bytes_per_s = None if machine.busy else machine.bytes_per_s
     tokens = recipe.batching.tokens
     achieved = cost.train_flops_per_token(recipe).model * tokens / measured.step_s
     return {
@@ -187,18 +192,18 @@ def _facts(recipe: Recipe, measured: Measured) -> dict[str, Any]:
         "model_flops_per_s": achieved,
         "arithmetic": arithmetic,
         "peak_flops_per_s": peak,
-        "bytes_per_s": machine.bytes_per_s,
+        "bytes_per_s": bytes_per_s,
         "mfu": achieved / peak if peak else None,
         "weight_bytes": measured.weight_bytes,
         "peak_tensor_bytes": max((size for _, size in measured.memory), default=None),
-        "operators": [asdict(one) | _roof(one, peak, machine.bytes_per_s) for one in measured.operators],
+        "operators": [asdict(one) | _roof(one, peak, bytes_per_s) for one in measured.operators],
         "memory": measured.memory,
     }
 
 
-def _roof(operator: Operator, peak: float | None, bytes_per_s: float) -> dict[str, Any]:
+def _roof(operator: Operator, peak: float | None, bytes_per_s: float | None) -> dict[str, Any]:
     """What limits an operator, and how much of its time that limit explains; nulls where it dispatched no work."""
-    if not peak or not (operator.flops or operator.bytes):
+    if not peak or not bytes_per_s or not (operator.flops or operator.bytes):
         return {"bound": None, "roof_share": None}
     bound = "products" if operator.is_bound_by_products(peak, bytes_per_s) else "memory"
     return {"bound": bound, "roof_share": operator.roof_s(peak, bytes_per_s) / operator.seconds}
@@ -241,15 +246,16 @@ def _cut(name: str, letters: int) -> str:
 def _limits(found: dict[str, Any]) -> str:
     """Tokens a second, achieved FLOP/s, and its share of the measured peak of this machine."""
     peak, mfu, held = found["peak_flops_per_s"], found["mfu"], found["peak_tensor_bytes"]
+    bandwidth = found["bytes_per_s"]
     rows = [
         ("step (not profiled)", f"{1000 * found['step_s']:.1f} ms"),
         ("tokens per second", f"{found['tokens_per_s']:,.0f}"),
         ("model FLOP/s", f"{found['model_flops_per_s'] / 1e9:,.1f} GFLOP/s"),
         (
             "measured peak",
-            f"{peak / 1e9:,.0f} GFLOP/s ({found['arithmetic']} matrix product)" if peak else "not measured",
+            f"{peak / 1e9:,.0f} GFLOP/s ({found['arithmetic']} matrix product)" if peak else UNDISTURBED,
         ),
-        ("measured bandwidth", f"{found['bytes_per_s'] / 1e9:,.1f} GB/s"),
+        ("measured bandwidth", f"{bandwidth / 1e9:,.1f} GB/s" if bandwidth else UNDISTURBED),
         ("MFU", f"{100 * mfu:.1f}%" if mfu else "not measured"),
         ("weights", human_bytes(found["weight_bytes"])),
         ("tensors at the peak", human_bytes(held) if held else "not measured"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from bench.evaluate.sets import Item
 from bench.record import Reading
 from lmopt.arch import transformer
 from lmopt.arch.transformer import Transformer
-from lmopt.compute import numa
+from lmopt.compute import numa, topology
 from lmopt.compute.memory import tune_allocator
 from lmopt.data import corpus, packing, shards, tokenizer, validation
 from lmopt.data.packing import Example
@@ -140,7 +141,9 @@ def placed(recipe: Recipe) -> Generator[dict[str, Any]]:
             return
         by_node, after = numa.pages_by_node(), numa.allocation_counts()
         found |= {"kind": where.kind, "nodes": where.nodes, "cpus": where.cpus, "bytes_by_node": by_node}
-        found["remote_bytes"] = numa.remote_bytes(by_node, where.nodes)
+        cpus = where.cpus or os.sched_getaffinity(0)
+        near = (one.node for one in topology.nodes() if not one.cpu_numbers.isdisjoint(cpus))
+        found["remote_bytes"] = numa.remote_bytes(by_node, near)
         found["allocations"] = {
             node: {name: count - before.get(node, {}).get(name, 0) for name, count in counts.items()}
             for node, counts in after.items()

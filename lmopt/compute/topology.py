@@ -21,6 +21,8 @@ class Node:
     """To every node in order of their numbers; 10 is itself, 20 twice as far (ACPI's SLIT)."""
     allowed: bool = True
     """Whether this process may take memory there: a container or a batch job may be kept to some nodes (cpuset(7))."""
+    runs: bool = True
+    """Whether it may run on one of its processors: a batch job may be given some, and memory anywhere."""
 
     @property
     def cpu_numbers(self) -> frozenset[int]:
@@ -36,21 +38,30 @@ class Node:
 def nodes(root: Path = ROOT) -> list[Node]:
     """NUMA nodes by their numbers; empty where the kernel shows none."""
     found: list[Node] = []
-    kept_to = re.search(r"^Mems_allowed_list:\s*(\S+)", _text(root / "proc/self/status"), re.MULTILINE)
-    allowed = frozenset(parse_list(kept_to[1])) if kept_to else None
+    status = _text(root / "proc/self/status")
+    allowed, usable = _kept_to("Mems", status), _kept_to("Cpus", status)
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        if not folder.name.removeprefix("node").isdecimal():
+            continue
         memory = re.search(r"MemTotal:\s+(\d+) kB", _text(folder / "meminfo"))
-        number = int(folder.name.removeprefix("node"))
+        number, cpus = int(folder.name.removeprefix("node")), _text(folder / "cpulist")
         found.append(
             Node(
                 node=number,
-                cpus=_text(folder / "cpulist"),
+                cpus=cpus,
                 memory_bytes=int(memory[1]) * 1024 if memory else None,
-                distances=tuple(int(distance) for distance in _text(folder / "distance").split()),
+                distances=tuple(int(one) for one in _text(folder / "distance").split() if one.isdecimal()),
                 allowed=allowed is None or number in allowed,
+                runs=usable is None or not usable.isdisjoint(parse_list(cpus)),
             )
         )
     return sorted(found, key=lambda one: one.node)
+
+
+def _kept_to(what: str, status: str) -> frozenset[int] | None:
+    """The processors or memory nodes that this process is kept to; None where the kernel does not say."""
+    found = re.search(rf"^{what}_allowed_list:[ \t]*(\S+)$", status, re.MULTILINE)
+    return frozenset(parse_list(found[1])) if found else None
 
 
 def parse_list(text: str) -> list[int]:
@@ -82,8 +93,10 @@ def not_applicable(placement: object, there: list[Node]) -> str | None:
     for one in there:
         if one.node in asked:
             _refuse_useless(one, kind, with_memory)
-    if asked and not any(one.cpus for one in there if one.node in asked):
-        raise NoSuchNode(f"placement {kind}: NUMA nodes {', '.join(map(str, asked))} have no processors")
+    if asked and not any(one.cpus and one.runs for one in there if one.node in asked):
+        raise NoSuchNode(
+            f"placement {kind}: NUMA nodes {', '.join(map(str, asked))} have no processors that this process may run on"
+        )
     return None
 
 
@@ -116,6 +129,11 @@ def _refuse_useless(one: Node, kind: str, with_memory: list[int]) -> None:
         raise NoSuchNode(
             f"placement {kind}: NUMA node {one.node} has no processors that threads could run on\n"
             "hint: its memory can be one of several that `interleaved` takes in turn"
+        )
+    if not one.runs and kind == "bound":
+        raise NoSuchNode(
+            f"placement {kind}: this process may run on none of the processors of NUMA node {one.node}\n"
+            "hint: a batch job is given processors when it is submitted; taskset(1) shows which"
         )
 
 

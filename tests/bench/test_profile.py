@@ -130,6 +130,18 @@ def test_a_profile_leaves_its_files_and_says_where_time_goes(suite: Path, tmp_pa
     assert "MFU" in text
 
 
+def test_a_disturbed_measurement_of_the_machine_is_no_roof(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturbed = example("0123456789").model_copy(update={"busy": True})
+    monkeypatch.setattr(calibrate, "calibrate", lambda: disturbed)
+    text = profile(suite, "dense", steps=1, out=tmp_path)
+    found = json.loads((tmp_path / "dense.profile.json").read_text())
+    assert found["mfu"] is found["peak_flops_per_s"] is found["bytes_per_s"] is None
+    assert all(one["roof_share"] is None for one in found["operators"])
+    assert "not measured: other work kept this machine busy" in text
+
+
 def test_the_table_fits_a_terminal_and_forward_and_backward_stay_apart() -> None:
     names = ["aten::mm", "lmopt::causal_attention", "lmopt::causal_attention_backward"]
     one = {"seconds": 0.06, "calls": 281.0, "flops": 1.3e10, "bytes": 1.35e8, "bound": "products", "roof_share": 1.52}
@@ -156,8 +168,9 @@ def test_the_profiler_s_own_lines_stay_off_the_terminal(suite: Path, tmp_path: P
 
 
 def test_mistakes(suite: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="--steps must be at least 1, got 0"):
-        profile(suite, "dense", steps=0)
+    for steps in (0, 10**12):
+        with pytest.raises(ProfileError, match=f"--steps must be from 1 to 1,000, got {steps}"):
+            profile(suite, "dense", steps=steps)
     with pytest.raises(ProfileError, match="no run folder there"):
         profile(suite, "dense", run=tmp_path / "none")
     other = tmp_path / "other"

@@ -13,7 +13,7 @@ from bench.report.tree import Block, Cell, Column, Facts, Figure, Paragraph, Row
 
 SHOWN_OPERATORS = 12
 MS, MIB, GIGA = 1e3, 2**20, 1e9
-NOT_MEASURED = "the peak of this machine was not measured"
+NOT_MEASURED = "the peak of this machine was not measured undisturbed"
 
 
 def section(study: RunFolder) -> Section | None:

@@ -93,6 +93,28 @@ def test_a_node_that_lacks_what_is_asked_of_it(config, message, tmp_path):
         topology.not_applicable(config, topology.nodes(plant(EXPANDED, tmp_path)))
 
 
+@pytest.mark.parametrize("config", [Bound(node=0), FirstTouch(nodes=(0,))])
+def test_processors_that_this_process_may_not_run_on(config, tmp_path):
+    """Slurm keeps a job to processors and leaves it all memory."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("Cpus_allowed_list:\t28-55\nMems_allowed_list:\t\nThreads:\t1\n")
+    there = topology.nodes(plant(TWO_SOCKETS, tmp_path))
+    assert [one.runs for one in there] == [False, True]
+    assert all(one.allowed for one in there)  # an empty list says nothing
+    assert topology.not_applicable(Bound(node=1), there) is None
+    with pytest.raises(NoSuchNode, match="processors"):
+        topology.not_applicable(config, there)
+
+
+def test_what_the_kernel_would_not_write_is_passed_over(tmp_path):
+    plant(TWO_SOCKETS, tmp_path)
+    place = tmp_path / "sys/devices/system/node"
+    (place / "node1x").mkdir()
+    (place / "node0/distance").write_text("10 far")
+    first, _ = topology.nodes(tmp_path)
+    assert first.distances == (10,)
+
+
 def kept_to(nodes: str, root):
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/status").write_text(f"Name:\tpython\nMems_allowed:\tff\nMems_allowed_list:\t{nodes}\n")
