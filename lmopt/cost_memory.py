@@ -41,6 +41,9 @@ FUSED_THREAD_BYTES = 6 * 2**20
 COMPILED_BLOCK_BYTES = 12 * 2**20
 """The same of a dense block's products, forward and backward, for each number of sequences that go through it: 12 to 15
 products of 0.6 to 0.7 MiB. Read off layers left out for some of 8, 16 and 32 sequences."""
+COMPILER_BYTES = 180 * 2**20
+"""What torch.compile takes of a process that trains on a CPU: its modules, and what they keep. Read off compiled steps
+of 0.1 to 30 M parameters, which take 100 to 200 MiB more than others."""
 SELDOM = 4
 """Standard deviations below the mean at which a number of sequences is too seldom to be counted."""
 EXIT_WIDTHS = 4
@@ -91,7 +94,7 @@ def memory_parts(recipe: Recipe) -> tuple[int, int]:
     in_full = 2 * (4 - recipe.precision.weight_bytes) * held.embedding  # kept in float32 by every precision
     head = HEAD_BYTES + LOGIT_CHUNK_BYTES * _product_bytes(recipe) // 4
     whole = round(state + copies) + in_full + head + (8 + 4 * exits) * held.embedding + _compiled_bytes(recipe)
-    whole += _attention_bytes(recipe)
+    whole += _attention_bytes(recipe) + (COMPILER_BYTES if recipe.compiles_on("cpu") and not native.has_gpu() else 0)
     if recipe.optimizer.kind == "adamw_8bit":
         whole += EIGHT_BIT_UPDATE_BYTES * min(held.embedding, EIGHT_BIT_SLICE)
     if recipe.teacher is not None:

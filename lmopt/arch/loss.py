@@ -83,7 +83,7 @@ def _softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, high: torch.dtyp
     whole = logits_NV.device.type != "cpu" or torch.compiler.is_compiling() or type(logits_NV) is not Tensor
     block = len(logits_NV) if whole else max(1, BLOCK_BYTES // (high.itemsize * logits_NV.shape[1]))
     for logits, targets in zip(logits_NV.split(block), targets_N.split(block), strict=True):
-        index = targets.clamp(min=0)[:, None]
+        index = targets.masked_fill(targets == IGNORED, 0)[:, None]  # any other that is no token is an error
         z = logits.to(high, copy=True)
         p = torch.softmax(z, dim=-1) if whole else torch.softmax(z, dim=-1, out=z)
         nats = _whole_nats(z, p, index) if whole else _nats(logits, p, index)

@@ -161,6 +161,7 @@ RECOMPUTED = {"activations": {"kind": "recompute"}, "optimizer": {"kind": "adamw
         ("1m", {"sequences": 16}, 176.9),
         ("1m", {"precision": "fp32"}, 172.0),
         ("1m", {"precision": "fp32", "sequences": 16, **RECOMPUTED}, 210.8),
+        ("1m", {"compile": True}, 221.0),
         ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.2}}, 154.8),
         ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.1, "exits": [1, 3]}}, 161.5),
         ("1m", {"objective": {"kind": "layer_skip", "dropout": 0.2}, "sequences": 16, "length": 128}, 187.7),

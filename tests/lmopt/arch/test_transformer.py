@@ -123,6 +123,14 @@ def test_bfloat16_runs_the_stream_in_bfloat16_and_keeps_float32_gradients():
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("target", [-1, 61])
+def test_a_target_that_is_no_token_is_an_error(target):
+    """A program that means -1 by "ignored" would be told a loss of token 0."""
+    x, weight = torch.randn(4, 16, requires_grad=True), torch.randn(61, 16)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        loss.cross_entropy(x, weight, torch.tensor([1, 2, target, loss.IGNORED]))
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * VOCAB * 5, 2**24])
 def test_chunked_loss_is_the_same_at_any_chunk_and_leaves_ignored_targets_out(chunk_bytes, monkeypatch):
     monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
