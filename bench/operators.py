@@ -10,18 +10,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
+from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.instruments.formulas import FORMULAS, known_operators
+from lmopt.arch import fused
 
 US_PER_S = 1e6
+OWN = "lmopt::"
+"""What names of operators and kernels of our own begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +62,19 @@ def work_of(step: Callable[[], object]) -> dict[str, Work]:
     """FLOPs and bytes by operator of one real step."""
     traffic = _Traffic()
     counter = FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS))
-    with counter, traffic:
+    with counter, traffic, fused.watched(traffic.kernel):
         step()
     counted = {_name(packet): float(count) for packet, count in counter.get_flop_counts()["Global"].items()}
     return {name: Work(counted.get(name, 0.0), traffic.bytes.get(name, 0.0)) for name in counted | traffic.bytes}
 
 
+def kernel_named(name: str, _arguments: object = None) -> AbstractContextManager[object]:
+    """An event of a profile for a kernel of ours: those of autograd functions are called past torch's operators."""
+    return record_function(OWN + name)
+
+
 class _Traffic(TorchDispatchMode):
-    """Sums the bytes of every dispatched operator's tensors."""
+    """Sums the bytes of the tensors of every dispatched operator, and of every kernel of ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,10 +84,18 @@ class _Traffic(TorchDispatchMode):
         del types
         out = func(*args, **(kwargs or {}))
         if not _is_view(func):
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
-            seen = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in tensors}
-            self.bytes[_name(func)] += sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
+            self._add(_name(func), (args, kwargs, out))
         return out
+
+    def kernel(self, name: str, arguments: object) -> AbstractContextManager[object]:
+        """For `lmopt.arch.fused.watched`."""
+        self._add(OWN + name, arguments)
+        return nullcontext()
+
+    def _add(self, name: str, values: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        seen = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in tensors}
+        self.bytes[name] += sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
 
 
 def _is_view(func: Any) -> bool:
@@ -127,7 +145,7 @@ def _owner(event: Any) -> Any:
     """The outermost operator of our own around an event, else the event itself."""
     owner, around = event, event.cpu_parent
     while around is not None:
-        if str(around.name).startswith("lmopt::"):
+        if str(around.name).startswith(OWN):
             owner = around
         around = around.cpu_parent
     return owner

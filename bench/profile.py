@@ -33,7 +33,7 @@ SHORTEST_NAME, LONGEST_NAME = 17, 44
 WARMUP_STEPS = 3
 MOST_STEPS = 1000
 """A trace holds every operator of every step: a few megabytes each."""
-UNDISTURBED = "not measured: other work kept this machine busy"
+DISTURBED = "The machine was measured beside other work: its limits are higher, and shares of them lower than shown."
 QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 """What keeps the profiler's own lines (`USDT: profiler_start`, blocks of unknown size) off the terminal where torch is
 not imported yet; who sets these variables sees them."""
@@ -75,9 +75,8 @@ def profile(
     trace = folder / f"{arm}.trace.json"
     found = _facts(recipe, _in_place(arm, recipe, steps, trace)) | {"arm": arm, "scale": loaded.over.scale[0].name}
     write_atomically(folder / f"{arm}.profile.json", json.dumps(found, indent=1))
-    return "\n\n".join(
-        [_operator_table(found, width), _limits(found), f"trace: {trace} (open in https://ui.perfetto.dev)"]
-    )
+    parts = [_operator_table(found, width), _limits(found), *([DISTURBED] if found["disturbed"] else [])]
+    return "\n\n".join([*parts, f"trace: {trace} (open in https://ui.perfetto.dev)"])
 
 
 class ProfileError(ValueError):
@@ -162,8 +161,14 @@ def _traced(step: Callable[[], object], steps: int, trace: Path) -> Any:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
+    from bench.operators import kernel_named
+    from lmopt.arch import fused
+
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    with torch_profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+    with (
+        torch_profile(activities=activities, profile_memory=True, acc_events=True) as profiler,
+        fused.watched(kernel_named),
+    ):
         for _ in range(steps):
             step()
     profiler.export_chrome_trace(str(trace))
@@ -180,9 +185,7 @@ def _facts(recipe: Recipe, measured: Measured) -> dict[str, Any]:
 
     arithmetic = recipe.precision.arithmetic
     machine = calibrate.calibrate()
-    # figures taken beside other work are too low, and shares of them too high: they are no limits
-    peak = None if machine.busy else machine.peak_flops_per_s.get(arithmetic)
-    bytes_per_s = None if machine.busy else machine.bytes_per_s
+    peak = machine.peak_flops_per_s.get(arithmetic)
     tokens = recipe.batching.tokens
     achieved = cost.train_flops_per_token(recipe).model * tokens / measured.step_s
     return {
@@ -192,18 +195,19 @@ def _facts(recipe: Recipe, measured: Measured) -> dict[str, Any]:
         "model_flops_per_s": achieved,
         "arithmetic": arithmetic,
         "peak_flops_per_s": peak,
-        "bytes_per_s": bytes_per_s,
+        "bytes_per_s": machine.bytes_per_s,
+        "disturbed": machine.busy,
         "mfu": achieved / peak if peak else None,
         "weight_bytes": measured.weight_bytes,
         "peak_tensor_bytes": max((size for _, size in measured.memory), default=None),
-        "operators": [asdict(one) | _roof(one, peak, bytes_per_s) for one in measured.operators],
+        "operators": [asdict(one) | _roof(one, peak, machine.bytes_per_s) for one in measured.operators],
         "memory": measured.memory,
     }
 
 
-def _roof(operator: Operator, peak: float | None, bytes_per_s: float | None) -> dict[str, Any]:
+def _roof(operator: Operator, peak: float | None, bytes_per_s: float) -> dict[str, Any]:
     """What limits an operator, and how much of its time that limit explains; nulls where it dispatched no work."""
-    if not peak or not bytes_per_s or not (operator.flops or operator.bytes):
+    if not peak or not (operator.flops or operator.bytes):
         return {"bound": None, "roof_share": None}
     bound = "products" if operator.is_bound_by_products(peak, bytes_per_s) else "memory"
     return {"bound": bound, "roof_share": operator.roof_s(peak, bytes_per_s) / operator.seconds}
@@ -246,17 +250,17 @@ def _cut(name: str, letters: int) -> str:
 def _limits(found: dict[str, Any]) -> str:
     """Tokens a second, achieved FLOP/s, and its share of the measured peak of this machine."""
     peak, mfu, held = found["peak_flops_per_s"], found["mfu"], found["peak_tensor_bytes"]
-    bandwidth = found["bytes_per_s"]
+    least, most = ("at least ", "at most ") if found["disturbed"] else ("", "")
     rows = [
         ("step (not profiled)", f"{1000 * found['step_s']:.1f} ms"),
         ("tokens per second", f"{found['tokens_per_s']:,.0f}"),
         ("model FLOP/s", f"{found['model_flops_per_s'] / 1e9:,.1f} GFLOP/s"),
         (
             "measured peak",
-            f"{peak / 1e9:,.0f} GFLOP/s ({found['arithmetic']} matrix product)" if peak else UNDISTURBED,
+            f"{least}{peak / 1e9:,.0f} GFLOP/s ({found['arithmetic']} matrix product)" if peak else "not measured",
         ),
-        ("measured bandwidth", f"{bandwidth / 1e9:,.1f} GB/s" if bandwidth else UNDISTURBED),
-        ("MFU", f"{100 * mfu:.1f}%" if mfu else "not measured"),
+        ("measured bandwidth", f"{least}{found['bytes_per_s'] / 1e9:,.1f} GB/s"),
+        ("MFU", f"{most}{100 * mfu:.1f}%" if mfu else "not measured"),
         ("weights", human_bytes(found["weight_bytes"])),
         ("tensors at the peak", human_bytes(held) if held else "not measured"),
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -55,12 +56,32 @@ def unsuited(dtype: torch.dtype, device: torch.device, *widths: int) -> str | No
     return obstacle()
 
 
-def call(name: str, *arguments: bool | int | float | Tensor | None) -> bool:
+Argument = bool | int | float | Tensor | None
+Around = Callable[[str, tuple[Argument, ...]], AbstractContextManager[object]]
+_around: Around | None = None
+
+
+@contextmanager
+def watched(around: Around) -> Generator[None]:
+    """Within it every call of a kernel happens in the context that `around` makes of its name and arguments.
+
+    torch sees kernels that are not called by an operator in neither profile nor dispatch.
+    """
+    global _around
+    before, _around = _around, around
+    try:
+        yield
+    finally:
+        _around = before
+
+
+def call(name: str, *arguments: Argument) -> bool:
     """What the kernel says, given scalars and where contiguous tensors lie; None is a tensor that there is not."""
-    return _kernels()[name](*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+    with nullcontext() if _around is None else _around(name, arguments):
+        return _kernels()[name](*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
 
 
-def run(name: str, *arguments: bool | int | float | Tensor | None) -> None:
+def run(name: str, *arguments: Argument) -> None:
     """The same of a kernel that can fail for want of memory alone.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from bench.profile import QUIET, ProfileError, _operator_table, profile
 from bench.report import figures
 from bench.report.runfolder import load
 from bench.report.sections import profiles
-from bench.report.tree import Facts, Figure, Table
+from bench.report.tree import Facts, Figure, Paragraph, Table
+from lmopt.arch import fused
 from lmopt.compute import numa, topology
 from lmopt.compute.topology import Node
 from tests.bench.report.study_folder import write
@@ -130,16 +132,29 @@ def test_a_profile_leaves_its_files_and_says_where_time_goes(suite: Path, tmp_pa
     assert "MFU" in text
 
 
-def test_a_disturbed_measurement_of_the_machine_is_no_roof(
+def test_a_disturbed_measurement_of_the_machine_is_a_bound(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disturbed = example("0123456789").model_copy(update={"busy": True})
+    assert "at most" not in profile(suite, "dense", steps=1, out=tmp_path / "quiet")
     monkeypatch.setattr(calibrate, "calibrate", lambda: disturbed)
-    text = profile(suite, "dense", steps=1, out=tmp_path)
-    found = json.loads((tmp_path / "dense.profile.json").read_text())
-    assert found["mfu"] is found["peak_flops_per_s"] is found["bytes_per_s"] is None
-    assert all(one["roof_share"] is None for one in found["operators"])
-    assert "not measured: other work kept this machine busy" in text
+    text = profile(suite, "dense", steps=1, out=tmp_path / "busy")
+    assert re.search(r"^MFU +at most \d", text, re.MULTILINE)
+    assert re.search(r"^measured bandwidth +at least \d", text, re.MULTILINE)
+    assert "measured beside other work" in text
+    section = shown(tmp_path, (tmp_path / "busy" / "dense.profile.json").read_text())
+    assert any("beside other work" in block.text for block in section.blocks if isinstance(block, Paragraph))
+
+
+@pytest.mark.skipif(fused.obstacle() is not None, reason=str(fused.obstacle()))
+def test_kernels_that_are_no_operators_have_their_time_and_their_bytes(suite: Path, tmp_path: Path) -> None:
+    profile(suite, "dense", steps=1, out=tmp_path)
+    names = {one["name"]: one for one in json.loads((tmp_path / "dense.profile.json").read_text())["operators"]}
+    norm = names["lmopt::norm_forward"]
+    assert norm["calls"] == 3  # one layer's two, and the last
+    assert norm["seconds"] > 0
+    assert norm["bytes"] == 3 * (2 * 2 * 2 * 32 * 32 + 4 * (32 + 2 * 32))  # read, written; gains and scales in float32
+    assert norm["bound"] == "memory"
 
 
 def test_the_table_fits_a_terminal_and_forward_and_backward_stay_apart() -> None:

@@ -13,7 +13,10 @@ from bench.report.tree import Block, Cell, Column, Facts, Figure, Paragraph, Row
 
 SHOWN_OPERATORS = 12
 MS, MIB, GIGA = 1e3, 2**20, 1e9
-NOT_MEASURED = "the peak of this machine was not measured undisturbed"
+NOT_MEASURED = "the peak of this machine was not measured"
+DISTURBED = (
+    "This machine was measured beside other work: the roofs of {arm} are higher than drawn, and shares of them lower."
+)
 
 
 def section(study: RunFolder) -> Section | None:
@@ -38,7 +41,8 @@ def _profile(path: Path) -> list[Block]:
     if found.get("schema") != 1:
         return [Paragraph(text=f"{path.name} was written by another version of this program.", kind="warning")]
     arm = str(found.get("arm"))
-    return [_facts(arm, found), _figure(arm, found), _operators(arm, found)]
+    note = [Paragraph(text=DISTURBED.format(arm=arm), kind="warning")] if found.get("disturbed") else []
+    return [_facts(arm, found), *note, _figure(arm, found), _operators(arm, found)]
 
 
 def _facts(arm: str, found: dict[str, Any]) -> Facts:
