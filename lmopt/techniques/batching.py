@@ -8,7 +8,7 @@ list of phases where it is known before the training, and decided while it runs 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -102,14 +102,14 @@ class LengthWarmup(FixedBatch):
         return self.sequences * self.start // self.length
 
     def phases(self, tokens: float) -> tuple[Phase, ...]:
-        """One phase a length, each of at least one step."""
+        """One phase a length; a length whose share is less than half a step is left out."""
         lengths = [self.start << stage for stage in range(_doublings(self.start, self.length))]
         found, left = [], tokens
         for length in lengths:
-            steps = max(1, round(self.share * tokens / len(lengths) / (self.sequences * length)))
+            steps = round(self.share * tokens / len(lengths) / (self.sequences * length))
             found.append(Phase(steps, length // self.start, length))
             left -= steps * self.sequences * length
-        return (*found, Phase(max(1, round(left / self.tokens)), self.length // self.start, self.length))
+        return _taken(*found, Phase(round(left / self.tokens), self.length // self.start, self.length))
 
 
 class BatchRamp(FixedBatch):
@@ -132,15 +132,15 @@ class BatchRamp(FixedBatch):
         return self.start
 
     def phases(self, tokens: float) -> tuple[Phase, ...]:
-        """One phase a size, each of at least one step."""
+        """One phase a size; a size whose share is less than half a step is left out."""
         stages = _doublings(self.start, self.sequences)
         found, left = [], tokens
         for stage in range(stages):
             per_step = (self.start << stage) * self.length
-            steps = max(1, round(self.share * tokens / stages / per_step))
+            steps = round(self.share * tokens / stages / per_step)
             found.append(Phase(steps, 1 << stage, self.length))
             left -= steps * per_step
-        return (*found, Phase(max(1, round(left / self.tokens)), 1 << stages, self.length))
+        return _taken(*found, Phase(round(left / self.tokens), 1 << stages, self.length))
 
 
 class NoiseRamp(FixedBatch):
@@ -236,6 +236,11 @@ class Packed(FixedBatch):
     def full(self) -> FixedBatch:
         """Itself: its steps are alike."""
         return self
+
+
+def _taken(*phases: Phase) -> tuple[Phase, ...]:
+    """The phases that have steps; of none, one step of the last, as in any training."""
+    return tuple(phase for phase in phases if phase.steps) or (replace(phases[-1], steps=1),)
 
 
 def _doublings(start: int, end: int) -> int:

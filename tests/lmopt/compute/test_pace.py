@@ -85,6 +85,16 @@ def test_batches_double_and_the_budget_is_kept():
     assert described.trained_tokens(1.0) == pytest.approx(described.tokens, abs=SEQUENCES * LENGTH)
 
 
+@pytest.mark.parametrize("change", [WARMUP, {**WARMUP, "start": 2}, RAMP, {**RAMP, "start": 1}])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_short_trainings_keep_the_budget_to_half_a_step(change, share, steps):
+    described = recipe({**change, "share": share}, steps=steps)
+    assert abs(described.trained_tokens(1.0) - described.tokens) <= SEQUENCES * LENGTH / 2
+    assert all(phase.steps for phase in described.phases(1.0))
+    assert len(described.phases(1e-9)) == 1
+
+
 @pytest.mark.parametrize("change", [{**WARMUP, "start": LENGTH}, {**RAMP, "start": SEQUENCES}])
 def test_without_a_ramp_it_is_the_fixed_batch_to_the_bit(change):
     described = recipe(change)
