@@ -17,7 +17,8 @@ from bench.merge import SCALE_PATHS, VOCAB_PATH
 from bench.problems import suggest
 from bench.source import DataPath
 from bench.stanzas import Scale
-from lmopt.recipe import Recipe, Upcycled
+from lmopt.compute.decisions import ReplayError, fitting_decisions
+from lmopt.recipe import AdaptiveMicro, NoiseRamp, Recipe, Upcycled
 from lmopt.techniques.start import misfit
 
 
@@ -298,7 +299,22 @@ def _files(draft: Draft) -> Iterator[Finding]:
         inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
         replay = value_of(holder, "batching", "replay")
         if isinstance(replay, str):
-            yield from _missing((*variant.path, inside, "batching", "replay"), replay, folder=False)
+            place = (*variant.path, inside, "batching", "replay")
+            missing = list(_missing(place, replay, folder=False))
+            yield from missing or _foreign(place, draft, variant)
+
+
+def _foreign(place: DataPath, draft: Draft, variant: Variant) -> Iterator[Finding]:
+    """A file of decisions that cannot be read or that the variant's recipe could not have made, at one scale or all."""
+    for scale in draft.scales.values():
+        recipe = validate(Recipe, draft.expanded(variant, scale))[0]
+        if recipe is None or not isinstance(recipe.batching, NoiseRamp | AdaptiveMicro) or not recipe.batching.replay:
+            continue
+        try:
+            fitting_decisions(recipe.batching.model_copy(update={"sha256": None}))
+        except ReplayError as error:
+            yield Finding(place, *split_hint(str(error)))
+            return
 
 
 def _missing(place: DataPath, file: str, *, folder: bool = True) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmopt.techniques.batching import AdaptiveMicro, NoiseRamp
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -69,7 +71,7 @@ def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
     latest = -1
     for number, line in enumerate(lines, 1):
         try:
-            found = _decision(json.loads(line))
+            found = _decision(json.loads(line, object_pairs_hook=_once))
         except (ValueError, TypeError, RecursionError) as error:
             raise ReplayError(f"{path}:{number}: not a decision ({error})") from error
         if found.step <= latest:
@@ -78,16 +80,76 @@ def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
         yield found
 
 
+def fitting_decisions(batching: NoiseRamp | AdaptiveMicro) -> list[Decision]:
+    """The decisions that a recipe's `batching.replay` holds, each one that its own training could have made.
+
+    Raises:
+        ReplayError: as `read_decisions`, none for the first step, or one that another recipe or kind of batching made.
+    """
+    assert batching.replay is not None
+    path = Path(batching.replay)
+    found = list(read_decisions(path, batching.sha256))
+    if not found or found[0].step:
+        raise ReplayError(f"{path}: no decision for the first step (step 0)")
+    before = 1
+    for one in found:
+        misfit = _misfit(one, before, batching)
+        if misfit:
+            raise ReplayError(
+                f"{path}: step {one.step} takes {one.portions * batching.portion} sequences, {one.micro} at once, "
+                f"which does not fit this recipe: {misfit}\nhint: it was written by another recipe"
+            )
+        before = one.portions
+    return found
+
+
+def _misfit(decision: Decision, before: int, batching: NoiseRamp | AdaptiveMicro) -> str | None:
+    """Why a training with this batching never decides so after steps of `before` portions; None where it may."""
+    if isinstance(batching, AdaptiveMicro):
+        if decision.portions != 1:
+            return f"its batch is always {batching.sequences}"
+        return None if decision.micro in batching.sizes else f"it may have {_listed(batching.sizes)} at once"
+    portions, most = decision.portions, batching.sequences // batching.portion
+    if portions < before or portions > most or portions.bit_count() != 1:
+        return f"its batch begins with {batching.start}, doubles up to {batching.sequences} and never shrinks"
+    return None if decision.micro == batching.micro_sequences else f"it has {batching.micro_sequences} at once"
+
+
+def _is_finite(number: Any) -> bool:
+    return type(number) in (int, float) and abs(number) < float("inf")  # NaN is not below either
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises:
+        ValueError: it gives a key twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it gives a key twice")
+    return found
+
+
 def _decision(fields: Any) -> Decision:
     """One line's decision.
 
     Raises:
-        TypeError: other keys, or numbers that are none.
+        TypeError: other keys, numbers that are none, or a reason that is no text.
     """
     needed = ("step", "portions", "micro", "why")
     if not isinstance(fields, dict) or not {*needed} <= fields.keys() <= {*needed, "facts"}:
         raise TypeError(f"it needs {', '.join(needed)}, and may have facts")
     found = Decision(**fields)
+    if not isinstance(found.why, str):
+        raise TypeError(f"why must be text, got {found.why!r}")
+    facts: Any = found.facts
+    if not isinstance(facts, dict) or not all(_is_finite(number) for number in facts.values()):
+        raise TypeError(f"facts must be finite numbers by name, got {facts!r}")
     numbers = (found.step, found.portions, 0 if found.micro is None else found.micro)
     if not all(type(number) is int for number in numbers):
         raise TypeError(f"step, portions and micro must be whole numbers, got {numbers}")

@@ -103,8 +103,4 @@ def _blend(past: float | None, now: float, smoothing: float) -> float:
 
 def noise_ramp(config: NoiseRamp, recipe: Recipe, horizon: float) -> Scheduled:
     """By the gradient's noise, or as an earlier run decided."""
-    return (
-        Replayed(recipe, horizon, config.replay, config.sha256)
-        if config.replay
-        else GrowingWithNoise(recipe, horizon, config)
-    )
+    return Replayed(recipe, horizon, config) if config.replay else GrowingWithNoise(recipe, horizon, config)

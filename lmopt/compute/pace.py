@@ -10,15 +10,14 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lmopt import cost_memory
 from lmopt.compute import memory
-from lmopt.compute.decisions import Decision, ReplayError, read_decisions
-from lmopt.recipe import AdaptiveMicro, FixedBatch, Recipe
+from lmopt.compute.decisions import Decision, fitting_decisions
+from lmopt.recipe import AdaptiveMicro, FixedBatch, NoiseRamp, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +119,9 @@ class Scheduled:
 class Replayed(Scheduled):
     """The pace that an earlier run's decisions give: the same steps, so the same bits."""
 
-    def __init__(self, recipe: Recipe, horizon: float, path: str, sha256: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, horizon: float, batching: NoiseRamp | AdaptiveMicro) -> None:
         super().__init__(recipe, horizon)
-        self._by_step = {one.step: one for one in read_decisions(Path(path), sha256)}
-        if 0 not in self._by_step:
-            raise ReplayError(f"{path}: no decision for the first step (step 0)")
-        for one in self._by_step.values():
-            _refuse_misfit(path, one, self.batching)
+        self._by_step = {one.step: one for one in fitting_decisions(batching)}
         self.total_steps = self._steps()
 
     def _steps(self) -> int:
@@ -299,15 +294,4 @@ def adaptive(config: AdaptiveMicro, recipe: Recipe, horizon: float) -> Scheduled
         ValueError: the memory limit is below one sequence.
         ReplayError: the file of decisions cannot be read or does not fit.
     """
-    return (
-        Replayed(recipe, horizon, config.replay, config.sha256) if config.replay else Adapting(recipe, horizon, config)
-    )
-
-
-def _refuse_misfit(path: str, decision: Decision, batching: FixedBatch) -> None:
-    sequences = decision.portions * batching.portion
-    if not 0 < sequences <= batching.sequences or (decision.micro and sequences % decision.micro):
-        raise ReplayError(
-            f"{path}: step {decision.step} takes {sequences} sequences, {decision.micro} at once, which does not fit "
-            f"this recipe's batch of {batching.sequences}\nhint: it was written by another recipe"
-        )
+    return Replayed(recipe, horizon, config) if config.replay else Adapting(recipe, horizon, config)

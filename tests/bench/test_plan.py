@@ -13,7 +13,7 @@ from bench.forecast import render
 from bench.plan import Plan, make_plan, run_hash
 from bench.problems import SuiteError
 from bench.stanzas import Tune
-from bench.suite import Suite, load_suite
+from bench.suite import Suite, check, load_suite
 from lmopt import cost
 from tests.bench.small_suite import MOE, loaded
 
@@ -469,6 +469,10 @@ def test_a_case_that_replays_decisions_is_known_by_what_they_are(tmp_path: Path)
     decisions.write_text('{"step": 0, "portions": 1, "micro": 8, "why": ""}\n')
     with pytest.raises(SuiteError, match="holds other decisions"):
         load_suite(resolved)
+    decisions.write_text('{"step": 0, "portions": 2, "micro": 8, "why": ""}\n')
+    with pytest.raises(SuiteError, match=r"does not fit this recipe: its batch is always 8"):
+        loaded(tmp_path, replaying)
+    assert any("its batch is always 8" in found.message for found in check(tmp_path / "s.yaml"))
     decisions.write_text("nonsense\n")
     with pytest.raises(SuiteError, match=r"batching.jsonl:1: not a decision"):
         loaded(tmp_path, replaying)

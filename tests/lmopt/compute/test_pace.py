@@ -310,10 +310,10 @@ def test_decisions_replay_to_the_same_bits(tmp_path):
 
 def test_other_decisions_than_those_that_were_named_are_refused(tmp_path):
     path = tmp_path / "batching.jsonl"
-    write_decisions([Decision(0, 1, 2, "begin")], path)
+    write_decisions([Decision(0, 1, 1, "begin")], path)
     named = recipe({**NOISE, "replay": str(path), "sha256": sha256_of(path)})
     loop.start(named, seed=0)
-    write_decisions([Decision(0, 1, 1, "begin")], path)
+    write_decisions([Decision(0, 1, 1, "another beginning")], path)
     with pytest.raises(ReplayError, match="holds other decisions than it did"):
         loop.start(named, seed=0)
     with pytest.raises(ValueError, match="sha256 is that of a file to `replay`"):
@@ -473,7 +473,20 @@ def test_a_limit_below_one_sequence_is_said_before_work():
         ("[" * 100_000, "not a decision"),
         ('{"step": 0, "portions": 1, "micro": 1}\n', "it needs step, portions, micro, why"),
         ("\udcff", "not a file of decisions"),
-        ('{"step": 0, "portions": 9, "micro": 1, "why": ""}\n', "does not fit this recipe's batch of 8"),
+        ('{"step": 0, "portions": 8, "micro": 1, "why": ""}\n', "takes 16 sequences.*doubles up to 8 and never"),
+        ('{"step": 0, "portions": 3, "micro": 1, "why": ""}\n', "begins with 2, doubles"),
+        (
+            '{"step": 0, "portions": 2, "micro": 1, "why": ""}\n{"step": 3, "portions": 1, "micro": 1, "why": ""}\n',
+            "step 3 .*never shrinks\nhint: it was written by another recipe",
+        ),
+        ('{"step": 0, "portions": 1, "micro": 2, "why": ""}\n', "does not fit this recipe: it has 1 at once"),
+        ('{"step": 0, "portions": 1, "micro": null, "why": ""}\n', "it has 1 at once"),
+        ('{"step": 0, "portions": 1, "micro": 1, "why": 7}\n', "why must be text, got 7"),
+        ('{"step": 0, "portions": 1, "micro": 1, "why": "", "facts": [1]}\n', "facts must be finite numbers"),
+        ('{"step": 0, "portions": 1, "micro": 1, "why": "", "facts": {"a": NaN}}\n', "facts must be finite"),
+        ('{"step": 0, "portions": 1, "micro": 1, "why": "", "facts": {"a": "b"}}\n', "facts must be finite"),
+        ('{"step": 0, "portions": 1, "portions": 2, "micro": 1, "why": ""}\n', "gives a key twice"),
+        ('{"step": 0, "portions": 1, "micro": 1, "why"', "jsonl:1: not a decision"),
     ],
 )
 def test_replay_of_what_is_none(tmp_path, text_of_file, message):
@@ -482,3 +495,19 @@ def test_replay_of_what_is_none(tmp_path, text_of_file, message):
         path.write_bytes(text_of_file.encode("utf-8", "surrogateescape"))
     with pytest.raises(ReplayError, match=message):
         loop.start(recipe({**NOISE, "replay": str(path)}), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (Decision(0, 2, 4, ""), "its batch is always 8"),
+        (Decision(0, 1, 3, ""), "may have 1, 2, 4 at once"),
+        (Decision(0, 1, 8, ""), "takes 8 sequences, 8 at once.* may have 1, 2, 4 at once"),
+        (Decision(0, 1, None, ""), "may have 1, 2, 4 at once"),
+    ],
+)
+def test_an_adaptive_training_replays_only_what_it_could_decide(tmp_path, decision, message):
+    path = tmp_path / "batching.jsonl"
+    write_decisions([decision], path)
+    with pytest.raises(ReplayError, match=message):
+        loop.start(recipe({**ADAPTIVE, "micro_sequences": 4, "replay": str(path)}), seed=0)
