@@ -39,6 +39,8 @@ class Job(Frozen):
     flops_per_s_peak: float | None = None
     """Measured matrix-product peak of this machine at the case's precision, for MFU."""
     idle_power_w: float | None = None
+    memory_limit_bytes: int | None = None
+    """What its process may hold resident: above that it is ended."""
 
 
 class Outcome(Frozen):

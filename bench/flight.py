@@ -108,6 +108,7 @@ def launch(folder: Path, case: Case, context: RunContext) -> Flight | Outcome:
         env=None if context.executor.is_remote else context.env,
         flops_per_s_peak=context.flops_per_s_peak.get(case.recipe.precision.arithmetic) if case.recipe else None,
         idle_power_w=None if context.executor.is_remote else context.idle_power_w,  # of this machine
+        memory_limit_bytes=context.limits.memory_bytes,
     )
     left = _left_by_killed_runner(place, job)
     if left is not None:

@@ -14,13 +14,12 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from bench import finetune, generation, interruption, machine, measure, timing
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.company import Company
 from bench.instruments.table import open_sensors
 from bench.interruption import Interrupted
+from lmopt.compute import memory
 from lmopt.compute.numa import NotApplicable
 from lmopt.train.loop import Diverged
 
@@ -43,6 +42,7 @@ def work(folder: Path) -> int:
     signal.signal(signal.SIGTERM, _ask_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = Job.model_validate_json((folder / "case.json").read_text())
+    memory.limit_process(job.memory_limit_bytes)
     with Company(job.case.id) as company:
         outcome = _outcome(job, folder)
         if outcome is None:
@@ -63,12 +63,18 @@ def _outcome(job: Job, folder: Path) -> Outcome | None:
         return Outcome(status="diverged", reason=str(error))
     except NotApplicable as error:
         return Outcome(status="not_applicable", reason=str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        traceback.print_exc()
-        return Outcome(status="failed", reason=f"out of memory: {error}")
     except Exception as error:  # noqa: BLE001 - the boundary of a case: the reason goes into its record
         traceback.print_exc()
-        return Outcome(status="failed", reason=f"{type(error).__name__}: {error}")
+        return Outcome(status="failed", reason=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """What a record says of an error; one for want of memory always with a hint."""
+    if not memory.may_have_run_out(error):
+        return f"{type(error).__name__}: {error}"
+    is_sure, has_hint = memory.ran_out(error), "hint: " in str(error)
+    said = f"out of memory: {error}" if is_sure else f"{type(error).__name__}: {error} (out of memory, perhaps)"
+    return said if has_hint else f"{said}; hint: lower batching.micro_sequences, or a smaller model"
 
 
 def _noted_machine(folder: Path) -> str:

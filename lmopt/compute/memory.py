@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ NEVER_TRIM = -1
 """Free heap is never given back to the kernel while the process lives."""
 TOP_PAD_BYTES = 64 << 20
 """The heap grows by at least this much at a time, so that growing it is rare."""
+SPARING_BYTES = 1 << 20
+"""The threshold of mappings once memory ran out: tensors give back even their addresses, which code needs too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +70,26 @@ def _untouched(reason: str) -> Allocator:
 
 # --- what is free --------------------------------------------------------------------------------
 
+_limit_bytes: int | None = None
+
+
+def limit_process(limit_bytes: int | None) -> None:
+    """Say what this process may hold resident in all; whoever started it ends it above that. None: no such limit."""
+    global _limit_bytes
+    _limit_bytes = limit_bytes
+
 
 def available_bytes(root: Path = controlgroup.ROOT) -> int | None:
-    """Memory that this process could still take: of the CUDA device in use, else of the machine and its control groups.
+    """Memory that this process could still take: of the CUDA device in use, else of the machine, its control groups and
+    what was said to `limit_process`.
 
-    None where neither says.
+    None where none says.
     """
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    found = [_machine_bytes(root / "proc"), controlgroup.available_bytes(root)]
+    found = [_machine_bytes(root / "proc"), controlgroup.available_bytes(root), _below_limit(root / "proc")]
     return min((size for size in found if size is not None), default=None)
 
 
@@ -85,7 +97,14 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out; on a CPU torch raises a plain RuntimeError."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    told = ("can't allocate memory", "std::bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
+
+
+def may_have_run_out(error: BaseException) -> bool:
+    """The same of an error that may mean something else, too: oneDNN does not say why it refuses."""
+    refusals = ("could not create a primitive", "could not create a memory object")
+    return ran_out(error) or any(text in str(error) for text in refusals)
 
 
 def give_back() -> None:
@@ -96,6 +115,29 @@ def give_back() -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing was held on to
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def economise() -> None:
+    """After memory ran out: give back what is free, and take no more than is asked for while the process lives.
+
+    A heap that grows by `TOP_PAD_BYTES` fails where less is left, and its holes are addresses that no mapping gets.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc: as it was
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TOP_PAD, 0)
+        mallopt(M_MMAP_THRESHOLD, SPARING_BYTES)
+    give_back()
+
+
+def _below_limit(proc: Path) -> int | None:
+    """What the limit of this process leaves it beyond what is resident."""
+    if _limit_bytes is None:
+        return None
+    try:
+        resident_bytes = int((proc / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+    return max(0, _limit_bytes - resident_bytes)
 
 
 def _machine_bytes(proc: Path) -> int | None:

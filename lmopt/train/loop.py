@@ -222,12 +222,14 @@ def _update(state: TrainState, batch: Batch, update: Update, share: float) -> Te
             cross_entropy, small_norm = _accumulate(state, batch, micro)
             break
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not memory.ran_out(error):
+            if not memory.may_have_run_out(error):
                 raise
             micro = state.pace.back_off(micro or len(batch.inputs_BL), error)
-            state.model.zero_grad(set_to_none=True)
-            state.model.forget()
-            restore_random_state(state.device, kept)
+        # Only here, where the error is forgotten: its frames held what had been computed.
+        state.model.zero_grad(set_to_none=True)
+        state.model.forget()
+        memory.economise()
+        restore_random_state(state.device, kept)
     norm = state.optimizer.step(share)
     state.model.settle(state.team.total)
     state.pace.took(update, small_norm, norm)

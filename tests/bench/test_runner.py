@@ -68,6 +68,18 @@ def test_a_failed_case_has_its_reason_the_others_go_on_and_the_next_run_tries_ag
     assert (last.case.id, last.status, last.attempt) == (one.id, "ok", 2)
 
 
+def test_a_case_is_told_the_memory_that_it_may_take(tmp_path: Path) -> None:
+    told: list[int | None] = []
+
+    def look(job: Job, folder: Path) -> Exit:
+        told.append(job.memory_limit_bytes)
+        return Exit(0)
+
+    for limit in (None, 2**30):
+        run_cases(tmp_path / str(limit), plan(case(1)), context({case(1).id: look}, memory_bytes=limit))
+    assert told == [None, 2**30]
+
+
 def test_a_killed_child_is_a_failure_with_the_signal_in_its_reason(tmp_path: Path) -> None:
     one = case(1)
     run_cases(tmp_path, plan(one), context({one.id: lambda job, folder: Exit(None, 9)}))

@@ -54,3 +54,36 @@ def test_elsewhere_it_says_why_not(monkeypatch):
     monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     assert untouched().reason == "the C library is not glibc"
+
+
+@linux
+def test_the_limit_of_a_process_counts_what_it_holds(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory.controlgroup, "available_bytes", lambda root: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 1000000 kB\n")
+    (tmp_path / "proc/self/statm").write_text("500 100 9 9 9 9 9\n")
+    page = memory.os.sysconf("SC_PAGE_SIZE")
+    assert memory.available_bytes(tmp_path) == 1_000_000 * 1024
+    memory.limit_process(150 * page)
+    try:
+        assert memory.available_bytes(tmp_path) == 50 * page
+        memory.limit_process(50 * page)
+        assert memory.available_bytes(tmp_path) == 0
+    finally:
+        memory.limit_process(None)
+
+
+@pytest.mark.parametrize(
+    ("error", "sure", "perhaps"),
+    [
+        (MemoryError(), True, True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True, True),
+        (RuntimeError("std::bad_alloc"), True, True),
+        (RuntimeError("could not create a primitive"), False, True),
+        (RuntimeError("could not create a memory object"), False, True),
+        (RuntimeError("shapes do not match"), False, False),
+    ],
+)
+def test_errors_that_mean_want_of_memory(error, sure, perhaps):
+    assert (memory.ran_out(error), memory.may_have_run_out(error)) == (sure, perhaps)
