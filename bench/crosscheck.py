@@ -17,6 +17,7 @@ from bench.merge import SCALE_PATHS, VOCAB_PATH
 from bench.problems import suggest
 from bench.source import DataPath
 from bench.stanzas import Scale
+from lmopt import cost_memory
 from lmopt.compute.decisions import ReplayError, fitting_decisions
 from lmopt.recipe import AdaptiveMicro, NoiseRamp, Recipe, Upcycled
 from lmopt.techniques.start import misfit
@@ -33,7 +34,8 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_shapes(draft), *controls.findings(draft), *_gate(draft), *_tasks(draft),
-        *_budget(draft), *_planted(draft), *_starts(draft), *_teachers(draft), *ablation.findings(draft),
+        *_budget(draft), *_planted(draft), *_starts(draft), *_teachers(draft), *_memory(draft),
+        *ablation.findings(draft),
         *tunecheck.findings(draft), *infercheck.findings(draft, look_at_files=look_at_files),
         *finetunecheck.findings(draft),
     ]  # fmt: skip
@@ -232,6 +234,22 @@ def _identity(merged: Mapping[str, Any]) -> str:
     """Equal for equal runs: the recipe with its defaults, or the mapping as it is where it makes no recipe."""
     recipe = validate(Recipe, merged)[0]
     return repr(merged) if recipe is None else recipe.model_dump_json()
+
+
+def _memory(draft: Draft) -> Iterator[Finding]:
+    """A training whose own limit is below one sequence, at the first scale where it is."""
+    for variant in draft.variants:
+        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        place = ("batching", "memory")
+        for scale in draft.scales.values():
+            recipe = validate(Recipe, draft.expanded(variant, scale))[0]
+            lacking = None if recipe is None else cost_memory.want_of_own(recipe)
+            if lacking is None:
+                continue
+            why, hint = split_hint(lacking)
+            path = place if has(holder, place) else ()
+            yield Finding((*variant.path, inside, *path), f"{why} at scale `{scale.name}`", hint, at_key=not path)
+            break
 
 
 # --- things outside the suite --------------------------------------------------------------------

@@ -111,7 +111,7 @@ def _want_of_memory(case: Case, estimate: Estimate, suite: Suite, machine: Machi
     for needed_bytes, limit in (whole_process, (_own_bytes(case), _own_limit(case))):
         if not needed_bytes or not limit or needed_bytes <= limit[0]:
             continue
-        hint = "a smaller model" if case.kind == "generate" else "lower batching.micro_sequences or the scale"
+        hint = "a smaller model" if case.kind == "generate" else _less_memory(case)
         if limit[1] != MACHINE:
             hint = f"{hint}, or raise the limit" if case.recipe else "raise the limit"
         process = "" if limit[1] == OWN else f", {human_bytes(WORKER_BYTES)} of it for the process itself"
@@ -120,6 +120,13 @@ def _want_of_memory(case: Case, estimate: Estimate, suite: Suite, machine: Machi
         needs = f"needs about {human_bytes(needed_bytes)} of memory{process}"
         return f"{needs}; {limit[1]} {human_bytes(limit[0])}; hint: {hint}"
     return None
+
+
+def _less_memory(case: Case) -> str:
+    """What takes less memory: one that adapts is counted with a single sequence already."""
+    if case.recipe is not None and case.recipe.batching.held_sequences == 1:
+        return "shorten batching.length or lower the scale"
+    return "lower batching.micro_sequences or the scale"
 
 
 def _memory_limit(suite: Suite, machine: Machine) -> tuple[int, str] | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 
 from lmopt import native
 from lmopt.cost import ffn_cost, keeps_probabilities, parameters
-from lmopt.recipe import Moe, Recipe, Recompute
+from lmopt.quantities import human_bytes
+from lmopt.recipe import FixedBatch, Moe, Recipe, Recompute
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
 """Logits that the fused loss holds at once, counted as float32 (lmopt.arch.loss.CHUNK_BYTES)."""
@@ -60,6 +62,25 @@ def peak_memory_bytes(recipe: Recipe) -> int:
     unfilled = LOGIT_CHUNK_BYTES - _logit_bytes(recipe)
     heads = 1 if recipe.teacher is None else 2
     return held - heads * unfilled * _product_bytes(recipe) // 4 + recipe.batching.held_sequences * a_sequence
+
+
+def bytes_by_micro(recipe: Recipe, sizes: Iterable[int]) -> dict[int, int]:
+    """The same by how many sequences go through at once."""
+    sequences, length = recipe.batching.sequences, recipe.batching.length
+    split = {size: FixedBatch(sequences=sequences, length=length, micro_sequences=size) for size in sizes}
+    return {size: peak_memory_bytes(recipe.model_copy(update={"batching": split[size]})) for size in split}
+
+
+def want_of_own(recipe: Recipe) -> str | None:
+    """Why a training cannot do with what its recipe's own `batching.memory` allows; None where it can."""
+    own, needed = getattr(recipe.batching, "memory", None), peak_memory_bytes(recipe)
+    if own is None or own >= needed:
+        return None
+    return (
+        f"batching.memory ({human_bytes(own)}) is less than a training with one sequence of "
+        f"{recipe.batching.length} tokens at once takes: about {-(-needed // 2**20)}MiB"
+        "\nhint: raise batching.memory, shorten batching.length, or take a smaller model"
+    )
 
 
 def memory_parts(recipe: Recipe) -> tuple[int, int]:

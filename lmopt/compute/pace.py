@@ -145,6 +145,8 @@ class Replayed(Scheduled):
 
 FASTER = 1.03
 """Another size must be this much faster to be kept: less is the clock's and the neighbours' noise."""
+MORE_FREE = 0.25
+"""Memory that ran out at a size is clearly more when a quarter more is free, and at least what the size takes."""
 PATIENCE = 8
 """Judgements between two trials of other sizes, so that at most an eighth of the steps run at a size on trial."""
 
@@ -163,11 +165,16 @@ class Adapting(Scheduled):
     ) -> None:
         super().__init__(recipe, horizon)
         self.config, self._free_bytes, self._clock = config, free_bytes, clock
-        self._held_bytes, self._bytes_a_sequence = cost_memory.memory_parts(recipe)
+        self._needs_bytes = cost_memory.bytes_by_micro(recipe, config.sizes)
+        """Size -> what the training takes in all."""
+        self._held_bytes = self._needs_bytes[1] - cost_memory.memory_parts(recipe)[1]
+        """What it takes beside its activations."""
         self._used_bytes = 0
         """Bytes of activations that the present size is taken to hold already."""
-        self._failed = config.sizes[-1] + 1
-        """A size at which memory ran out; it and larger ones are not tried again."""
+        self._failed: int | None = None
+        """A size at which memory ran out; it and larger ones wait until more is free."""
+        self._free_when_failed: float | None = None
+        """Bytes free beside the step's own at the first step after that."""
         self._speeds: dict[int, float] = {}
         """Size -> tokens a second, when last judged."""
         self._best: int | None = None
@@ -178,24 +185,40 @@ class Adapting(Scheduled):
         self._since: tuple[float, int] | None = None
         """Clock and step at which the present size began to be timed."""
         self.micro = 0
+        lacking = cost_memory.want_of_own(recipe)
+        if lacking is not None:
+            raise ValueError(lacking)
         memory.give_back()  # what an earlier training of this process left, as a warm-up does, is free for this one
         self._settle(self.allowed(), "the largest that memory allows")
-        if config.memory is not None and config.memory < self._held_bytes + self._bytes_a_sequence:
-            raise ValueError(
-                f"batching.memory ({config.memory} bytes) is less than one sequence takes: about "
-                f"{self._held_bytes} for the model and its optimizer, {self._bytes_a_sequence} for a sequence of "
-                f"{config.length} tokens\nhint: raise batching.memory, or shorten batching.length"
-            )
 
     def allowed(self) -> int:
         """The largest size that fits memory now; one sequence is always tried."""
+        free = self._free_beside()
+        self._forget_failure(free)
+        room = float("inf") if free is None else self.config.memory_share * free
+        own = self.config.memory or float("inf")
+        fitting = [
+            size
+            for size, needed in self._needs_bytes.items()
+            if needed <= own and needed - self._held_bytes <= room and size < (self._failed or float("inf"))
+        ]
+        return fitting[-1] if fitting else 1
+
+    def _free_beside(self) -> float | None:
+        """Bytes that are free for a step's activations, those that it holds already among them."""
         free = self._free_bytes()
         coming = 0 if self.step else self._held_bytes  # gradients and moments come with the first step
-        room = float("inf") if free is None else self.config.memory_share * (free + self._used_bytes - coming)
-        if self.config.memory is not None:
-            room = min(room, self.config.memory - self._held_bytes)
-        fitting = [s for s in self.config.sizes if s * self._bytes_a_sequence <= room and s < self._failed]
-        return fitting[-1] if fitting else 1
+        return None if free is None else free + self._used_bytes - coming
+
+    def _forget_failure(self, free: float | None) -> None:
+        """Allow the size at which memory ran out again, once clearly more is free than was after it."""
+        if self._failed is None or free is None:
+            return
+        if self._free_when_failed is None:
+            self._free_when_failed = free
+        needed = self._needs_bytes[self._failed] - self._held_bytes
+        if free >= self._free_when_failed + max(needed, MORE_FREE * abs(self._free_when_failed)):
+            self._failed = self._free_when_failed = None
 
     def next(self) -> Update:
         allowed = self.allowed()
@@ -215,11 +238,14 @@ class Adapting(Scheduled):
         return Update(phase.portions, phase.length, self.micro)
 
     def back_off(self, micro: int, error: BaseException) -> int:
-        self._failed = micro
+        self._failed, self._free_when_failed, self._used_bytes = micro, None, 0
+        self._squeezed_from = max(micro, self._squeezed_from or 0)
         smaller = [size for size in self.config.sizes if size < micro]
         if not smaller:
+            if not memory.ran_out(error):  # not for want of memory, as it seems
+                raise error
             raise MemoryError(
-                f"memory ran out with a single sequence of {self.config.length} tokens\n"
+                f"memory ran out with a single sequence of {self.config.length} tokens: {error}\n"
                 "hint: a smaller model, or a shorter batching.length"
             ) from error
         self._settle(smaller[-1], "memory ran out")
@@ -227,7 +253,7 @@ class Adapting(Scheduled):
 
     def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:
         super().took(update, small_norm, norm)
-        self._used_bytes = self.micro * self._bytes_a_sequence
+        self._used_bytes = self._needs_bytes[self.micro] - self._held_bytes
 
     def _judge(self, allowed: int) -> None:
         """Note the present size's speed; stay, return to the best, or try a neighbour."""
@@ -271,11 +297,17 @@ class Adapting(Scheduled):
         self.decisions.append(latest)
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"micro": self.micro, "failed": self._failed}
+        return super().state() | {
+            "micro": self.micro,
+            "failed": self._failed,
+            "free_when_failed": self._free_when_failed,
+            "squeezed_from": self._squeezed_from,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         self.micro, self._failed, self._since = state["micro"], state["failed"], None
+        self._free_when_failed, self._squeezed_from = state["free_when_failed"], state["squeezed_from"]
         self._best = self.micro
 
 

@@ -365,23 +365,28 @@ def test_ramps_are_costed_phase_by_phase() -> None:
     assert flops["micro"] == flops["fixed"]
 
 
-def test_a_memory_limit_below_one_sequence_does_not_fit(tmp_path: Path) -> None:
-    text = (SUITES / "batching.yaml").read_text().replace("{kind: adaptive,", "{kind: adaptive, memory: 1MB,")
-    (tmp_path / "s.yaml").write_text(text)
-    made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
-    assert {c.fits for c in made.cases if c.arm == "micro"} == {False}
-    assert all("batching.memory allows 977 KiB" in (c.reason or "") for c in made.cases if c.arm == "micro")
-
-
 def test_a_memory_limit_is_the_trainings_and_not_the_pairs_that_is_timed(tmp_path: Path) -> None:
     text = (SUITES / "batching.yaml").read_text()
     (tmp_path / "s.yaml").write_text(text)
     own = next(c for c in make_plan(load_suite(tmp_path / "s.yaml"), MACHINE).cases if c.arm == "micro" and c.horizon)
     assert own.estimate.peak_memory_bytes
-    for size, fits in ((own.estimate.peak_memory_bytes, True), (own.estimate.peak_memory_bytes - 1, False)):
+
+    def limited(size: int) -> Plan:
         (tmp_path / "s.yaml").write_text(text.replace("{kind: adaptive,", f"{{kind: adaptive, memory: {size},"))
-        made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
-        assert {(c.kind, c.fits) for c in made.cases if c.arm == "micro"} == {("train", fits), ("timing", fits)}
+        return make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
+
+    made = limited(own.estimate.peak_memory_bytes)
+    assert {(c.kind, c.fits) for c in made.cases if c.arm == "micro"} == {("train", True), ("timing", True)}
+    with pytest.raises(SuiteError, match=r"batching.memory .* is less than a training with one sequence"):
+        limited(own.estimate.peak_memory_bytes - 1)
+
+
+def test_an_adaptive_arm_is_not_told_to_lower_what_it_lowers_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text((SUITES / "batching.yaml").read_text())
+    made = make_plan(load_suite(tmp_path / "s.yaml"), MACHINE.model_copy(update={"memory_bytes": 2**20}))
+    reasons = {c.arm: c.reason or "" for c in made.cases if c.kind == "train"}
+    assert "hint: shorten batching.length or lower the scale" in reasons["micro"]
+    assert "hint: lower batching.micro_sequences or the scale" in reasons["fixed"]
 
 
 # --- a training that starts from another ---------------------------------------------------------

@@ -310,6 +310,12 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "no such file: 'no/such.jsonl'",
         "relative path",
     ),
+    "memory below one sequence": (
+        (MOE, "change: {batching: {kind: adaptive, sequences: 8, length: 64, memory: 1MB}}"),
+        "13:75",
+        "less than a training with one sequence of 64 tokens at once takes: about",
+        "raise batching.memory, shorten batching.length",
+    ),
     "a small vocabulary": (("vocab: 512", "vocab: 100"), "5:22", "100 is out of bounds: it must be at least 257", None),
     "few timing blocks": (
         ("gate:", "timing: {blocks: 4}\ngate:"),

@@ -1,6 +1,10 @@
 """Batches that change while a training runs: what each step holds, the same text, the same bits when replayed."""
 
 import itertools
+import json
+import subprocess
+import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -328,13 +332,16 @@ class Machine:
 
     def __init__(self, sequences: float):
         self.described = recipe(ADAPTIVE, steps=1000)
-        self.held, self.each = cost_memory.memory_parts(self.described)
+        needs = cost_memory.bytes_by_micro(self.described, (1, 2))
+        self.first, self.each = cost_memory.memory_parts(self.described)[1], needs[2] - needs[1]
+        self.held = needs[1] - self.first
         self.now_s = 0.0
         self.free(sequences, first=True)
 
     def free(self, sequences: float, first=False):
         share = self.described.batching.memory_share
-        self.free_bytes = int(sequences * self.each / share) + (self.held if first else 0)
+        activations = self.first + (sequences - 1) * self.each
+        self.free_bytes = int(activations / share) + (self.held if first else 0)
 
     def pace(self, config=None) -> Adapting:
         return Adapting(
@@ -410,6 +417,109 @@ def test_running_out_of_memory_keeps_the_batch(monkeypatch):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
 
 
+def failing_above(state, most: int, error: Exception) -> None:
+    real = state.loss
+
+    def small(inputs, targets):
+        if len(inputs) > most:
+            raise error
+        return real(inputs, targets)
+
+    state.loss = small
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["could not create a primitive", "could not create a memory object", "std::bad_alloc", "can't allocate memory"],
+)
+def test_kernels_that_refuse_for_want_of_memory_make_it_shrink(said):
+    state = loop.start(recipe(ADAPTIVE, steps=3), seed=0)
+    failing_above(state, 2, RuntimeError(said))
+    assert len(list(loop.train(state, text(state.recipe)))) == 3
+    assert state.pace.micro == 2
+
+
+def test_a_refusal_that_no_smaller_size_mends_is_shown_as_it_was():
+    state = loop.start(recipe(ADAPTIVE), seed=0)
+    failing_above(state, 0, RuntimeError("could not create a primitive"))
+    with pytest.raises(RuntimeError, match=r"^could not create a primitive$"):
+        next(loop.train(state, text(state.recipe)))
+    state = loop.start(recipe(ADAPTIVE), seed=0)
+    failing_above(state, 2, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        next(loop.train(state, text(state.recipe)))
+
+
+def test_what_the_larger_size_took_is_given_back_before_the_smaller_one(monkeypatch):
+    state = loop.start(recipe(ADAPTIVE, steps=1), seed=0)
+    real, held, seen = state.loss, [], []
+
+    def small(inputs, targets):
+        if len(inputs) > 4:
+            kept = torch.ones(1)
+            held.append(weakref.ref(kept))
+            raise torch.OutOfMemoryError("no")
+        return real(inputs, targets)
+
+    state.loss = small
+    monkeypatch.setattr(memory, "economise", lambda: seen.append([one() for one in held]))
+    list(loop.train(state, text(state.recipe)))
+    assert seen == [[None]]
+
+
+LIMITED = """
+import resource, torch
+from lmopt.recipe import Recipe
+from lmopt.train import loop
+model = {"layers": 4, "width": 256, "heads": 4, "vocab": 4096, "context": 256}
+batching = {"kind": "adaptive", "sequences": 16, "length": 256, "every": 1000}
+described = Recipe(model=model, batching=batching, precision={"kind": "fp32"}, tokens=16 * 256 * 3)
+state = loop.start(described, seed=0)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (200 << 20), resource.RLIM_INFINITY))
+steps = list(loop.train(state, iter(torch.randint(4096, (3, 16, 257)))))
+print(len(steps), state.pace.micro)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space is limited on Linux")
+def test_a_training_goes_on_where_addresses_are_short():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    steps, micro = map(int, done.stdout.split())
+    assert steps == 3
+    assert micro < 16
+
+
+def test_a_size_that_failed_comes_back_when_clearly_more_is_free():
+    machine = Machine(100)
+    adapting = machine.pace()
+    machine.steps(adapting, 1)
+    machine.free(8.5)
+    adapting.next()
+    assert adapting.back_off(8, torch.OutOfMemoryError("no")) == 4
+    assert machine.steps(adapting, 1) == [4]
+    machine.free(9)
+    assert set(machine.steps(adapting, 20)) <= {4, 2}, "hardly more is free than when it failed"
+    machine.free(40)
+    assert machine.steps(adapting, 1) == [8]
+    assert adapting.decisions[-1].why == "memory is free again"
+
+
+def test_what_memory_took_from_it_outlives_a_checkpoint():
+    machine = Machine(100)
+    adapting = machine.pace()
+    machine.steps(adapting, 1)
+    machine.free(2.5)
+    machine.steps(adapting, 1)
+    adapting.back_off(2, torch.OutOfMemoryError("no"))
+    machine.steps(adapting, 1)
+    resumed = machine.pace()
+    resumed.restore(json.loads(json.dumps(adapting.state())))
+    assert machine.steps(resumed, 1) == [1]
+    machine.free(100)
+    assert machine.steps(resumed, 1) == [8]
+
+
 def test_other_kinds_let_it_pass():
     state = loop.start(recipe(), seed=0)
 
@@ -428,7 +538,7 @@ def test_not_even_one_sequence():
         raise torch.OutOfMemoryError("no")
 
     state.loss = never
-    with pytest.raises(MemoryError, match="with a single sequence of 16 tokens"):
+    with pytest.raises(MemoryError, match="with a single sequence of 16 tokens: no"):
         next(loop.train(state, text(state.recipe)))
 
 
@@ -452,8 +562,15 @@ def test_ramps_that_do_not_divide(change, message):
     assert message in str(error.value)
 
 
+def test_a_limit_that_the_plan_takes_for_enough_is_enough():
+    needed = cost_memory.peak_memory_bytes(recipe(ADAPTIVE))
+    assert loop.start(recipe({**ADAPTIVE, "memory": needed}), seed=0).pace.micro == 1
+    with pytest.raises(ValueError, match="less than a training with one sequence"):
+        loop.start(recipe({**ADAPTIVE, "memory": needed - 1}), seed=0)
+
+
 def test_a_limit_below_one_sequence_is_said_before_work():
-    with pytest.raises(ValueError, match=r"batching.memory \(1000 bytes\) is less than one sequence(.|\n)*hint:"):
+    with pytest.raises(ValueError, match=r"batching.memory \(1000 B\) is less than (.|\n)*one sequence(.|\n)*hint:"):
         loop.start(recipe({**ADAPTIVE, "memory": 1000}), seed=0)
 
 
