@@ -17,7 +17,7 @@ from bench.suite import Suite
 from lmopt import cost, cost_memory
 from lmopt.compute.topology import Node, NoSuchNode, not_applicable
 from lmopt.quantities import human_bytes
-from lmopt.recipe import Recipe
+from lmopt.recipe import AdaptiveMicro, Recipe
 
 CHECKPOINT_COPIES = 3
 """Weights and two Adam moments, each in float32."""
@@ -102,7 +102,22 @@ def judge_fit(case: Case, suite: Suite, machine: Machine) -> Case:
     reason = _want_of_memory(case, estimate, suite, machine)
     if reason is None and machine.disk_bytes and estimate.disk_bytes and estimate.disk_bytes > machine.disk_bytes:
         reason = f"needs about {human_bytes(estimate.disk_bytes)} of disk, {human_bytes(machine.disk_bytes)} are free"
+    if reason is None and case.kind != "generate" and case.recipe and estimate.peak_memory_bytes is not None:
+        limit = _memory_limit(suite, machine)
+        left = limit[0] - WORKER_BYTES - estimate.peak_memory_bytes if limit else None
+        peak = estimate.peak_memory_bytes + _growth_bytes(case.recipe, left)
+        estimate = estimate.model_copy(update={"peak_memory_bytes": peak})
     return case.model_copy(update={"estimate": estimate, "fits": reason is None, "reason": reason})
+
+
+def _growth_bytes(recipe: Recipe, left_bytes: int | None) -> int:
+    """What a micro-batch that adapts takes beyond a single sequence where so much is left: it will, and it need not."""
+    if not isinstance(recipe.batching, AdaptiveMicro):
+        return 0
+    needed = cost_memory.bytes_by_micro(recipe, recipe.batching.sizes)
+    own = recipe.batching.memory or max(needed.values())
+    growths = [size - needed[1] for size in needed.values() if size <= own]
+    return max((growth for growth in growths if left_bytes is None or growth <= left_bytes), default=0)
 
 
 def _want_of_memory(case: Case, estimate: Estimate, suite: Suite, machine: Machine) -> str | None:

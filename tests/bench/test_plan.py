@@ -14,7 +14,7 @@ from bench.plan import Plan, make_plan, run_hash
 from bench.problems import SuiteError
 from bench.stanzas import Tune
 from bench.suite import Suite, check, load_suite
-from lmopt import cost
+from lmopt import cost, cost_memory
 from tests.bench.small_suite import MOE, loaded
 
 SUITES = Path(__file__).parent.parent.parent / "suites"
@@ -369,16 +369,32 @@ def test_a_memory_limit_is_the_trainings_and_not_the_pairs_that_is_timed(tmp_pat
     text = (SUITES / "batching.yaml").read_text()
     (tmp_path / "s.yaml").write_text(text)
     own = next(c for c in make_plan(load_suite(tmp_path / "s.yaml"), MACHINE).cases if c.arm == "micro" and c.horizon)
-    assert own.estimate.peak_memory_bytes
+    assert own.recipe is not None
+    least = cost_memory.peak_memory_bytes(own.recipe)
 
     def limited(size: int) -> Plan:
         (tmp_path / "s.yaml").write_text(text.replace("{kind: adaptive,", f"{{kind: adaptive, memory: {size},"))
         return make_plan(load_suite(tmp_path / "s.yaml"), MACHINE)
 
-    made = limited(own.estimate.peak_memory_bytes)
+    made = limited(least)
     assert {(c.kind, c.fits) for c in made.cases if c.arm == "micro"} == {("train", True), ("timing", True)}
     with pytest.raises(SuiteError, match=r"batching.memory .* is less than a training with one sequence"):
-        limited(own.estimate.peak_memory_bytes - 1)
+        limited(least - 1)
+
+
+def test_an_adaptive_arm_takes_what_memory_allows(tmp_path: Path) -> None:
+    def peak(batching: str, memory_bytes: int) -> int:
+        batch = f"{{{batching} sequences: 64, length: 64}}"
+        suite = loaded(tmp_path, ("batching: {sequences: 8, length: 64}", f"batching: {batch}"))
+        machine = MACHINE.model_copy(update={"memory_bytes": memory_bytes})
+        case = next(case for case in make_plan(suite, machine).cases if case.kind == "train" and case.scale == "m")
+        assert case.estimate.peak_memory_bytes is not None
+        return case.estimate.peak_memory_bytes
+
+    whole, alone = peak("", MACHINE.memory_bytes), peak("micro_sequences: 1,", MACHINE.memory_bytes)
+    assert peak("kind: adaptive,", MACHINE.memory_bytes) == whole
+    assert alone < peak(f"kind: adaptive, memory: {(whole + alone) // 2}B,", MACHINE.memory_bytes) < whole
+    assert alone <= peak("kind: adaptive,", WORKER_BYTES + (whole + alone) // 2) < whole
 
 
 def test_an_adaptive_arm_is_not_told_to_lower_what_it_lowers_by_itself(tmp_path: Path) -> None:
