@@ -39,7 +39,7 @@ def examples(lm: DecoderLM, items: Sequence[Item]) -> list[Example]:
 def answer_steps(lm: DecoderLM, items: Sequence[Item]) -> Generator[Step, None, Answered]:
     """Answer every question; yields a step a batch and returns how well that went."""
     pairs = [(item.context, DELIMITER + choice) for item in items for choice in item.choices]
-    scores = iter((yield from lm.score_steps(pairs)))
+    scores = iter((yield from lm.score_steps(lm.requests(pairs))))
     right, nats = 0.0, 0.0
     for item in items:
         values = [next(scores).log_likelihood for _ in item.choices]

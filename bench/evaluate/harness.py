@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ from lm_eval.tasks import TaskManager
 from bench.evaluate import hub
 from bench.evaluate.index import HUB_PREFIX, Family, family_of, find
 from bench.evaluate.items import ItemRow
-from bench.evaluate.language_model import DecoderLM
+from bench.evaluate.language_model import DecoderLM, Unanswerable
 from bench.evaluate.loading import NotAvailable
-from bench.evaluate.scoring import Forward
+from bench.evaluate.scoring import Forward, Score
 from bench.record import Reading, missing, reading
 from lmopt.arch.transformer import Transformer
 from lmopt.step import Step
@@ -172,19 +173,19 @@ def evaluate_steps(
     folders = {"cache": str(cache) if cache else None, "corpus": str(corpus) if corpus else None}
     metadata = {**folders, "seed": seed, "limit": limit, "test_share": test_share}
     lm = DecoderLM(model, tokenizer, forward=forward, batch_tokens=batch_tokens)
-    loaded: dict[str, list[Task]] = {}
+    loaded: dict[str, Loaded] = {}
     absent: dict[str, str] = {}
     for name in dict.fromkeys(tasks):
         try:
-            loaded[name] = _load(name, metadata, limit)
+            loaded[name] = _load(name, metadata, limit, lm)
         except NotAvailable as error:
             absent[name] = str(error)
     with _evaluating(model):
-        yield from _answer(lm, [request for parts in loaded.values() for task in parts for request in task.instances])
+        yield from _answer(lm, [asked for found in loaded.values() for asked in found.asked])
     results: dict[str, TaskResult] = {}
-    for name, parts in loaded.items():
+    for name, found in loaded.items():
         try:
-            results[name] = _judge(name, parts, lm)
+            results[name] = _judge(name, found, lm)
         except NotAvailable as error:
             absent[name] = str(error)
     return TaskResults(results, absent)
@@ -193,8 +194,25 @@ def evaluate_steps(
 # --- tasks of the harness --------------------------------------------------------------------------------------------
 
 
-def _load(name: str, metadata: Mapping[str, Any], limit: int | None) -> list[Task]:
-    """The tasks that a name stands for (several for a group of the harness), with their requests built."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of a task."""
+
+    instance: Instance
+    ready: Any
+    """The same as the model takes it: `scoring.Request`, `writing.Prompt`, or a whole text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The tasks that a name stands for (several for a group of the harness), and all that they ask."""
+
+    parts: Sequence[Task]
+    asked: Sequence[Asked]
+
+
+def _load(name: str, metadata: Mapping[str, Any], limit: int | None, lm: DecoderLM) -> Loaded:
+    """Tasks with their requests built and tokenised, so that what cannot be answered is known before any work."""
     with _quiet():
         if name.startswith(HUB_PREFIX):
             tasks = hub.load(name.removeprefix(HUB_PREFIX))
@@ -203,7 +221,23 @@ def _load(name: str, metadata: Mapping[str, Any], limit: int | None) -> list[Tas
             tasks = list(manager.load(str(TASK_FILES / f"{name}.yaml"))["tasks"].values())
         for task in tasks:
             task.build_all_requests(limit=limit)
-    return tasks
+        try:
+            return Loaded(tasks, _ready(lm, [instance for task in tasks for instance in task.instances]))
+        except Unanswerable as error:
+            raise NotAvailable(f"{name}: {error}") from error
+
+
+def _ready(lm: DecoderLM, instances: Sequence[Instance]) -> list[Asked]:
+    prepare: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
+        "loglikelihood": lm.requests,
+        "generate_until": lm.prompts,
+        "loglikelihood_rolling": lambda asked: [text for (text,) in asked],
+    }
+    found: list[Asked] = []
+    for kind, group in groupby(instances, lambda instance: instance.request_type):
+        alike = list(group)
+        found += map(Asked, alike, prepare[kind]([instance.args for instance in alike]))
+    return found
 
 
 @contextlib.contextmanager
@@ -232,31 +266,32 @@ def _evaluating(model: Transformer) -> Generator[None]:
 # --- answers and scores ----------------------------------------------------------------------------------------------
 
 
-def _answer(lm: DecoderLM, requests: Sequence[Instance]) -> Generator[Step]:
-    """Put the model's answer into each request. Log-likelihoods of all tasks are computed together."""
-    by_type: dict[str, list[Instance]] = defaultdict(list)
-    for request in requests:
-        by_type[request.request_type].append(request)
-    scored = by_type.pop("loglikelihood", [])
-    if scored:
-        scores = yield from lm.score_steps([request.args for request in scored])
-        for request, found in zip(scored, scores, strict=True):
-            request.resps.extend([(found.log_likelihood, found.greedy)] * request.repeats)
-    for kind, group in by_type.items():
-        for request, found in zip(group, getattr(lm, kind)(group), strict=True):
-            request.resps.extend([found] * request.repeats)
+def _answer(lm: DecoderLM, asked: Sequence[Asked]) -> Generator[Step]:
+    """Put the model's answer into each request, those of all tasks together."""
+    answer: dict[str, Callable[[Sequence[Any]], Generator[Step, None, Sequence[Any]]]] = {
+        "loglikelihood": lm.score_steps,
+        "generate_until": lm.write_steps,
+        "loglikelihood_rolling": lm.rolling_steps,
+    }
+    by_kind: dict[str, list[Asked]] = defaultdict(list)
+    for one in asked:
+        by_kind[one.instance.request_type].append(one)
+    for kind, group in by_kind.items():
+        answers = yield from answer[kind]([one.ready for one in group])
+        for one, found in zip(group, answers, strict=True):
+            response = (found.log_likelihood, found.greedy) if isinstance(found, Score) else found
+            one.instance.resps.extend([response] * one.instance.repeats)
 
 
-def _judge(name: str, parts: Sequence[Task], lm: DecoderLM) -> TaskResult:
+def _judge(name: str, loaded: Loaded, lm: DecoderLM) -> TaskResult:
     """Rows of a task from the answers in its requests, by the harness's rules and by ours."""
-    items = [item for task in parts for item in _items(name, task, prefix=len(parts) > 1)]
-    pairs = [request.args for task in parts for request in task.instances if request.request_type == "loglikelihood"]
+    items = [item for task in loaded.parts for item in _items(name, task, prefix=len(loaded.parts) > 1)]
     return TaskResult(
         name=name,
         family=family_of(name),
         chance=_chance([choices for _, choices in items]),
         rows=tuple(row for row, _ in items),
-        truncated=sum(lm.is_truncated(pair) for pair in pairs),
+        truncated=sum(lm.is_truncated(one.ready) for one in loaded.asked),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bench.evaluate import hub, protected
 from bench.evaluate.harness import evaluate
+from tests.bench.evaluate.tiny import tiny_model
 
 ROWS = {
     "winogrande": {"sentence": "The sea beat the boat because the _ was small.", "option1": "sea", "option2": "boat"},
@@ -37,10 +38,10 @@ def fake_hub(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake_hub")
-def test_every_kind_of_task(model, tokenizer):
+def test_every_kind_of_task(tokenizer):
     """Choices in the context, labels, shared passages, exact continuation, generation; one cannot be judged."""
     names = [f"hub:{name}" for name in ROWS]
-    results = evaluate(model, tokenizer, names)
+    results = evaluate(tiny_model(tokenizer, context=300), tokenizer, names)
     detail = results.detail()
     assert set(detail) == {f"hub:{name}" for name in ROWS if name != "wikitext"}
     assert "judges no single item" in results.missing["hub:wikitext"]
@@ -94,3 +95,26 @@ def test_without_a_network_only_the_cache_is_looked_at(monkeypatch):
         assert datasets.config.HF_HUB_OFFLINE
         assert huggingface_hub.constants.HF_HUB_OFFLINE
     assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fake_hub")
+def test_a_task_that_cannot_be_answered_is_lost_alone(model, tokenizer, monkeypatch):
+    """A task that samples, found out before anything is computed; one that only names a temperature is greedy."""
+    load = hub.load
+
+    def sampling(name):
+        tasks = load("triviaqa")
+        for task in tasks:
+            temperature = {"do_sample": name == "sampled", "temperature": 1}
+            task.set_config(key="generation_kwargs", value={"until": ["\n"], "max_gen_toks": 8} | temperature)
+            if name == "long":
+                task.set_config(key="generation_kwargs", value={"until": ["\n"]})
+        return tasks
+
+    monkeypatch.setattr(hub, "load", sampling)
+    results = evaluate(model, tokenizer, ["hub:sampled", "hub:greedy"])
+    assert set(results.tasks) == {"hub:greedy"}
+    assert "hub:sampled: asks for sampling" in results.missing["hub:sampled"]
+    (long,) = evaluate(model, tokenizer, ["hub:long"]).missing.values()
+    assert "256 new tokens, and the model's context of 48" in long

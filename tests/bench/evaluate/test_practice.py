@@ -113,7 +113,7 @@ def test_answers_are_scored_with_ties_shared(
     found = drain(answers.answer_steps(lm, questions))
     right = 0
     for item in questions:
-        first, second = drain(lm.score_steps([(item.context, " deep"), (item.context, " slow")]))
+        first, second = drain(lm.score_steps(lm.requests([(item.context, " deep"), (item.context, " slow")])))
         right += (first.log_likelihood > second.log_likelihood) == (item.target == 0)
     assert found.accuracy == right / 6
 
