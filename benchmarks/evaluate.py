@@ -1,17 +1,23 @@
 """Our adapter for lm-evaluation-harness against the harness's own Hugging Face backend: same weights, same requests.
 
     python benchmarks/evaluate.py --tasks quartz,social_iqa,corr2cause --limit 200
+    python benchmarks/evaluate.py --ask sentences
+
+`--ask` makes other kinds of requests of the tasks' contexts: `sentences` (each alone, as BLiMP asks), `last_words` (one
+continuation a context, as LAMBADA), `rolling` (whole texts of about 600 words) and `generation` (64 tokens a context).
 
 A Llama of random weights is written by `save_hf` and read by transformers; both sides get the requests that the harness
 builds for the tasks, and answer them in turn, A B B A, in one process. The backend runs at the best of several batch
 sizes. Printed: seconds and their ratio (median over rounds), the largest difference between two log-likelihoods, and
-whether every item is judged the same. Differences: rounding alone in float32; with --bf16 both compute in bfloat16.
+whether every item is judged the same (of generation: the share of texts that are). Differences: rounding alone in
+float32; with --bf16 both compute in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import tempfile
@@ -22,6 +28,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer
 
@@ -38,6 +45,14 @@ SIZES = {"3m": (4, 192, 6), "10m": (6, 384, 6), "30m": (8, 512, 8)}
 """name -> layers, width, heads."""
 BATCH_SIZES = (8, 32, 64)
 """Sequences a forward pass that the backend is tried with."""
+KINDS = {
+    "choices": "loglikelihood", "sentences": "loglikelihood", "last_words": "loglikelihood",
+    "rolling": "loglikelihood_rolling", "generation": "generate_until",
+}  # fmt: skip
+"""What is asked -> kind of request."""
+FEW = {"loglikelihood": 200, "loglikelihood_rolling": 20, "generate_until": 64}
+"""Requests that the batch sizes are tried with."""
+SENTENCE_WORDS, TEXT_WORDS, NEW_TOKENS = 8, 600, 64
 
 
 def requests_of(names: Sequence[str], limit: int) -> list[Any]:
@@ -49,6 +64,25 @@ def requests_of(names: Sequence[str], limit: int) -> list[Any]:
             task.build_all_requests(limit=limit)
             found += [request for request in task.instances if request.request_type == "loglikelihood"]
     return found
+
+
+def asked(requests: Sequence[Any], kind: str) -> list[Any]:
+    """Requests of another kind about the same contexts, each context once."""
+    if kind == "choices":
+        return list(requests)
+    contexts = list(dict.fromkeys(request.args[0] for request in requests))
+    match kind:
+        case "sentences":
+            found = [("", " ".join(context.split()[-SENTENCE_WORDS:])) for context in contexts]
+        case "last_words":
+            found = [(before, f" {last}") for before, _, last in (text.rpartition(" ") for text in contexts) if before]
+        case "rolling":
+            words = " ".join(contexts).split()
+            found = [(" ".join(words[start : start + TEXT_WORDS]),) for start in range(0, len(words), TEXT_WORDS)]
+        case _:
+            settings = {"until": ["\n\n"], "max_gen_toks": NEW_TOKENS}
+            found = [(context, settings) for context in contexts]
+    return [Instance(KINDS[kind], {}, arguments, 0, (kind, n, 1)) for n, arguments in enumerate(found)]
 
 
 def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tuple[DecoderLM, dict[int, Any]]:
@@ -73,11 +107,27 @@ def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tupl
     return DecoderLM(model, words, forward=forward), backends
 
 
-def timed(side: Any, requests: Sequence[Any]) -> tuple[float, list[tuple[float, bool]]]:
+def timed(side: Any, requests: Sequence[Any]) -> tuple[float, list[Any]]:
     """Seconds and answers."""
     start_s = time.perf_counter()
-    answers = side.loglikelihood(requests, disable_tqdm=True)
+    answers = getattr(side, requests[0].request_type)(requests, disable_tqdm=True)
     return time.perf_counter() - start_s, answers
+
+
+def agreement(requests: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
+    """How far the answers of both sides agree."""
+    pairs = list(zip(ours, theirs, strict=True))
+    match requests[0].request_type:
+        case "generate_until":
+            return {"same_texts": sum(one == other for one, other in pairs) / len(pairs)}
+        case "loglikelihood_rolling":
+            return {"largest_difference_nats": max(abs(one - other) for one, other in pairs)}
+        case _:
+            return {
+                "largest_difference_nats": max(abs(one[0] - other[0]) for one, other in pairs),
+                "same_choices": same_choices(requests, ours, theirs),
+                "same_greedy": sum(one[1] == other[1] for one, other in pairs) / len(pairs),
+            }
 
 
 def same_choices(requests: Sequence[Any], one: Sequence[tuple[float, bool]], two: Sequence[tuple[float, bool]]) -> bool:
@@ -95,11 +145,13 @@ def same_choices(requests: Sequence[Any], one: Sequence[tuple[float, bool]], two
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both sides in turn, and what they disagree on."""
     torch.set_num_threads(arguments.threads)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # the backend warns of each context that it cuts
     tune_allocator()
     requests = requests_of(arguments.tasks.split(","), arguments.limit)
     words = bpe.train(["".join(request.args) for request in requests], Bpe(vocab=arguments.vocab))
+    requests = asked(requests, arguments.ask)
     ours, backends = both_sides(arguments.size, arguments.context, words, bf16=arguments.bf16)
-    few = requests[:: max(1, len(requests) // 200)]
+    few = requests[:: max(1, len(requests) // FEW[KINDS[arguments.ask]])]
     timed(ours, few)
     tried = {batch: min(timed(backend, few)[0] for _ in range(2)) for batch, backend in backends.items()}
     batch = min(tried, key=lambda size: tried[size])
@@ -115,15 +167,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "backend_s": statistics.median(other for _, other in rounds) / 2,
         "times_faster": statistics.median(other / one for one, other in rounds),
         "rounds": [other / one for one, other in rounds],
-        "largest_difference_nats": max(abs(x[0] - y[0]) for x, y in zip(a, b, strict=True)),
-        "same_choices": same_choices(requests, a, b),
-        "same_greedy": sum(x[1] == y[1] for x, y in zip(a, b, strict=True)) / len(a),
+        **agreement(requests, a, b),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default="quartz,social_iqa,corr2cause", help="of bench/evaluate/tasks")
+    parser.add_argument("--ask", default="choices", choices=KINDS, help="kind of requests")
     parser.add_argument("--limit", type=int, default=200, help="items a task")
     parser.add_argument("--size", default="10m", choices=SIZES)
     parser.add_argument("--vocab", type=int, default=4096)

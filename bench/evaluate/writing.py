@@ -23,7 +23,7 @@ from lmopt.infer.decoder import Decoder
 from lmopt.infer.generate import prefill
 from lmopt.step import Step
 
-BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 """Tokens that the cache of a batch has room for, by device."""
 KEPT_SHARE = 0.75
 """Ended texts are left out of the batch once no more than this share of it goes on."""
