@@ -98,6 +98,7 @@ def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tupl
         save_hf(model, recipe, folder)
         dtype = torch.bfloat16 if bf16 else torch.float32
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    theirs.generation_config.eos_token_id = bpe.end_of_text(words)  # else ended texts go on while others do
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=bpe.END_OF_TEXT)
     forward = (lambda: torch.autocast("cpu", torch.bfloat16)) if bf16 else nullcontext
     backends = {

@@ -26,8 +26,8 @@ Forward = Callable[[], AbstractContextManager[object]]
 """A fresh context for one forward pass: the precision the model was trained in."""
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}
-"""Padded tokens a forward pass, by device: enough to fill it, and on a CPU small enough for its caches: 4,096 took 1.1 to
-1.3 times as long on one core (10M and 30M parameters)."""
+"""Padded tokens a forward pass, by device: enough to fill it, and on a CPU small enough for its caches: 4,096 took 1.1
+to 1.3 times as long on one core (10M and 30M parameters)."""
 HEAD_BYTES = 32 * 2**20
 """Float32 logits held at once."""
 
