@@ -176,19 +176,28 @@ def evaluate_steps(
     loaded: dict[str, Loaded] = {}
     absent: dict[str, str] = {}
     for name in dict.fromkeys(tasks):
-        try:
+        with _or_absent(name, absent):
             loaded[name] = _load(name, metadata, limit, lm)
-        except NotAvailable as error:
-            absent[name] = str(error)
     with _evaluating(model):
         yield from _answer(lm, [asked for found in loaded.values() for asked in found.asked])
     results: dict[str, TaskResult] = {}
     for name, found in loaded.items():
-        try:
+        with _or_absent(name, absent):
             results[name] = _judge(name, found, lm)
-        except NotAvailable as error:
-            absent[name] = str(error)
     return TaskResults(results, absent)
+
+
+@contextlib.contextmanager
+def _or_absent(name: str, absent: dict[str, str]) -> Generator[None]:
+    """Note why a task cannot be measured, so that the others go on; a task of others may fail in any way."""
+    try:
+        yield
+    except NotAvailable as error:
+        absent[name] = str(error)
+    except Exception as error:
+        if not name.startswith(HUB_PREFIX):
+            raise
+        absent[name] = f"{name}: its own code failed ({type(error).__name__}: {error})"
 
 
 # --- tasks of the harness --------------------------------------------------------------------------------------------

@@ -57,6 +57,27 @@ def test_every_kind_of_task(tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake_hub")
+@pytest.mark.parametrize("where", ["build_all_requests", "process_results"])
+def test_a_task_whose_own_code_fails_is_lost_alone(tokenizer, where, monkeypatch):
+    load = hub.load
+
+    def broken(*_args, **_settings):
+        raise KeyError("answerKey")
+
+    def loaded(name):
+        tasks = load(name)
+        for task in tasks if name == "rte" else ():
+            setattr(task, where, broken)
+        return tasks
+
+    monkeypatch.setattr(hub, "load", loaded)
+    results = evaluate(tiny_model(tokenizer), tokenizer, ["hub:rte", "hub:winogrande"])
+    assert set(results.tasks) == {"hub:winogrande"}
+    assert results.missing == {"hub:rte": "hub:rte: its own code failed (KeyError: 'answerKey')"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fake_hub")
 def test_their_texts_are_protected_with_every_answer():
     found, missing = protected.texts(["hub:winogrande", "hub:rte", "hub:triviaqa", "hub:no_such_task"])
     assert "The sea beat the boat because the boat was small." in found["hub:winogrande"]
