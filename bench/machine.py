@@ -117,7 +117,9 @@ def numa(root: Path = ROOT) -> list[dict[str, Any]]:
     from lmopt.compute.topology import nodes
 
     found = [asdict(node) | {"distances": list(node.distances)} for node in nodes(root)]
-    return [{key: value for key, value in node.items() if key not in ("allowed", "runs") or not value} for node in found]
+    return [
+        {key: value for key, value in node.items() if key not in ("allowed", "runs") or not value} for node in found
+    ]
 
 
 def cgroup_limits(root: Path = ROOT) -> dict[str, Any]:
