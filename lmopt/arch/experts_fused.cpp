@@ -3,8 +3,8 @@
 //
 // Letters: N tokens, K of E experts each, S rows (slots in the order of their experts), D width, F inner width, P parts
 // of the inner layer (gate and up, or one), G = P x F.
-// Threads share the tiles of one expert; every number is computed by one of them, in an order of its own: the bits do
-// not depend on their number. D and F are multiples of 16.
+// Threads share the tiles of one expert or have experts of their own (Turns); every number is computed by one of them,
+// in an order of its own: the bits do not depend on their number. D and F are multiples of 16.
 
 #include <omp.h>
 
