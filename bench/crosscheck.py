@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import ablation, controls, finetunecheck, infercheck, tunecheck
+from bench import ablation, batchcheck, controls, finetunecheck, infercheck, tunecheck
 from bench.allowance import BudgetError, parse_budget
 from bench.datapaths import has
 from bench.draft import Draft, Variant, recipe_findings, value_of
@@ -17,9 +17,7 @@ from bench.merge import SCALE_PATHS, VOCAB_PATH
 from bench.problems import suggest
 from bench.source import DataPath
 from bench.stanzas import Scale
-from lmopt import cost_memory
-from lmopt.compute.decisions import ReplayError, fitting_decisions
-from lmopt.recipe import AdaptiveMicro, NoiseRamp, Recipe, Upcycled
+from lmopt.recipe import Recipe, Upcycled
 from lmopt.techniques.start import misfit
 
 
@@ -34,7 +32,7 @@ def crosscheck(data: Mapping[str, Any], *, look_at_files: bool = False) -> list[
     found = [
         *_names(draft), *_references(draft), *_axes(draft), *_numbers_in_one_place(draft), *recipe_findings(draft),
         *_differences(draft), *_shapes(draft), *controls.findings(draft), *_gate(draft), *_tasks(draft),
-        *_budget(draft), *_planted(draft), *_starts(draft), *_teachers(draft), *_memory(draft),
+        *_budget(draft), *_planted(draft), *_starts(draft), *_teachers(draft), *batchcheck.memory(draft),
         *ablation.findings(draft),
         *tunecheck.findings(draft), *infercheck.findings(draft, look_at_files=look_at_files),
         *finetunecheck.findings(draft),
@@ -236,22 +234,6 @@ def _identity(merged: Mapping[str, Any]) -> str:
     return repr(merged) if recipe is None else recipe.model_dump_json()
 
 
-def _memory(draft: Draft) -> Iterator[Finding]:
-    """A training whose own limit is below one sequence, at the first scale where it is."""
-    for variant in draft.variants:
-        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
-        place = ("batching", "memory")
-        for scale in draft.scales.values():
-            recipe = validate(Recipe, draft.expanded(variant, scale))[0]
-            lacking = None if recipe is None else cost_memory.want_of_own(recipe)
-            if lacking is None:
-                continue
-            why, hint = split_hint(lacking)
-            path = place if has(holder, place) else ()
-            yield Finding((*variant.path, inside, *path), f"{why} at scale `{scale.name}`", hint, at_key=not path)
-            break
-
-
 # --- things outside the suite --------------------------------------------------------------------
 
 
@@ -319,20 +301,7 @@ def _files(draft: Draft) -> Iterator[Finding]:
         if isinstance(replay, str):
             place = (*variant.path, inside, "batching", "replay")
             missing = list(_missing(place, replay, folder=False))
-            yield from missing or _foreign(place, draft, variant)
-
-
-def _foreign(place: DataPath, draft: Draft, variant: Variant) -> Iterator[Finding]:
-    """A file of decisions that cannot be read or that the variant's recipe could not have made, at one scale or all."""
-    for scale in draft.scales.values():
-        recipe = validate(Recipe, draft.expanded(variant, scale))[0]
-        if recipe is None or not isinstance(recipe.batching, NoiseRamp | AdaptiveMicro) or not recipe.batching.replay:
-            continue
-        try:
-            fitting_decisions(recipe.batching.model_copy(update={"sha256": None}))
-        except ReplayError as error:
-            yield Finding(place, *split_hint(str(error)))
-            return
+            yield from missing or batchcheck.foreign(place, draft, variant)
 
 
 def _missing(place: DataPath, file: str, *, folder: bool = True) -> Iterator[Finding]:

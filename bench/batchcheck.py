@@ -1,0 +1,42 @@
+"""What is wrong between a recipe's batching and the rest of it: too little memory, decisions of another training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.datapaths import has
+from bench.draft import Draft, Variant
+from bench.findings import Finding, split_hint, validate
+from bench.source import DataPath
+from lmopt import cost_memory
+from lmopt.compute.decisions import ReplayError, fitting_decisions
+from lmopt.recipe import AdaptiveMicro, NoiseRamp, Recipe
+
+
+def memory(draft: Draft) -> Iterator[Finding]:
+    """A training whose own limit is below one sequence, at the first scale where it is."""
+    for variant in draft.variants:
+        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        place = ("batching", "memory")
+        for scale in draft.scales.values():
+            recipe = validate(Recipe, draft.expanded(variant, scale))[0]
+            lacking = None if recipe is None else cost_memory.want_of_own(recipe)
+            if lacking is None:
+                continue
+            why, hint = split_hint(lacking)
+            path = place if has(holder, place) else ()
+            yield Finding((*variant.path, inside, *path), f"{why} at scale `{scale.name}`", hint, at_key=not path)
+            break
+
+
+def foreign(place: DataPath, draft: Draft, variant: Variant) -> Iterator[Finding]:
+    """A file of decisions that cannot be read or that the variant's recipe could not have made, at one scale or all."""
+    for scale in draft.scales.values():
+        recipe = validate(Recipe, draft.expanded(variant, scale))[0]
+        if recipe is None or not isinstance(recipe.batching, NoiseRamp | AdaptiveMicro) or not recipe.batching.replay:
+            continue
+        try:
+            fitting_decisions(recipe.batching.model_copy(update={"sha256": None}))
+        except ReplayError as error:
+            yield Finding(place, *split_hint(str(error)))
+            return
