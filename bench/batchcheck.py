@@ -16,7 +16,7 @@ from lmopt.recipe import AdaptiveMicro, NoiseRamp, Recipe
 def memory(draft: Draft) -> Iterator[Finding]:
     """A training whose own limit is below one sequence, at the first scale where it is."""
     for variant in draft.variants:
-        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
+        here, said = draft.own_words(variant)
         place = ("batching", "memory")
         for scale in draft.scales.values():
             recipe = validate(Recipe, draft.expanded(variant, scale))[0]
@@ -24,8 +24,8 @@ def memory(draft: Draft) -> Iterator[Finding]:
             if lacking is None:
                 continue
             why, hint = split_hint(lacking)
-            path = place if has(holder, place) else ()
-            yield Finding((*variant.path, inside, *path), f"{why} at scale `{scale.name}`", hint, at_key=not path)
+            path = place if has(said, place) else ()
+            yield Finding((*here, *path), f"{why} at scale `{scale.name}`", hint, at_key=not path)
             break
 
 

@@ -155,8 +155,8 @@ def _teachers(draft: Draft) -> Iterator[Finding]:
     names = [variant.name for variant in draft.variants]
     trained = [variant.name for variant in draft.variants if variant.raw.get("role") != "timing"]
     for variant in draft.variants:
-        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
-        teacher, path = value_of(holder, "objective", "teacher"), (*variant.path, inside, "objective", "teacher")
+        here, said = draft.own_words(variant)
+        teacher, path = value_of(said, "objective", "teacher"), (*here, "objective", "teacher")
         if not isinstance(teacher, str):
             continue
         if teacher not in names:
@@ -200,14 +200,14 @@ def _numbers_in_one_place(draft: Draft) -> Iterator[Finding]:
             message = f"`{'.'.join(place)}` is set by over.scale (`{name}`)"
             yield Finding(("baseline", "recipe", *place), message, "remove it here", at_key=True)
     for variant in draft.variants:
-        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
-        if has(holder, VOCAB_PATH) and not _is_filled_in(draft, holder):
+        here, said = draft.own_words(variant)
+        if has(said, VOCAB_PATH) and not _is_filled_in(draft, said):
             message = "`model.vocab` is set by data.tokenizer.vocab"
-            yield Finding((*variant.path, inside, *VOCAB_PATH), message, "remove it here", at_key=True)
+            yield Finding((*here, *VOCAB_PATH), message, "remove it here", at_key=True)
 
 
-def _is_filled_in(draft: Draft, holder: Mapping[str, Any]) -> bool:
-    return value_of(holder, *VOCAB_PATH) in (None, draft.vocab)
+def _is_filled_in(draft: Draft, said: Mapping[str, Any]) -> bool:
+    return value_of(said, *VOCAB_PATH) in (None, draft.vocab)
 
 
 def _differences(draft: Draft) -> Iterator[Finding]:
@@ -279,12 +279,10 @@ def _planted(draft: Draft) -> Iterator[Finding]:
     if draft.data.get("purpose") == "selftest":
         return
     for variant in draft.variants:
-        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
-        if value_of(holder, "ffn", "kind") == "wasteful":
+        here, said = draft.own_words(variant)
+        if value_of(said, "ffn", "kind") == "wasteful":
             message = "`wasteful` does work for nothing, to plant an effect that is known"
-            yield Finding(
-                (*variant.path, inside, "ffn", "kind"), message, "only a suite of `purpose: selftest` may use it"
-            )
+            yield Finding((*here, "ffn", "kind"), message, "only a suite of `purpose: selftest` may use it")
 
 
 def _files(draft: Draft) -> Iterator[Finding]:
@@ -296,10 +294,10 @@ def _files(draft: Draft) -> Iterator[Finding]:
             place = (*path, "source") if isinstance(item, Mapping) else path
             yield from _missing(place, text.removeprefix("file:"))
     for variant in draft.variants:
-        inside, holder = ("recipe", draft.recipe) if variant.index is None else ("change", variant.change)
-        replay = value_of(holder, "batching", "replay")
+        here, said = draft.own_words(variant)
+        replay = value_of(said, "batching", "replay")
         if isinstance(replay, str):
-            place = (*variant.path, inside, "batching", "replay")
+            place = (*here, "batching", "replay")
             missing = list(_missing(place, replay, folder=False))
             yield from missing or batchcheck.foreign(place, draft, variant)
 

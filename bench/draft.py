@@ -96,6 +96,12 @@ class Draft:
         """The baseline, then the arms."""
         return (self.baseline, *self.arms)
 
+    def own_words(self, variant: Variant) -> tuple[DataPath, Mapping[str, Any]]:
+        """Where a variant says what its recipe is, and what it says: the baseline all of it, an arm what it changes."""
+        if variant.index is None:
+            return (*variant.path, "recipe"), self.recipe
+        return (*variant.path, "change"), variant.change
+
     @property
     def has_scales(self) -> bool:
         """Whether any scale can be expanded."""
