@@ -73,7 +73,7 @@ def test_the_harness_itself_comes_to_the_same_numbers(model, tokenizer, cache):
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
     from lm_eval.tasks import TaskManager
 
-    from bench.evaluate.harness import TASK_FILES
+    from bench.evaluate.asking import TASK_FILES
 
     names = ["quartz", "corr2cause"]
     ours = evaluate(model, tokenizer, names, cache=cache)

@@ -14,7 +14,7 @@ from bench.evaluate.sets import READERS
 
 
 def _task_files():
-    from bench.evaluate.harness import TASK_FILES
+    from bench.evaluate.asking import TASK_FILES
 
     return [path for path in TASK_FILES.glob("*.yaml") if not path.name.startswith("_")]
 
