@@ -32,7 +32,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer
 
-from bench.evaluate.harness import TASK_FILES
+from bench.evaluate.asking import TASK_FILES
 from bench.evaluate.language_model import DecoderLM
 from lmopt.arch.interchange import save_hf
 from lmopt.arch.transformer import build
