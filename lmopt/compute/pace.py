@@ -95,6 +95,9 @@ class Scheduled:
             step -= phase.steps
         return Update(phase.portions, phase.length, self.batching.micro_sequences)
 
+    def away(self, seconds: float) -> None:
+        """So much time went by in something else than steps: in what the caller does between two, in a compiler."""
+
     def back_off(self, micro: int, error: BaseException) -> int:
         """Fewer sequences a forward pass, after memory ran out; a pace that may not choose lets the error pass."""
         del micro
@@ -183,7 +186,9 @@ class Adapting(Scheduled):
         self._squeezed_from: int | None = None
         """The size in use before memory became short."""
         self._since: tuple[float, int] | None = None
-        """Clock and step at which the present size began to be timed."""
+        """Clock and step at which the present size began to be timed; the clock is put forward by what was not steps."""
+        self._first_step = 0
+        """First step at the present size. It is not timed: its memory is new."""
         self.micro = 0
         lacking = cost_memory.want_of_own(recipe)
         if lacking is not None:
@@ -232,10 +237,14 @@ class Adapting(Scheduled):
             self._squeezed_from = None
         elif self._since is not None and self.step - self._since[1] >= self.config.every:
             self._judge(allowed)
-        if self._since is None:
+        if self._since is None and self.step > self._first_step:
             self._since = self._clock(), self.step
         phase = self.phases[0]
         return Update(phase.portions, phase.length, self.micro)
+
+    def away(self, seconds: float) -> None:
+        if self._since is not None:
+            self._since = self._since[0] + seconds, self._since[1]
 
     def back_off(self, micro: int, error: BaseException) -> int:
         self._failed, self._free_when_failed, self._used_bytes = micro, None, 0
@@ -286,6 +295,7 @@ class Adapting(Scheduled):
         self._since = None
         if size == self.micro:
             return
+        self._first_step = self.step
         facts = {f"tokens_per_s/{known}": speed for known, speed in self._speeds.items()}
         free = self._free_bytes()
         if free is not None:
@@ -308,7 +318,7 @@ class Adapting(Scheduled):
         super().restore(state)
         self.micro, self._failed, self._since = state["micro"], state["failed"], None
         self._free_when_failed, self._squeezed_from = state["free_when_failed"], state["squeezed_from"]
-        self._best = self.micro
+        self._best, self._first_step = self.micro, self.step
 
 
 # --- builders ------------------------------------------------------------------------------------

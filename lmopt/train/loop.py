@@ -187,7 +187,7 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
     state.model.train()
     batches = iter(batches)
     while len(state.unread) > lag:
-        yield _read(state)
+        yield from _hand_out(state)
     compiled: set[tuple[int, ...]] = set()
     while not state.pace.finished:
         update = state.pace.next()
@@ -196,6 +196,7 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
         part = next(batch.parts(update.micro))
         if state.eager is not None and part.inputs_BL.shape not in compiled:
             notes["compile_time_s"] = _compile(state, part)
+            state.pace.away(notes["compile_time_s"])
             notes |= {"not_compiled": 1.0} if state.not_compiled else {}
             compiled.add(tuple(part.inputs_BL.shape))
         share = state.share(state.pace.done_after(update))
@@ -206,9 +207,9 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
             notes.update(state.model.report())
         state.unread.append(Dispatched(state.step, numbers, notes, update.portions * state.pace.tokens_a_portion))
         while len(state.unread) > lag:
-            yield _read(state)
+            yield from _hand_out(state)
     while state.unread:
-        yield _read(state)
+        yield from _hand_out(state)
 
 
 def _update(state: TrainState, batch: Batch, update: Update, share: float) -> Tensor:
@@ -260,6 +261,14 @@ def _losses(state: TrainState, part: Batch) -> Losses:
     if part.segments_BL is None:
         return state.loss(part.inputs_BL, part.targets_BL)
     return state.loss(part.inputs_BL, part.targets_BL, part.segments_BL)
+
+
+def _hand_out(state: TrainState) -> Iterator[Step]:
+    """Yield the oldest unread step; what the caller does with it is none of the training's time."""
+    step = _read(state)
+    left = time.monotonic()
+    yield step
+    state.pace.away(time.monotonic() - left)
 
 
 def _read(state: TrainState) -> Step:

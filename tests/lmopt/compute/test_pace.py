@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 import weakref
 
 import numpy as np
@@ -396,6 +397,48 @@ def test_a_neighbour_that_takes_cores_makes_smaller_parts_pay():
     assert adapting._best < 8
     machine.steps(adapting, 400, lambda micro: 1 / micro)
     assert adapting._best == 8
+
+
+def test_what_the_caller_does_between_two_steps_is_not_timed():
+    machine = Machine(100)
+    undisturbed, disturbed = machine.pace(), machine.pace()
+    machine.free(100)
+    machine.steps(undisturbed, 40)
+    for step in range(40):
+        machine.steps(disturbed, 1)
+        pause_s = 50.0 * (step % 7 == 3)
+        machine.now_s += pause_s
+        disturbed.away(pause_s)
+    assert disturbed._speeds == undisturbed._speeds != {}
+    assert disturbed.decisions == undisturbed.decisions
+
+
+def test_the_first_step_at_a_size_is_not_timed():
+    machine = Machine(100)
+    adapting, last = machine.pace(), [0]
+    machine.free(100)
+
+    def seconds(micro: int) -> float:
+        is_first, last[0] = micro != last[0], micro
+        return 30.0 if is_first else 2.0
+
+    machine.steps(adapting, 60, seconds)
+    assert len(adapting._speeds) > 1
+    assert set(adapting._speeds.values()) == {SEQUENCES * LENGTH / 2.0}
+
+
+def test_the_loop_says_what_time_was_not_its_own(monkeypatch):
+    state = loop.start(recipe(ADAPTIVE, steps=4), seed=0)
+    away = []
+    monkeypatch.setattr(state.pace, "away", away.append)
+    monkeypatch.setattr(loop, "_compile", lambda *_: 70.0)
+    state.eager = state.loss
+    for step in loop.train(state, text(state.recipe)):
+        time.sleep(0.02 * step.index)
+    compiled, taken = [s for s in away if s == 70.0], [s for s in away if s != 70.0]
+    assert len(compiled) >= 1  # once a shape
+    assert len(taken) == 4
+    assert all(s >= 0.02 * (index + 1) for index, s in enumerate(taken))
 
 
 def test_running_out_of_memory_keeps_the_batch(monkeypatch):
