@@ -95,7 +95,7 @@ def score(
     """
     batch_tokens = batch_tokens or BATCH_TOKENS.get(model.embedding.weight.device.type, BATCH_TOKENS["cpu"])
     windows = [window(request, model.model.context) for request in requests]
-    trees, places = grow([inputs for inputs, _ in windows])
+    trees, places = grow([inputs for inputs, _ in windows], model.model.width)
     asked: dict[int, list[int]] = defaultdict(list)
     for request, place in enumerate(places):
         asked[place.tree].append(request)

@@ -20,8 +20,9 @@ from lmopt.arch.attention import fused
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Transformer
 
-MIN_SHARED_TOKENS = 8
-"""A shorter common beginning is computed twice: the sharing would cost more attention than it saves."""
+SCORES_PER_WIDTH = 2
+"""Attention scores that cost as much as a token's products, per unit of the model's width: a block's products are about
+24 D^2 FLOPs a token, and a score 4 D at a third of their rate. Half and three times as many are as fast within 10%."""
 MAX_TREE_TOKENS = 512
 """A longer line is begun anew, unless a sequence is itself half as long: the mask grows with the square."""
 
@@ -81,10 +82,11 @@ class _Growing:
         return Tree(np.concatenate(self.tokens), np.concatenate(self.depth), end)
 
 
-def grow(sequences: Sequence[np.ndarray]) -> tuple[list[Tree], list[Place]]:
+def grow(sequences: Sequence[np.ndarray], width: int) -> tuple[list[Tree], list[Place]]:
     """Trees that hold every sequence, and the place of each, in the order given.
 
-    A sequence that equals another one or is its beginning adds nothing.
+    A sequence that equals another one or is its beginning adds nothing. One that would cost more attention than its
+    common beginning saves a model of this width begins a tree of its own.
     """
     keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -95,14 +97,23 @@ def grow(sequences: Sequence[np.ndarray]) -> tuple[list[Tree], list[Place]]:
         sequence = sequences[index]
         shared = _common_beginning(before, sequence)
         new = len(sequence) - shared
-        fits = trees and (new == 0 or shared == len(before) or shared >= MIN_SHARED_TOKENS)
-        if not fits or (new and trees[-1].size + new > max(MAX_TREE_TOKENS, 2 * len(sequence))):
+        if not trees or (new and not _pays(trees[-1].size, shared, new, width)):
             trees.append(_Growing())
             shared = 0
         trees[-1].add(sequence, shared)
         places[index] = Place(len(trees) - 1, trees[-1].path)
         before = sequence
     return [tree.done() for tree in trees], [place for place in places if place is not None]
+
+
+def _pays(size: int, shared: int, new: int, width: int) -> bool:
+    """Whether a line of `size` tokens takes `new` more of a sequence whose first `shared` ones it has.
+
+    Every token of a line has scores with every other; of its own, a sequence would have half of that.
+    """
+    length = shared + new
+    more_scores = (size + new) ** 2 - size**2 - length**2 / 2
+    return more_scores <= SCORES_PER_WIDTH * width * shared and size + new <= max(MAX_TREE_TOKENS, 2 * length)
 
 
 def _common_beginning(first: np.ndarray, second: np.ndarray) -> int:

@@ -10,7 +10,9 @@ from bench.evaluate import tree
 from lmopt.recipe import Moe
 from tests.bench.evaluate.tiny import tiny_model
 
-SHARED = list(range(3, 3 + tree.MIN_SHARED_TOKENS))
+SHARED = list(range(3, 11))
+WIDTH = 32
+"""Of the model that the trees are grown for."""
 
 
 def _sequences(*tails: list[int]) -> list[np.ndarray]:
@@ -18,7 +20,7 @@ def _sequences(*tails: list[int]) -> list[np.ndarray]:
 
 
 def test_a_common_beginning_is_laid_out_once():
-    trees, places = tree.grow(_sequences([50, 51], [50, 52, 53], [60]))
+    trees, places = tree.grow(_sequences([50, 51], [50, 52, 53], [60]), WIDTH)
     (only,) = trees
     assert len(only) == len(SHARED) + 5
     for sequence, place in zip(_sequences([50, 51], [50, 52, 53], [60]), places, strict=True):
@@ -27,7 +29,7 @@ def test_a_common_beginning_is_laid_out_once():
 
 
 def test_a_beginning_of_another_sequence_and_a_repetition_add_nothing():
-    trees, places = tree.grow([*_sequences([50, 51, 52], [50], [50, 51, 52]), np.array(SHARED[:2])])
+    trees, places = tree.grow([*_sequences([50, 51, 52], [50], [50, 51, 52]), np.array(SHARED[:2])], WIDTH)
     (only,) = trees
     assert only.is_chain
     assert len(only) == len(SHARED) + 3
@@ -35,15 +37,20 @@ def test_a_beginning_of_another_sequence_and_a_repetition_add_nothing():
     assert places[3].path.tolist() == [0, 1]
 
 
-def test_a_short_common_beginning_is_not_worth_a_tree():
-    trees, _ = tree.grow([np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6])])
-    assert [len(one) for one in trees] == [4, 4]
+def test_a_common_beginning_is_not_always_worth_a_tree():
+    """Two short sentences share their first word at once; two long texts are apart unless the model is a wide one."""
+    short = [np.array([1, 2, 3, 4]), np.array([1, 5, 6, 7])]
+    assert [len(one) for one in tree.grow(short, WIDTH)[0]] == [7]
+    long = [np.array([1, 2, *[third] * 100]) for third in (3, 4)]
+    assert [len(one) for one in tree.grow(long, WIDTH)[0]] == [102, 102]
+    assert [len(one) for one in tree.grow(long, 400 * WIDTH)[0]] == [202]
+    assert [len(one) for one in tree.grow([np.array([1, 2]), np.array([3, 4])], 400 * WIDTH)[0]] == [2, 2]
 
 
 def test_a_long_line_is_begun_anew(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tree, "MAX_TREE_TOKENS", 30)
     sequences = _sequences(*[[50 + n, 60, 61, 62, 63] for n in range(12)])
-    trees, places = tree.grow(sequences)
+    trees, places = tree.grow(sequences, WIDTH)
     assert len(trees) > 1
     assert max(map(len, trees)) <= 30
     for sequence, place in zip(sequences, places, strict=True):
@@ -51,7 +58,7 @@ def test_a_long_line_is_begun_anew(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_token_sees_its_ancestors_and_itself_alone():
-    trees, places = tree.grow(_sequences([50, 51], [50, 52], [60]))
+    trees, places = tree.grow(_sequences([50, 51], [50, 52], [60]), WIDTH)
     _, mask = tree._geometry(trees, len(trees[0]) + 2, torch.device("cpu"))
     for place in places:
         for seen_from, node in enumerate(place.path):
@@ -73,7 +80,7 @@ def test_states_equal_those_of_each_sequence_alone(tokenizer, ffn, asked, branch
     ]
     if not branching:
         sequences = [(sequence[: 8 + number] + number) % 300 for number, sequence in enumerate(sequences)]
-    trees, places = tree.grow(sequences)
+    trees, places = tree.grow(sequences, model.model.width)
     assert any(not one.is_chain for one in trees) == branching
     wanted = [
         np.unique(np.concatenate([place.path[asked] for place in places if place.tree == number]))
