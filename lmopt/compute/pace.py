@@ -186,7 +186,7 @@ class Adapting(Scheduled):
         self._squeezed_from: int | None = None
         """The size in use before memory became short."""
         self._since: tuple[float, int] | None = None
-        """Clock and step at which the present size began to be timed; the clock is put forward by what was not steps."""
+        """Clock and step at which this size began to be timed; the clock is put forward by all that was not steps."""
         self._first_step = 0
         """First step at the present size. It is not timed: its memory is new."""
         self.micro = 0
