@@ -68,7 +68,7 @@ BUSY_SHARE = 0.1
 """Share of the usable cores that other processes may take meanwhile. A load average of the last minute does not know
 what has just begun."""
 TIMEOUT_S = 300.0
-SCHEMA = 5
+SCHEMA = 6
 
 
 class CalibrationError(RuntimeError):
@@ -220,10 +220,12 @@ def _matmul_rate(dtype: torch.dtype, width: int, device: str, clock: Clock) -> f
     """FLOP/s of (rows, width) x (width, width), the best of a few; 1 multiply-add is 2 FLOPs."""
     import torch
 
+    from lmopt.arch.matmul import mm
+
     rows = ROWS if device == "cpu" else DEVICE_ROWS
     left = torch.ones(rows, width, dtype=dtype, device=device)
     right = torch.ones(width, width, dtype=dtype, device=device)
-    return 2 * rows * width * width / _best_s(lambda: torch.mm(left, right), SLICE_S, device, clock)
+    return 2 * rows * width * width / _best_s(lambda: mm(left, right), SLICE_S, device, clock)
 
 
 def _train_rate(parts: Mapping[str, object], device: str, clock: Clock) -> float:

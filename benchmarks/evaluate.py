@@ -3,8 +3,9 @@
     python benchmarks/evaluate.py --tasks quartz,social_iqa,corr2cause --limit 200
     python benchmarks/evaluate.py --ask sentences
 
-`--ask` makes other kinds of requests of the tasks' contexts: `sentences` (each alone, as BLiMP asks), `last_words` (one
-continuation a context, as LAMBADA), `rolling` (whole texts of about 600 words) and `generation` (64 tokens a context).
+`--ask` makes other kinds of requests of the tasks' contexts: `sentences` (each alone), `pairs` (each twice, with
+another word in the middle, as BLiMP asks), `last_words` (one continuation a context, as LAMBADA), `rolling` (whole
+texts of about 600 words) and `generation` (64 tokens a context).
 
 A Llama of random weights is written by `save_hf` and read by transformers; both sides get the requests that the harness
 builds for the tasks, and answer them in turn, A B B A, in one process. The backend runs at the best of several batch
@@ -46,8 +47,9 @@ SIZES = {"3m": (4, 192, 6), "10m": (6, 384, 6), "30m": (8, 512, 8)}
 BATCH_SIZES = (8, 32, 64)
 """Sequences a forward pass that the backend is tried with."""
 KINDS = {
-    "choices": "loglikelihood", "sentences": "loglikelihood", "last_words": "loglikelihood",
-    "rolling": "loglikelihood_rolling", "generation": "generate_until",
+    "choices": "loglikelihood", "sentences": "loglikelihood", "pairs": "loglikelihood",
+    "last_words": "loglikelihood", "rolling": "loglikelihood_rolling",
+    "generation": "generate_until",
 }  # fmt: skip
 """What is asked -> kind of request."""
 FEW = {"loglikelihood": 200, "loglikelihood_rolling": 20, "generate_until": 64}
@@ -71,9 +73,18 @@ def asked(requests: Sequence[Any], kind: str) -> list[Any]:
     if kind == "choices":
         return list(requests)
     contexts = list(dict.fromkeys(request.args[0] for request in requests))
+    sentences = [context.split()[-SENTENCE_WORDS:] for context in contexts]
     match kind:
         case "sentences":
-            found = [("", " ".join(context.split()[-SENTENCE_WORDS:])) for context in contexts]
+            found = [("", " ".join(words)) for words in sentences]
+        case "pairs":
+            middle = SENTENCE_WORDS // 2
+            found = [
+                ("", " ".join([*words[:middle], word, *words[middle + 1 :]]))
+                for words, others in zip(sentences, [*sentences[1:], sentences[0]], strict=True)
+                if len(words) == len(others) == SENTENCE_WORDS
+                for word in (words[middle], others[middle])
+            ]
         case "last_words":
             found = [(before, f" {last}") for before, _, last in (text.rpartition(" ") for text in contexts) if before]
         case "rolling":
@@ -82,7 +93,8 @@ def asked(requests: Sequence[Any], kind: str) -> list[Any]:
         case _:
             settings = {"until": ["\n\n"], "max_gen_toks": NEW_TOKENS}
             found = [(context, settings) for context in contexts]
-    return [Instance(KINDS[kind], {}, arguments, 0, (kind, n, 1)) for n, arguments in enumerate(found)]
+    choices = 2 if kind == "pairs" else 1
+    return [Instance(KINDS[kind], {}, arguments, 0, (kind, n // choices, 1)) for n, arguments in enumerate(found)]
 
 
 def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tuple[DecoderLM, dict[int, Any]]:

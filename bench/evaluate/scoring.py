@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.evaluate.tree import Place, Tree, grow, states
+from lmopt.arch.matmul import mm
 from lmopt.arch.transformer import Transformer
 from lmopt.step import Step
 
@@ -150,7 +151,7 @@ def _head(
     for start in range(0, len(distinct_P), chunk):
         stop = min(start + chunk, len(distinct_P))
         rows_P = torch.from_numpy(distinct_P[start:stop]).to(states_WD.device)
-        logits_PV = torch.mm(states_WD[rows_P].float(), weight_VD.T)
+        logits_PV = mm(states_WD[rows_P].float(), weight_VD.T)
         best_P, log_z_P = logits_PV.argmax(dim=-1), logits_PV.logsumexp(dim=-1)
         wanted = order_W[first_P[start] : ends_P[stop - 1]]
         place = torch.from_numpy(np.searchsorted(distinct_P[start:stop], positions_W[wanted])).to(states_WD.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +44,11 @@ def product_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 def product_transposed_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     """a (M x K) times the transpose of b (N x K)."""
     return 2 * a[0] * a[1] * b[0]
+
+
+def linear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """Rows of x (... x D) times the transpose of the weight (F x D)."""
+    return 2 * math.prod(x) * weight[0]
 
 
 def grouped_product_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
@@ -96,6 +102,7 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::_scaled_dot_product_efficient_attention_backward": attention_backward_fused,
     "aten::_scaled_dot_product_cudnn_attention": attention_flops,
     "aten::_scaled_dot_product_cudnn_attention_backward": attention_backward_fused,
+    "mkldnn::_linear_pointwise": linear_flops,
     "aten::_int_mm": product_flops,
     "aten::_weight_int8pack_mm": product_transposed_flops,
     "aten::_grouped_mm": grouped_product_flops,

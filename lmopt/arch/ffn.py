@@ -13,16 +13,12 @@ from lmopt.recipe import Model, Relu2, SwiGlu
 
 
 class SwiGluFfn(nn.Module):
-    """(silu(x W_gate) * x W_up) W_down; gate and up are one matrix (gate first).
-
-    `down` is torch's layer: where activations are computed again in backward, that ends before a block's last product,
-    and in a function of our own the product would come first.
-    """
+    """(silu(x W_gate) * x W_up) W_down; gate and up are one matrix (gate first)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.gate_up = Linear(width, 2 * hidden)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.down = Linear(hidden, width, copies=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
         return self.down(swiglu(self.gate_up(x_BTD))), None
@@ -34,7 +30,7 @@ class Relu2Ffn(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.up = Linear(width, hidden)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.down = Linear(hidden, width, copies=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
         return self.down(relu2(self.up(x_BTD))), None

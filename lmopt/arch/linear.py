@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch import matmul
 from lmopt.arch.numbers import compute_dtype
 
 WIDE = 320
@@ -17,22 +18,28 @@ TILES: bool = torch.cpu._is_amx_tile_supported()
 
 
 class Linear(nn.Linear):
-    """y = x W^T without bias; trains faster than `nn.Linear` in bfloat16 on a CPU with AMX, and is the same elsewhere.
+    """y = x W^T without bias; trains faster than `nn.Linear` in bfloat16 on a CPU with AMX, and in float32 on one whose
+    products in float32 are slow in torch (`lmopt.arch.matmul`). It is the same elsewhere.
 
     The gradient of W contracts over tokens, so one operand of that product lies the wrong way round. oneDNN lays it
     out anew as it goes, and slowly. Where layers are wide, copying the narrower operand first costs less: both then lie
     as the product wants them.
+
+    Args:
+        copies: False for a layer that must not: where activations are computed again in backward, that ends before a
+            block's last product, and in the function that copies the product comes first.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, copies: bool = True) -> None:
         super().__init__(inputs, outputs, bias=False)
+        self.copies = copies
 
     def forward(self, x: Tensor) -> Tensor:
         trains = TILES and torch.is_grad_enabled() and self.weight.requires_grad and x.device.type == "cpu"
         # as many outputs as inputs: no operand is the narrower one, and the copy takes what it saves
         pays = min(self.in_features, self.out_features) >= WIDE and self.in_features != self.out_features
-        if not trains or not pays or compute_dtype(x) != torch.bfloat16:
-            return super().forward(x)
+        if not self.copies or not trains or not pays or compute_dtype(x) != torch.bfloat16:
+            return matmul.linear(x, self.weight)
         y_NF = _NarrowCopied.apply(x.flatten(0, -2).to(torch.bfloat16), self.weight)
         return y_NF.unflatten(0, x.shape[:-1])
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lmopt.arch import rows_fused
+from lmopt.arch.matmul import mm
 from lmopt.arch.numbers import compute_dtype
 
 IGNORED = -100
@@ -34,7 +35,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
-            logits = torch.mm(x, weight.T)
+            logits = mm(x, weight.T)
             if fused:
                 total += rows_fused.softmax_minus_target(logits, targets, IGNORED).sum()
             else:
@@ -42,7 +43,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             if grad_x_ND is None:
                 continue
             ignored = (targets == IGNORED)[:, None]
-            torch.mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
+            mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
             part_VD = outer(logits, x.masked_fill(ignored, 0))
             grad_weight_VD = part_VD.to(high) if grad_weight_VD is None else grad_weight_VD.add_(part_VD)
         if wants_grad:
@@ -69,7 +70,7 @@ def outer(grad_NV: Tensor, x_ND: Tensor) -> Tensor:
     eager = x_ND.device.type == "cpu" and x_ND.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
     if eager and rows >= MANY_ROWS * width:
         return torch.mm(x_ND.T.contiguous(), grad_NV).T.contiguous()
-    return torch.mm(grad_NV.T, x_ND)
+    return mm(grad_NV.T, x_ND)
 
 
 def _softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, high: torch.dtype) -> Tensor:

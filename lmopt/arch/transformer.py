@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch import matmul
 from lmopt.arch.attention import Attention, Rotary
 from lmopt.arch.initial import draw_parameters
 from lmopt.arch.loss import cross_entropy
@@ -108,7 +109,7 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of the next token, B x T x V."""
         x_BTD, _ = self.hidden(tokens_BT)
-        return nn.functional.linear(x_BTD, self.head_weight_VD)
+        return matmul.linear(x_BTD, self.head_weight_VD)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Losses:
         """Cross-entropy of `targets_BT` after `tokens_BT`, without ever holding the logits of all tokens.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmopt.arch.loss import BLOCK_BYTES, CHUNK_BYTES, IGNORED, cross_entropy, outer
+from lmopt.arch.matmul import mm
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Losses, Transformer
 from lmopt.techniques.objective import Distillation
@@ -65,10 +66,10 @@ class _TaughtHead(torch.autograd.Function):
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             x, targets = x_ND[rows].to(dtype), targets_N[rows]
-            logits = torch.mm(x, weight.T)
-            total_2 += _mixed_gradient(logits, torch.mm(teacher_NW[rows].to(dtype), teacher.T), targets, config, high)
+            logits = mm(x, weight.T)
+            total_2 += _mixed_gradient(logits, mm(teacher_NW[rows].to(dtype), teacher.T), targets, config, high)
             ignored = (targets == IGNORED)[:, None]
-            torch.mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
+            mm(logits, weight, out=grad_x_ND[rows]).masked_fill_(ignored, 0)
             grad_weight_VD += outer(logits, x.masked_fill(ignored, 0))
         count = (targets_N != IGNORED).sum().clamp(min=1)
         ctx.save_for_backward(grad_x_ND, grad_weight_VD, count)

@@ -283,6 +283,11 @@ NEEDED = {
     "lmopt::grouped_linear": (experts_backward_on_a_gpu, 6 * GROUPED, 4 * GROUPED),
     "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
+    "mkldnn::_linear_pointwise": (
+        lambda: torch.ops.mkldnn._linear_pointwise(torch.ones(3, 5, 32), torch.ones(8, 32), None, "none", [], ""),
+        2 * 15 * 32 * 8,
+        2 * 15 * 32 * 8,
+    ),
     "aten::_int_mm": (
         lambda: torch._int_mm(torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)),
         2 * 32 * 16 * 8,

@@ -1,0 +1,116 @@
+"""Float32 products through oneDNN against torch's own, the three of a linear layer.
+
+    python benchmarks/matmul.py --threads 1
+    python benchmarks/matmul.py --threads 1 --step
+
+For each shape (inputs x outputs) both ways multiply the same 2,048 rows in rounds A B B A: y = x W^T, and the gradients
+of x and of W. Printed: GFLOP/s of each, and how many times as fast ours is (median, least and most of the rounds).
+`--step`: the same of a decoder's whole training step in float32, 2,048 tokens, 8,192 in the vocabulary. On a processor
+where `lmopt.arch.matmul` leaves products to torch it says so and forces them through oneDNN: this shows
+whether it should. With one thread the clock is processor time, which neighbours on the machine disturb less than wall
+time; with more it is wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from lmopt import cost
+from lmopt.arch import matmul
+from lmopt.recipe import Recipe
+from lmopt.train import loop
+
+ROWS = 2048
+SHAPES = ((128, 384), (192, 1024), (384, 384), (384, 1152), (512, 4096), (1024, 384), (2048, 2048))
+WARMUP_ROUNDS = 1
+PASSES = 4
+"""Products, or steps, timed at once."""
+
+STEPS = {"3m": (4, 192, 3), "10m": (6, 320, 5), "30m": (8, 512, 8)}
+"""name -> layers, width, heads."""
+VOCAB, SEQUENCES, LENGTH = 8192, 8, 256
+
+Product = Callable[[], object]
+
+
+def products(inputs: int, outputs: int) -> dict[str, tuple[Product, Product]]:
+    """Name -> (torch's product, ours)."""
+    x_ND, weight_FD, grad_NF = torch.randn(ROWS, inputs), torch.randn(outputs, inputs), torch.randn(ROWS, outputs)
+    operands = {"y": (x_ND, weight_FD.T), "grad x": (grad_NF, weight_FD), "grad W": (grad_NF.T, x_ND)}
+    return {
+        name: (lambda a=a, b=b: torch.mm(a, b), lambda a=a, b=b: matmul.mm(a, b)) for name, (a, b) in operands.items()
+    }
+
+
+def steps(size: str) -> tuple[tuple[Product, Product], float]:
+    """(a training step with torch's products, one with ours), and the FLOPs of each."""
+    layers, width, heads = STEPS[size]
+    recipe = Recipe.model_validate(
+        {
+            "model": {"layers": layers, "width": width, "heads": heads, "vocab": VOCAB, "context": LENGTH},
+            "batching": {"sequences": SEQUENCES, "length": LENGTH},
+            "precision": {"kind": "fp32"},
+            "tokens": 10**9,
+        }
+    )
+    batch = torch.randint(VOCAB, (SEQUENCES, LENGTH + 1))
+    training = loop.train(loop.start(recipe, seed=0), itertools.repeat(batch))
+
+    def step(through_onednn: bool) -> object:
+        matmul.mkl_is_slow = lambda: through_onednn
+        return next(training)
+
+    flops = cost.train_flops_per_token(recipe).executed * SEQUENCES * LENGTH
+    return (lambda: step(False), lambda: step(True)), flops
+
+
+def interleaved(first: Product, second: Product, rounds: int, clock: Callable[[], float]) -> list[tuple[float, float]]:
+    """Seconds a product of each, a pair for every round."""
+    pairs: list[tuple[float, float]] = []
+    for _ in range(WARMUP_ROUNDS + rounds):
+        spent_s = [0.0, 0.0]
+        for which, work in ((0, first), (1, second), (1, second), (0, first)):
+            start_s = clock()
+            for _ in range(PASSES):
+                work()
+            spent_s[which] += (clock() - start_s) / PASSES / 2
+        pairs.append((spent_s[0], spent_s[1]))
+    return pairs[WARMUP_ROUNDS:]
+
+
+def main() -> None:
+    """Print a line for each product."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", action="store_true", help="training steps instead of products")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    if not matmul.mkl_is_slow():
+        print("here products are torch's: those through oneDNN are forced", file=sys.stderr)
+        matmul.mkl_is_slow = lambda: True
+    works = {
+        f"{inputs:>6} x {outputs:<9}{name}": (pair, 2.0 * ROWS * inputs * outputs)
+        for inputs, outputs in ([] if arguments.step else SHAPES)
+        for name, pair in products(inputs, outputs).items()
+    }
+    works |= {f"step of {size}": steps(size) for size in (STEPS if arguments.step else ())}
+    print(f"{'':<28}{'torch GFLOP/s':>14}{'ours':>8}   times as fast")
+    for name, (pair, flops) in works.items():
+        pairs = interleaved(*pair, arguments.rounds, clock)
+        torchs, ours = (flops / statistics.median(column) / 1e9 for column in zip(*pairs, strict=True))
+        ratios = sorted(a / b for a, b in pairs)
+        found = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"{name:<28}{torchs:>14.0f}{ours:>8.0f}   {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
