@@ -138,12 +138,24 @@ def _kernels(facts: machine.Facts) -> list[Check]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return [
+        *([_fp32()] if device == "cpu" else []),
         _bf16(facts, device),
         _runs("int8 _int_mm", lambda: _int_mm(device), _int8_unit(facts, device)),
         _runs("grouped_mm", lambda: _grouped_mm(device), f"grouped bf16 products on {device}"),
         _own_kernels(),
         _compiles(device),
     ]
+
+
+def _fp32() -> Check:
+    import torch
+
+    from lmopt.arch import matmul
+
+    if matmul.mkl_is_slow():
+        return _check("fp32", True, "products through oneDNN, with AVX-512: MKL keeps to AVX2 on this processor")
+    library = "MKL's" if torch.backends.mkl.is_available() else "torch's"
+    return _check("fp32", True, f"{library} products, {torch.backends.cpu.get_cpu_capability()}")
 
 
 def _bf16(facts: machine.Facts, device: str) -> Check:

@@ -8,10 +8,12 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from bench import doctor
 from bench.doctor import render, report
 from lmopt import recipe
+from lmopt.arch import matmul
 
 FACTS: dict[str, Any] = {"cpu": {"flags": []}, "numa": [], "gpus": []}
 
@@ -131,6 +133,14 @@ def test_techniques_of_other_packages(
 def test_bf16_units(flags: list[str], works: bool, reason: str) -> None:
     check = doctor._bf16({**FACTS, "cpu": {"flags": flags}}, "cpu")
     assert check["works"] is works
+    assert reason in check["reason"]
+
+
+@pytest.mark.parametrize(("slow", "reason"), [(True, "oneDNN"), (False, torch.backends.cpu.get_cpu_capability())])
+def test_who_multiplies_float32(slow: bool, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "mkl_is_slow", lambda: slow)
+    check = doctor._fp32()
+    assert check["works"]
     assert reason in check["reason"]
 
 
