@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from lmopt.arch.numbers import compute_dtype
+from lmopt.compute import memory
 
 MIN_ROWS = 16
 """Fewer rows, as in decoding, are torch's."""
@@ -92,6 +93,7 @@ def _suits(x: Tensor, weight_FD: Tensor) -> bool:
         and x.numel() * outputs >= MIN_WORK
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.enabled
+        and not memory.spares()  # its code for each shape, made at first use, takes memory, too
         and mkl_is_slow()
     )
 

@@ -103,7 +103,7 @@ def ran_out(error: BaseException) -> bool:
 
 def may_have_run_out(error: BaseException) -> bool:
     """The same of an error that may mean something else, too: oneDNN does not say why it refuses."""
-    refusals = ("could not create a primitive", "could not create a memory object")
+    refusals = ("could not create a primitive", "could not create a memory object", "could not execute a primitive")
     return ran_out(error) or any(text in str(error) for text in refusals)
 
 
@@ -117,11 +117,21 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+_spares = False
+
+
+def spares() -> bool:
+    """Whether memory ran out in this process: then kernels that take more than torch's own leave the work to those."""
+    return _spares
+
+
 def economise() -> None:
     """After memory ran out: give back what is free, and take no more than is asked for while the process lives.
 
     A heap that grows by `TOP_PAD_BYTES` fails where less is left, and its holes are addresses that no mapping gets.
     """
+    global _spares
+    _spares = True
     with contextlib.suppress(OSError, AttributeError):  # no glibc: as it was
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TOP_PAD, 0)

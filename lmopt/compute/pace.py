@@ -117,6 +117,8 @@ class Scheduled:
         """Take over what `state` returned."""
         self.step, self.portions = state["step"], state["portions"]
         self.decisions = [Decision(**one) for one in state["decisions"]]
+        if any(one.why == RAN_OUT for one in self.decisions):
+            memory.economise()  # as it was before: other kernels would give other bits
 
 
 class Replayed(Scheduled):
@@ -142,10 +144,14 @@ class Replayed(Scheduled):
         latest = self._by_step[max(step for step in self._by_step if step <= self.step)]
         if self.step in self._by_step and (not self.decisions or self.decisions[-1].step != self.step):
             self.decisions.append(latest)
+            if latest.why == RAN_OUT:
+                memory.economise()  # from here on that run had kernels that take less
         portions = min(latest.portions, self.total_portions - self.portions)
         return Update(portions, self.batching.length, latest.micro)
 
 
+RAN_OUT = "memory ran out"
+"""Why a size is smaller, and by which kernels it is computed from then on."""
 FASTER = 1.03
 """Another size must be this much faster to be kept: less is the clock's and the neighbours' noise."""
 MORE_FREE = 0.25
@@ -257,7 +263,7 @@ class Adapting(Scheduled):
                 f"memory ran out with a single sequence of {self.config.length} tokens: {error}\n"
                 "hint: a smaller model, or a shorter batching.length"
             ) from error
-        self._settle(smaller[-1], "memory ran out")
+        self._settle(smaller[-1], RAN_OUT)
         return self.micro
 
     def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:

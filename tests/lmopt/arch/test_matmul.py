@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.instruments.formulas import FORMULAS, known_operators
 from lmopt.arch import matmul
 from lmopt.arch.linear import Linear
+from lmopt.compute import memory
 
 ROWS, INPUTS, OUTPUTS = 96, 48, 160
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 def _small_products_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "MIN_WORK", 1)
     monkeypatch.setattr(matmul, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(memory, "_spares", False)
 
 
 def _used(call) -> int:
@@ -80,7 +82,18 @@ def test_a_product_is_not_made_again_where_activations_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["few rows", "little work", "bfloat16", "float64", "autocast", "switched off", "MKL is fast", "meta"]
+    "case",
+    [
+        "few rows",
+        "little work",
+        "bfloat16",
+        "float64",
+        "autocast",
+        "switched off",
+        "MKL is fast",
+        "meta",
+        "memory ran out",
+    ],
 )
 def test_everything_else_is_torchs(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = (one.detach() for one in _operands())
@@ -94,6 +107,8 @@ def test_everything_else_is_torchs(case: str, monkeypatch: pytest.MonkeyPatch) -
             x, weight = (one.to(getattr(torch, case)) for one in (x, weight))
         case "meta":
             x, weight = x.to("meta"), weight.to("meta")
+        case "memory ran out":
+            monkeypatch.setattr(memory, "_spares", True)
         case "MKL is fast":
             monkeypatch.setattr(matmul, "mkl_is_slow", lambda: False)
     with (

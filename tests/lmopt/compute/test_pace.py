@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmopt import cost, cost_memory
+from lmopt.arch import matmul
 from lmopt.compute import memory, noiseramp, pace
 from lmopt.compute.decisions import Decision, ReplayError, sha256_of, write_decisions
 from lmopt.compute.noiseramp import noise_scale
@@ -56,6 +57,11 @@ WARMUP = {"kind": "length_warmup", "start": 4, "share": 0.5}
 RAMP = {"kind": "batch_ramp", "start": 2, "share": 0.5}
 NOISE = {"kind": "noise_ramp", "start": 2, "micro_sequences": 1, "every": 2}
 ADAPTIVE = {"kind": "adaptive", "every": 2}
+
+
+@pytest.fixture(autouse=True)
+def _memory_never_ran_out(monkeypatch):
+    monkeypatch.setattr(memory, "_spares", False)
 
 
 @pytest.fixture(autouse=True)
@@ -460,6 +466,36 @@ def test_running_out_of_memory_keeps_the_batch(monkeypatch):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
 
 
+def test_a_replay_has_the_bits_of_a_training_that_ran_out_of_memory(tmp_path, monkeypatch):
+    """Kernels that take less sum in another order: from the step on at which memory ran out, and in a replay alike."""
+    used, product = [], matmul._product
+    monkeypatch.setattr(matmul, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(matmul, "MIN_WORK", 1)
+    monkeypatch.setattr(matmul, "_product", lambda a, b: used.append(state.step) or product(a, b))
+    state = loop.start(recipe(ADAPTIVE, steps=9), seed=0)
+    real = state.loss
+
+    def small(inputs, targets):
+        if len(inputs) > 2 and state.step >= 4:
+            raise torch.OutOfMemoryError("no")
+        return real(inputs, targets)
+
+    state.loss = small
+    steps = loop.train(state, text(state.recipe))
+    first = list(itertools.islice(steps, 7))
+    checkpoint.save(state, tmp_path)
+    monkeypatch.setattr(memory, "_spares", False)  # a process of its own
+    resumed = checkpoint.load(tmp_path, state.recipe)
+    second = list(loop.train(resumed, text(state.recipe, start=resumed.pace.portions)))
+    assert set(used) == {0, 1, 2, 3}
+    path = tmp_path / "batching.jsonl"
+    write_decisions(resumed.pace.decisions, path)
+    monkeypatch.setattr(memory, "_spares", False)
+    replayed, again = run(recipe({**ADAPTIVE, "replay": str(path), "sha256": sha256_of(path)}, steps=9))
+    assert [step.loss for step in first + second] == [step.loss for step in again]
+    assert same_bits(resumed, replayed)
+
+
 def failing_above(state, most: int, error: Exception) -> None:
     real = state.loss
 
@@ -473,7 +509,13 @@ def failing_above(state, most: int, error: Exception) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["could not create a primitive", "could not create a memory object", "std::bad_alloc", "can't allocate memory"],
+    [
+        "could not create a primitive",
+        "could not create a memory object",
+        "could not execute a primitive",
+        "std::bad_alloc",
+        "can't allocate memory",
+    ],
 )
 def test_kernels_that_refuse_for_want_of_memory_make_it_shrink(said):
     state = loop.start(recipe(ADAPTIVE, steps=3), seed=0)
