@@ -139,7 +139,7 @@ def placed(recipe: Recipe) -> Generator[dict[str, Any]]:
         yield found
         if not where.nodes:
             return
-        by_node, after = numa.pages_by_node(), numa.allocation_counts()
+        by_node, after = numa.bytes_by_node(), numa.allocation_counts()
         found |= {"kind": where.kind, "nodes": where.nodes, "cpus": where.cpus, "bytes_by_node": by_node}
         cpus = where.cpus or os.sched_getaffinity(0)
         near = (one.node for one in topology.nodes() if not one.cpu_numbers.isdisjoint(cpus))

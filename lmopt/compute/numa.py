@@ -25,7 +25,9 @@ MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE, MPOL_LOCAL = range(5)
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 """Number of the system call by machine (the kernel's tables of unistd)."""
 MASK_BITS = 1024
+"""Nodes that a mask has bits for: as many as a kernel can be built for (CONFIG_NODES_SHIFT is 10 at most)."""
 WORD_BITS = 64
+"""Bits of the words that a mask is made of: an `unsigned long` of the machines above."""
 
 
 class PlacementError(OSError):
@@ -128,7 +130,8 @@ def set_policy(policy: int, nodes: tuple[int, ...]) -> None:
         raise PlacementError(f"placement: the system call for memory policies is not known for {platform.machine()}")
     mask = node_mask(nodes) if nodes else None
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(number, policy, mask, MASK_BITS + 1 if nodes else 0) != 0:
+    bits = MASK_BITS + 1 if nodes else 0  # the kernel takes one bit less than it is told (get_nodes in mm/mempolicy.c)
+    if libc.syscall(number, policy, mask, bits) != 0:
         code = ctypes.get_errno()
         raise PlacementError(f"memory policy {policy} on nodes {nodes} refused ({os.strerror(code)})")
 
@@ -141,7 +144,7 @@ def node_mask(nodes: Iterable[int]) -> ctypes.Array[ctypes.c_uint64]:
     return mask
 
 
-def pages_by_node(numa_maps: Path = Path("/proc/self/numa_maps")) -> dict[int, int]:
+def bytes_by_node(numa_maps: Path = Path("/proc/self/numa_maps")) -> dict[int, int]:
     """Bytes of this process that lie on each node (numa_maps, `N0=... kernelpagesize_kB=...`)."""
     try:
         lines = numa_maps.read_text().splitlines()

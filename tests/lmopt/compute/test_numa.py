@@ -205,10 +205,10 @@ def test_where_pages_lie(tmp_path):
         "7f4c default anon=1 N1=1 kernelpagesize_kB=2048\n"
         "7f5d default stack=1\n"
     )
-    by_node = numa.pages_by_node(maps)
+    by_node = numa.bytes_by_node(maps)
     assert by_node == {0: 15 * 4096, 1: 500 * 4096 + 2 * 2**20}
     assert numa.remote_bytes(by_node, [1]) == 15 * 4096
-    assert numa.pages_by_node(tmp_path / "none") == {}
+    assert numa.bytes_by_node(tmp_path / "none") == {}
 
 
 def test_allocation_counts(tmp_path):
