@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmopt.arch.attention import fused
+from lmopt.arch.attention import torch_attention
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Transformer
 
@@ -213,6 +213,6 @@ def _rest_of_block(
 ) -> Tensor:
     """What follows a block's projections, for the P tokens of each row that have queries."""
     attention = block.attention
-    y_BHPC = fused(q_BHPC, k_BKNC, v_BKNC, bias_B1PN)
+    y_BHPC = torch_attention(q_BHPC, k_BKNC, v_BKNC, bias_B1PN)
     x_BPD = x_BPD + attention.output(y_BHPC.transpose(1, 2).flatten(2))
     return x_BPD + block.ffn(block.ffn_norm(x_BPD))[0]

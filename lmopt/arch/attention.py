@@ -88,10 +88,9 @@ class Attention(nn.Module):
     def project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B x H x T x C, keys and values B x K x T x C; queries and keys turned to their positions."""
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))
-        a_table = (
-            cos_TC.shape == sin_TC.shape == qkv_BTHC.shape[1::2] and cos_TC.dtype == sin_TC.dtype == qkv_BTHC.dtype
-        )
-        if a_table and self.query_norm is None and rows_fused.suits(qkv_BTHC, self.head_width // 2):
+        shape, dtype = (x_BTD.shape[1], self.head_width), qkv_BTHC.dtype
+        one_table = cos_TC.shape == sin_TC.shape == shape and cos_TC.dtype == sin_TC.dtype == dtype  # for all sequences
+        if one_table and self.query_norm is None and rows_fused.suits(qkv_BTHC, self.head_width // 2):
             return rows_fused.Heads.apply(qkv_BTHC, cos_TC, sin_TC, self.heads, self.key_heads)
         q_BTHC, k_BTKC, v_BTKC = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
@@ -116,10 +115,10 @@ def attend(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, segments_BT: Tensor |
         keep = torch.is_grad_enabled() and (q_BHTC.requires_grad or k_BKTC.requires_grad or v_BKTC.requires_grad)
         return causal_attention(q_BHTC, k_BKTC, v_BKTC, keep, segments_BT)[0]
     seen_B1TT = None if segments_BT is None else _seen(segments_BT)
-    return fused(q_BHTC, k_BKTC, v_BKTC, seen_B1TT, causal=seen_B1TT is None).transpose(1, 2)
+    return torch_attention(q_BHTC, k_BKTC, v_BKTC, seen_B1TT, causal=seen_B1TT is None).transpose(1, 2)
 
 
-def fused(
+def torch_attention(
     q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
     """Attention by one of torch's fused kernels: B x H x T x C. Query heads may share key heads."""

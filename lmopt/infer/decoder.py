@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmopt.arch import activation
-from lmopt.arch.attention import fused, rotate
+from lmopt.arch.attention import rotate, torch_attention
 from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.moe import MoeFfn
@@ -292,11 +292,11 @@ def _attend(q_BHTC: Tensor, keys_BKSC: Tensor, values_BKSC: Tensor, mask: Tensor
     heads, key_heads, count = q_BHTC.shape[1], keys_BKSC.shape[1], q_BHTC.shape[2]
     if isinstance(mask, bool) or count > 1:
         bias = None if isinstance(mask, bool) else mask
-        return fused(q_BHTC, keys_BKSC, values_BKSC, bias, causal=mask is True)
+        return torch_attention(q_BHTC, keys_BKSC, values_BKSC, bias, causal=mask is True)
     # One query a head: those that share keys are rows of one product. A product of a single row is four times as slow
     # as one of two in bfloat16 on a CPU, so a row that stands alone is asked for twice.
     q_BKGC = q_BHTC.reshape(len(q_BHTC), key_heads, heads // key_heads, -1)
     alone = heads == key_heads and q_BHTC.dtype == torch.bfloat16 and q_BHTC.device.type == "cpu"
     rows = q_BKGC.repeat(1, 1, 2, 1) if alone else q_BKGC
-    out_BKGC = fused(rows, keys_BKSC, values_BKSC, mask)
+    out_BKGC = torch_attention(rows, keys_BKSC, values_BKSC, mask)
     return (out_BKGC[:, :, :1] if alone else out_BKGC).reshape(q_BHTC.shape)
