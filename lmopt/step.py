@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +24,12 @@ class Step:
     """Mean cross-entropy of the unit in nats a token, without auxiliary losses; None where there is none."""
     notes: Mapping[str, float] = field(default_factory=dict[str, float])
     """Anything else worth a line, by name with its unit: `lr`, `grad_norm`, `router_balance`, `kept_documents`."""
+
+
+def run_to_end(steps: Generator[Step, None, Result]) -> Result:
+    """Pull a generator to its end without looking at the steps; returns what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

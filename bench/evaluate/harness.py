@@ -25,7 +25,7 @@ from bench.evaluate.loading import NotAvailable
 from bench.evaluate.scoring import Forward
 from bench.record import Reading, missing, reading
 from lmopt.arch.transformer import Transformer
-from lmopt.step import Step
+from lmopt.step import Step, run_to_end
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -123,11 +123,7 @@ def evaluate(
         model, tokenizer, tasks,
         limit=limit, cache=cache, corpus=corpus, seed=seed, forward=forward, batch_tokens=batch_tokens,
     )  # fmt: skip
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return run_to_end(steps)
 
 
 def evaluate_steps(

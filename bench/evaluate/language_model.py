@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
@@ -14,13 +14,11 @@ from bench.evaluate.scoring import Forward, Request, Score, score
 from bench.evaluate.writing import Prompt, write
 from lmopt.arch.transformer import Transformer
 from lmopt.data.tokenizer import end_of_text
-from lmopt.step import Step
+from lmopt.step import Step, run_to_end
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from tokenizers import Tokenizer
-
-T = TypeVar("T")
 
 MAX_GENERATED_TOKENS = 256
 """Where a task sets no limit of its own (lm-evaluation-harness's default)."""
@@ -119,7 +117,7 @@ class DecoderLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:  # noqa: ARG002
         """(log-likelihood in nats, whether greedy decoding would say it) of each continuation."""
-        scores = drain(self.score_steps(self.requests([request.args for request in requests])))  # pyright: ignore[reportArgumentType]
+        scores = run_to_end(self.score_steps(self.requests([request.args for request in requests])))  # pyright: ignore[reportArgumentType]
         return [(found.log_likelihood, found.greedy) for found in scores]
 
     def _loglikelihood_tokens(
@@ -127,12 +125,12 @@ class DecoderLM(TemplateLM):
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         **kwargs: Any,  # noqa: ARG002
     ) -> list[tuple[float, bool]]:
-        scores = drain(self.score_steps([Request([*context, *rest], len(rest)) for _, context, rest in requests]))
+        scores = run_to_end(self.score_steps([Request([*context, *rest], len(rest)) for _, context, rest in requests]))
         return [(found.log_likelihood, found.greedy) for found in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """Log-likelihood of whole texts, each token once, in windows that do not overlap but for the last."""
-        return drain(self.rolling_steps([request.args[0] for request in requests]))
+        return run_to_end(self.rolling_steps([request.args[0] for request in requests]))
 
     def rolling_steps(self, texts: Sequence[str]) -> Generator[Step, None, list[float]]:
         """`loglikelihood_rolling`, a step a batch."""
@@ -194,13 +192,4 @@ class DecoderLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
         """The most probable next token, again and again, until a stop string, the end of the text or the limit."""
-        return drain(self.write_steps(self.prompts([request.args for request in requests])))  # pyright: ignore[reportArgumentType]
-
-
-def drain(steps: Generator[Step, None, T]) -> T:
-    """Run to the end without looking at the steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+        return run_to_end(self.write_steps(self.prompts([request.args for request in requests])))  # pyright: ignore[reportArgumentType]

@@ -20,7 +20,7 @@ from bench.evaluate.scoring import Forward, Request, score
 from bench.record import Reading, missing, reading
 from lmopt.arch.transformer import Transformer
 from lmopt.data.validation import ValidationSet
-from lmopt.step import Step
+from lmopt.step import Step, run_to_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,7 @@ def validate(
     batch_tokens: int | None = None,
 ) -> dict[str, Reading]:
     """Readings of the loss on a validation set (`validate_steps`, run to its end)."""
-    steps = validate_steps(model, texts, forward=forward, batch_tokens=batch_tokens)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value.readings()
+    return run_to_end(validate_steps(model, texts, forward=forward, batch_tokens=batch_tokens)).readings()
 
 
 def validate_steps(

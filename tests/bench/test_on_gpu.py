@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from bench import api, doctor, machine
-from bench.evaluate.language_model import drain
 from bench.evaluate.perplexity import validate
 from bench.evaluate.scoring import score
 from bench.instruments import flops, gpus
@@ -23,6 +22,7 @@ from bench.record import Record, read
 from lmopt.arch.transformer import build
 from lmopt.data.validation import ValidationDocument, ValidationSet
 from lmopt.recipe import Distillation, Fp32, LayerSkip, Moe, Recompute, SwiGlu, builder
+from lmopt.step import run_to_end
 from tests.bench.evaluate.conftest import tokenizer
 from tests.bench.evaluate.test_scoring import _requests
 from tests.bench.evaluate.tiny import tiny_model
@@ -83,13 +83,13 @@ def test_objectives_and_activations_count_alike(hidden, precision):
 @pytest.mark.parametrize("ffn", [SwiGlu(), Moe(experts=4, hidden=16)], ids=["dense", "moe"])
 def test_scores_equal_the_cpu_s(tokenizer, ffn):
     model, requests = tiny_model(tokenizer, ffn=ffn), _requests(60, 70)
-    theirs = drain(score(model, requests))
-    ours = drain(score(model.to(DEVICE), requests, batch_tokens=500))
+    theirs = run_to_end(score(model, requests))
+    ours = run_to_end(score(model.to(DEVICE), requests, batch_tokens=500))
     for one, other in zip(ours, theirs, strict=True):
         assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-3)
         assert one.greedy == other.greedy
     forward = builder(recipe(SwiGlu()).precision)(recipe(SwiGlu()).precision, DEVICE).forward
-    rough = drain(score(model, requests, forward=forward))
+    rough = run_to_end(score(model, requests, forward=forward))
     assert sum(one.log_likelihood for one in rough) == pytest.approx(
         sum(other.log_likelihood for other in theirs), rel=0.02
     )

@@ -31,7 +31,9 @@ def test_every_item_can_be_found_again_in_its_text():
 
 
 def test_four_different_frequent_words_are_offered():
-    for item in cloze.generate(_documents(), seed=0, items=500):
+    items = cloze.generate(_documents(), seed=0, items=500)
+    assert len(items) == 500
+    for item in items:
         assert len(set(item.choices)) == cloze.CHOICES
         assert set(item.choices) <= set(WORDS)
 
@@ -74,6 +76,8 @@ def test_distractors_are_about_as_frequent(monkeypatch):
     weights = [2.0 ** -(n / 4) for n in range(len(WORDS))]
     text = " ".join(rng.choices(WORDS, weights, k=20_000)) + "."
     ranked = cloze._frequent([text])
-    for item in cloze.generate([("d", text)], seed=0, items=300):
+    items = cloze.generate([("d", text)], seed=0, items=300)
+    assert len(items) == 300
+    for item in items:
         ranks = [ranked.index(choice) for choice in item.choices]
         assert max(abs(rank - ranks[item.target]) for rank in ranks) <= 4

@@ -11,6 +11,7 @@ import torch
 
 from bench.evaluate.perplexity import Tally, Validation, validate, validate_steps, windows
 from lmopt.data.validation import ValidationDocument, ValidationSet
+from lmopt.step import run_to_end
 from tests.bench.evaluate.tiny import slow_score
 
 END = 0
@@ -97,16 +98,8 @@ def test_units_and_grades(model):
     assert found["perplexity"].unit == "1"
 
 
-def _drained(steps) -> Validation:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 def test_tokens_and_bytes_are_counted_exactly(model):
-    total = _drained(validate_steps(model, SHORT)).total
+    total = run_to_end(validate_steps(model, SHORT)).total
     assert (total.tokens, total.size_bytes) == (89, SHORT.size_bytes)
 
 

@@ -9,10 +9,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from bench.evaluate import answers, practice, splits
-from bench.evaluate.language_model import DecoderLM, drain
+from bench.evaluate.language_model import DecoderLM
 from bench.evaluate.loading import NotAvailable
 from bench.evaluate.sets import Item
 from lmopt.arch.transformer import Transformer
+from lmopt.step import run_to_end
 
 WORDS = [f"{letter}{letter}{vowel}" for letter in "bcdfg" for vowel in "aeiou"]
 
@@ -102,7 +103,7 @@ def test_answers_are_scored_with_ties_shared(
     tokenizer: Tokenizer, model: Transformer, constant_model: Transformer
 ) -> None:
     questions = [Item(str(n), None, f"The boat was {n}", ("deep", "slow"), n % 2) for n in range(6)]
-    tied = drain(
+    tied = run_to_end(
         answers.answer_steps(
             DecoderLM(constant_model, tokenizer, forward=nullcontext), [replace_choices(q) for q in questions]
         )
@@ -110,10 +111,10 @@ def test_answers_are_scored_with_ties_shared(
     assert tied.accuracy == pytest.approx(0.5)
     assert tied.nats == pytest.approx(0.6931, abs=1e-3)
     lm = DecoderLM(model, tokenizer, forward=nullcontext)
-    found = drain(answers.answer_steps(lm, questions))
+    found = run_to_end(answers.answer_steps(lm, questions))
     right = 0
     for item in questions:
-        first, second = drain(lm.score_steps(lm.requests([(item.context, " deep"), (item.context, " slow")])))
+        first, second = run_to_end(lm.score_steps(lm.requests([(item.context, " deep"), (item.context, " slow")])))
         right += (first.log_likelihood > second.log_likelihood) == (item.target == 0)
     assert found.accuracy == right / 6
 

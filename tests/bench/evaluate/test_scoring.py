@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from bench.evaluate.language_model import drain
 from bench.evaluate.scoring import Request, score, window
+from lmopt.step import run_to_end
 from tests.bench.evaluate.tiny import slow_score
 
 
@@ -25,7 +25,7 @@ def _requests(count: int, longest: int) -> list[Request]:
 
 def test_equal_to_scoring_one_by_one(model):
     requests = _requests(60, 70)
-    for request, found in zip(requests, drain(score(model, requests)), strict=True):
+    for request, found in zip(requests, run_to_end(score(model, requests)), strict=True):
         likelihood, greedy = slow_score(model, request.tokens, request.scored)
         assert found.log_likelihood == pytest.approx(likelihood, abs=2e-4)
         assert found.greedy == greedy
@@ -36,15 +36,15 @@ def test_the_greedy_continuation_is_recognised(model):
     for _ in range(4):
         tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
     wrong = [*tokens[:-1], (tokens[-1] + 1) % 300]
-    found = drain(score(model, [Request(tokens, 4), Request(wrong, 4)]))
+    found = run_to_end(score(model, [Request(tokens, 4), Request(wrong, 4)]))
     assert [one.greedy for one in found] == [True, False]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 1_000, 10**6])
 def test_the_batch_size_does_not_matter(model, batch_tokens):
     requests = _requests(40, 40)
-    expected = drain(score(model, requests))
-    found = drain(score(model, requests, batch_tokens=batch_tokens))
+    expected = run_to_end(score(model, requests))
+    found = run_to_end(score(model, requests, batch_tokens=batch_tokens))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
 
@@ -53,23 +53,23 @@ def test_the_order_of_requests_does_not_matter(model):
     requests = _requests(40, 40)
     shuffled = list(range(len(requests)))
     random.Random(1).shuffle(shuffled)
-    expected = drain(score(model, requests))
-    found = drain(score(model, [requests[index] for index in shuffled]))
+    expected = run_to_end(score(model, requests))
+    found = run_to_end(score(model, [requests[index] for index in shuffled]))
     for index, one in zip(shuffled, found, strict=True):
         assert one.log_likelihood == pytest.approx(expected[index].log_likelihood, abs=1e-4)
 
 
 def test_equal_requests_get_equal_bits(model):
     request = Request([4, 5, 6, 7, 8, 9, 10, 11, 12, 13], 2)
-    first, *_, last = drain(score(model, [request, *_requests(20, 30), request], batch_tokens=50))
+    first, *_, last = run_to_end(score(model, [request, *_requests(20, 30), request], batch_tokens=50))
     assert first == last
 
 
 def test_small_chunks_of_the_head_change_nothing(model, monkeypatch):
     requests = _requests(20, 40)
-    expected = drain(score(model, requests))
+    expected = run_to_end(score(model, requests))
     monkeypatch.setattr("bench.evaluate.scoring.HEAD_BYTES", 4 * 300 * 3)
-    for ours, theirs in zip(drain(score(model, requests)), expected, strict=True):
+    for ours, theirs in zip(run_to_end(score(model, requests)), expected, strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-5)
         assert ours.greedy == theirs.greedy
 
@@ -85,7 +85,7 @@ def test_steps_tell_the_progress(model):
 
 
 def test_no_requests_no_steps(model):
-    assert drain(score(model, [])) == []
+    assert run_to_end(score(model, [])) == []
 
 
 def test_a_long_context_is_cut_off_the_front():
@@ -110,8 +110,8 @@ def test_precision_context_is_entered_for_each_batch(model):
         return torch.autocast("cpu", torch.bfloat16)
 
     requests = _requests(20, 30)
-    exact = drain(score(model, requests))
-    rounded = drain(score(model, requests, forward=forward, batch_tokens=200))
+    exact = run_to_end(score(model, requests))
+    rounded = run_to_end(score(model, requests, forward=forward, batch_tokens=200))
     assert entered > 1
     differences = [abs(a.log_likelihood - b.log_likelihood) for a, b in zip(exact, rounded, strict=True)]
     assert 0 < max(differences) < 2
