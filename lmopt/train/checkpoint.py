@@ -56,8 +56,7 @@ def save(state: TrainState, folder: Path) -> Path:
     tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
     place = folder / f"step-{state.step:08d}"
     _write(place, progress(state), tensors)
-    for old in checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    remove_old(folder)
     return place
 
 
@@ -94,18 +93,8 @@ def load(folder: Path, recipe: Recipe | None = None, device: torch.device | str 
     Raises:
         CheckpointError: no sound checkpoint there, or it belongs to another recipe.
     """
-    found = checkpoints(folder)
-    if not found:
-        raise CheckpointError(f"{folder}: no checkpoint there")
-    for place in found:
-        try:
-            description = verified(place)
-        except CheckpointError as error:
-            log.warning("%s\nhint: trying the checkpoint before it", error)
-            damage = error
-            continue
-        return _resume(place, description, recipe, torch.device(device))
-    raise CheckpointError(f"{folder}: none of {len(found)} checkpoints is sound; the oldest: {damage}")
+    place, description = newest_sound(folder)
+    return _resume(place, description, recipe, torch.device(device))
 
 
 def exists(folder: Path) -> bool:
@@ -176,6 +165,12 @@ def _own_sha256(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def remove_old(folder: Path) -> None:
+    """Leave the newest `KEPT` checkpoints in a folder."""
+    for old in checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -206,8 +201,30 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is whole, and its description; a damaged one is named in a warning and passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint there")
+    for place in found:
+        try:
+            return place, verified(place)
+        except CheckpointError as error:
+            log.warning("%s\nhint: trying the checkpoint before it", error)
+            damage = error
+    raise CheckpointError(f"{folder}: none of {len(found)} checkpoints is sound; the oldest: {damage}")
+
+
 def verified(place: Path) -> dict[str, Any]:
-    """The description of a checkpoint whose files all hash to what was written."""
+    """The description of a checkpoint whose files all hash to what was written.
+
+    Raises:
+        CheckpointError: they do not, or one of them cannot be read.
+    """
     path = place / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -231,23 +248,31 @@ def verified(place: Path) -> dict[str, Any]:
     return description
 
 
-def recipe_of(place: Path, description: Mapping[str, Any]) -> Recipe:
-    """What a checkpoint's description says was trained."""
+def recipe_of(place: Path, description: Mapping[str, Any], believed: Recipe | None = None) -> Recipe:
+    """What a checkpoint's description says was trained.
+
+    Args:
+        believed: what the caller believes was trained; None takes the checkpoint's word.
+
+    Raises:
+        CheckpointError: it says no recipe, or another one.
+    """
     try:
-        return Recipe.model_validate(description["recipe"])
+        saved = Recipe.model_validate(description["recipe"])
     except (KeyError, ValidationError) as error:
         raise CheckpointError(f"{place / DESCRIPTION}: its recipe is not understood: {error}") from error
-
-
-def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, device: torch.device) -> TrainState:
-    """A fresh state, then everything in it overwritten by what was saved."""
-    saved = recipe_of(place, description)
-    if recipe is not None and recipe != saved:
-        fields = [name for name in Recipe.model_fields if getattr(recipe, name) != getattr(saved, name)]
+    if believed is not None and believed != saved:
+        fields = [name for name in Recipe.model_fields if getattr(believed, name) != getattr(saved, name)]
         raise CheckpointError(
             f"{place}: of another recipe: {', '.join(fields)} differ\n"
             "hint: remove the folder to train from the beginning"
         )
+    return saved
+
+
+def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, device: torch.device) -> TrainState:
+    """A fresh state, then everything in it overwritten by what was saved."""
+    saved = recipe_of(place, description, recipe)
     state = loop.start(saved, seed=description["seed"], horizon=description["horizon"], device=device)
     _fill(state.model, place / MODEL)
     try:

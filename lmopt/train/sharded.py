@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -22,21 +21,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from lmopt.recipe import Recipe
-from lmopt.train.checkpoint import (
-    CheckpointError,
-    checkpoints,
-    describe,
-    flush,
-    go_on,
-    progress,
-    recipe_of,
-    sha256,
-    verified,
-)
+from lmopt.train.checkpoint import describe, flush, go_on, newest_sound, progress, recipe_of, remove_old, sha256
 from lmopt.train.distributed import Sharding, World, start
 from lmopt.train.loop import TrainState
-
-KEPT = 2
 
 
 def save(state: TrainState, folder: Path, world: World) -> Path:
@@ -55,8 +42,7 @@ def save(state: TrainState, folder: Path, world: World) -> Path:
     dist.barrier()
     if world.rank == 0:
         _finish(state, partial, place, world)
-        for old in checkpoints(folder)[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        remove_old(folder)
     dist.barrier()
     return place
 
@@ -86,10 +72,8 @@ def load(folder: Path, world: World, recipe: Recipe | None = None, sharding: Sha
     Raises:
         CheckpointError: no sound checkpoint there, or it belongs to another recipe.
     """
-    place, description = _newest_sound(folder)
-    saved = recipe_of(place, description)
-    if recipe is not None and recipe != saved:
-        raise CheckpointError(f"{place}: of another recipe\nhint: remove the folder to train from the beginning")
+    place, description = newest_sound(folder)
+    saved = recipe_of(place, description, recipe)
     state = start(saved, seed=description["seed"], horizon=description["horizon"], world=world, sharding=sharding)
     if description["step"]:
         state.optimizer.allocate()
@@ -97,16 +81,6 @@ def load(folder: Path, world: World, recipe: Recipe | None = None, sharding: Sha
     go_on(state, description)
     state.optimizer.set_steps(state.step)
     return state
-
-
-def _newest_sound(folder: Path) -> tuple[Path, dict[str, Any]]:
-    damage: CheckpointError | None = None
-    for place in checkpoints(folder):
-        try:
-            return place, verified(place)
-        except CheckpointError as error:
-            damage = error
-    raise CheckpointError(f"{folder}: no sound checkpoint there" + (f"; the oldest: {damage}" if damage else ""))
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
