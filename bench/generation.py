@@ -23,7 +23,7 @@ from bench.casefolder import Job, Outcome, Progress
 from bench.instruments.flops import TOLERANCE
 from bench.instruments.formulas import FORMULAS, known_operators
 from bench.instruments.table import Window
-from bench.record import Reading
+from bench.record import EVIDENCE, Reading
 from bench.workloads import device
 from bench.writers import Models, Texts, Told, Writer
 from bench.written import Prompt, Run, metrics, row
@@ -116,11 +116,7 @@ def _timed(
             for number, one in enumerate(here):
                 one.runs[name].append(_run(sides[name], one.tokens, new, sampling, seed=block * len(prompts) + number))
             joules[name].append(window.stop()["energy_j"])
-        blocks.append({f"{name}_j": _joules_a_token(found, len(here) * new) for name, found in joules.items()})
-        blocks[-1]["reason"] = next(
-            (why for found in joules.values() for one in found if (why := _no_joules(one))), None
-        )
-        blocks[-1] |= {"scope": joules["arm"][0].scope, "grade": joules["arm"][0].grade}
+        blocks.append(_energy_of_block(joules, len(here) * new))
         told()
     return blocks
 
@@ -135,16 +131,24 @@ def _run(side: Writer, prompt: Sequence[int], new: int, sampling: Sampling, seed
     return Run(first_s - begin_s, end_s - first_s, [first, *rest])
 
 
+def _energy_of_block(joules: Mapping[str, Sequence[Reading]], tokens: int) -> dict[str, Any]:
+    """Joules a token of each side, and the first reason why they are no evidence; of a block of so many tokens."""
+    found: dict[str, Any] = {f"{name}_j": _joules_a_token(readings, tokens) for name, readings in joules.items()}
+    reasons = (_no_joules(one) for readings in joules.values() for one in readings)
+    first = joules["arm"][0]
+    return found | {"reason": next(filter(None, reasons), None), "scope": first.scope, "grade": first.grade}
+
+
 def _no_joules(found: Reading) -> str | None:
     """Why a reading is no evidence on energy; None where it is."""
     if found.value is None:
         return found.reason or "no energy sensor works here"
-    return None if found.grade in ("counter", "integrated") else f"energy is {found.grade} here, not measured"
+    return None if found.grade in EVIDENCE else f"energy is {found.grade} here, not measured"
 
 
 def _joules_a_token(found: Sequence[Reading], tokens: int) -> float | None:
     """Of a counter or of sampled power; an estimate is no evidence."""
-    values = [one.value for one in found if one.grade in ("counter", "integrated") and one.value is not None]
+    values = [one.value for one in found if one.grade in EVIDENCE and one.value is not None]
     return math.fsum(values) / (len(found) * tokens) if len(values) == len(found) else None
 
 

@@ -15,11 +15,9 @@ from statistics import fmean
 
 from bench.design import ArmDesign, Endpoint
 from bench.planned import PlannedCase
-from bench.record import Grade, Reading, Record
+from bench.record import EVIDENCE, Reading, Record
 from bench.study import Study
 
-EVIDENCE: frozenset[Grade] = frozenset({"counter", "integrated"})
-"""Grades of energy that count; a modelled joule is time in disguise."""
 ENDPOINTS: tuple[Endpoint, ...] = ("flops", "time", "energy")
 _COSTS: dict[Endpoint, dict[str, str]] = {
     "flops": {"prepare": "prepare_flops", "train": "train_flops", "finetune": "train_flops"},

@@ -24,6 +24,8 @@ RUN_AGAIN = "hint: remove the case's line from records.jsonl and run again"
 
 Grade = Literal["counted", "counter", "integrated", "modelled", "timed"]
 """How a number came about: exact count, hardware energy counter, sampled power, estimate, stopwatch."""
+EVIDENCE: frozenset[Grade] = frozenset({"counter", "integrated"})
+"""Grades of energy that count; a modelled joule is time in disguise."""
 Status = Literal["ok", "diverged", "failed", "not_applicable"]
 """`diverged` is a result; `failed` is tried again; `not_applicable`: the case would change nothing on this machine."""
 CaseKind = Literal["prepare", "train", "finetune", "evaluate", "generate", "timing"]

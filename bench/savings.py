@@ -14,7 +14,7 @@ from bench import ledger
 from bench.design import ArmDesign, Endpoint
 from bench.ledger import AllIn, Cost, Preparation
 from bench.planned import PlannedCase
-from bench.record import Record
+from bench.record import EVIDENCE, Record
 from bench.stats.additive import Value, effects, exactly
 from bench.stats.curve import Point, log_cost_at
 from bench.stats.effect import Effect, mean_of
@@ -275,7 +275,7 @@ def energy_ratio(study: Study, arm: ArmDesign, scale: str, flops: Found) -> tupl
     """ln of the ratio of training joules: from interleaved blocks where they hold joules, else from the trainings."""
     record, _ = timing_record(study, arm, scale)
     reading = record.metrics.get("energy_j") if record is not None else None
-    if record is not None and reading is not None and reading.grade in ledger.EVIDENCE:
+    if record is not None and reading is not None and reading.grade in EVIDENCE:
         step = block_ratio(record, "j")
         if step is not None and not evidence_problem([record], _training_records(study, arm, scale)):
             found = _per_token_to_equal_loss(study, arm, scale, flops, step, f"interleaved blocks ({reading.grade})")

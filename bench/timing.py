@@ -12,7 +12,7 @@ from bench.apart import StepsApart
 from bench.casefolder import Job, Outcome, Progress
 from bench.instruments.table import Window
 from bench.measure import drop, shards_folder
-from bench.record import reading
+from bench.record import EVIDENCE, reading
 from lmopt.recipe import Recipe
 from lmopt.step import Step
 
@@ -71,7 +71,7 @@ def _block(pulled: Mapping[str, Iterator[Step]], half: int) -> dict[str, Any]:
         for _ in range(half):
             next(pulled[side])
         energy = window.stop()["energy_j"]
-        sums[side].append((window.duration_s, energy.value if energy.grade in ("counter", "integrated") else None))
+        sums[side].append((window.duration_s, energy.value if energy.grade in EVIDENCE else None))
     for side, parts in sums.items():
         joules = [joule for _, joule in parts if joule is not None]
         found[f"{side}_s"] = sum(seconds for seconds, _ in parts) / (2 * half)

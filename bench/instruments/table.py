@@ -14,7 +14,7 @@ from bench.instruments.memory import DeviceMemory, HostMemory
 from bench.instruments.nvml import Nvml
 from bench.instruments.power import idle_power, net_energy, total_energy
 from bench.instruments.rapl import Rapl
-from bench.record import Reading, missing, reading
+from bench.record import EVIDENCE, Reading, missing, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class Window:
         return readings
 
     def _total(self, readings: Mapping[str, Reading]) -> Reading:
-        absent = [why for sensor, why in self._absent if sensor.grade in ("counter", "integrated")]
+        absent = [why for sensor, why in self._absent if sensor.grade in EVIDENCE]
         return total_energy(readings, absent, self._device)
 
     def _idle(self, gross: Reading) -> Reading:
