@@ -19,8 +19,8 @@ from lmopt.compute.topology import Node, NoSuchNode, not_applicable
 from lmopt.quantities import human_bytes
 from lmopt.recipe import AdaptiveMicro, Recipe
 
-CHECKPOINT_COPIES = 3
-"""Weights and two Adam moments, each in float32."""
+CHECKPOINT_BYTES = 3 * 4
+"""Of one parameter in a checkpoint: its weight and two Adam moments, each in float32."""
 
 MACHINE = "this machine has"
 """What limits memory where nothing else does."""
@@ -184,22 +184,18 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
     if case.recipe is None:
         return Estimate()
     memory_bytes = cost_memory.peak_memory_bytes(case.recipe)
-    disk_bytes = 4 * CHECKPOINT_COPIES * cost.parameters(case.recipe).total
+    disk_bytes = CHECKPOINT_BYTES * cost.parameters(case.recipe).total
     if case.kind == "train":
         assert case.horizon is not None
         flops = cost.training_flops(case.recipe, case.horizon)
-        steps, step_s = case.recipe.steps(case.horizon), machine.step_overhead_s(case.recipe)
-        speed = machine.speed_of(case.recipe)
-        time_s = flops / speed + steps * step_s if speed else None
+        time_s = _training_time_s(flops, case.recipe.steps(case.horizon), case.recipe, machine)
         if case.purpose == "sample":
             disk_bytes = 0
             time_s = None if time_s is None else time_s + cost.parameters(case.recipe).total / BUILT_A_SECOND
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
     if case.kind == "finetune":
         flops, trials = finetuning.flops(case), len(case.spec["rates"])
-        steps, step_s = trials * case.recipe.steps(1.0), machine.step_overhead_s(case.recipe)
-        speed = machine.speed_of(case.recipe)
-        time_s = flops / speed + steps * step_s if speed else None
+        time_s = _training_time_s(flops, trials * case.recipe.steps(1.0), case.recipe, machine)
         return Estimate(train_flops=flops, peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=disk_bytes)
     if case.kind == "generate":
         return Estimate(
@@ -208,20 +204,20 @@ def _estimate(case: Case, suite: Suite, machine: Machine) -> Estimate:
     if case.kind == "timing":
         reference = Recipe.model_validate(case.spec["reference"])
         steps = suite.timing.blocks * suite.timing.steps
-        time_s = _timing_time_s(steps, (case.recipe, reference), machine)
+        both_s = [
+            _training_time_s(steps * flops_per_step(recipe), steps, recipe, machine)
+            for recipe in (case.recipe, reference)
+        ]
+        time_s = sum(part_s for part_s in both_s if part_s is not None) if None not in both_s else None
         memory_bytes += cost_memory.peak_memory_bytes(reference)
         return Estimate(peak_memory_bytes=memory_bytes, time_s=time_s, disk_bytes=0)
     return Estimate(peak_memory_bytes=memory_bytes, disk_bytes=0)
 
 
-def _timing_time_s(steps: int, recipes: Iterable[Recipe], machine: Machine) -> float | None:
-    total_s = 0.0
-    for recipe in recipes:
-        speed = machine.speed_of(recipe)
-        if not speed:
-            return None
-        total_s += steps * (flops_per_step(recipe) / speed + machine.step_overhead_s(recipe))
-    return total_s
+def _training_time_s(flops: float, steps: int, recipe: Recipe, machine: Machine) -> float | None:
+    """Of so many FLOPs in so many steps; None before a calibration."""
+    speed = machine.speed_of(recipe)
+    return flops / speed + steps * machine.step_overhead_s(recipe) if speed else None
 
 
 def _of_kind(figures: Mapping[str, float], recipe: Recipe) -> float | None:

@@ -128,17 +128,12 @@ def operators(events: Iterable[Any], work: Mapping[str, Work], steps: int) -> li
         name = str(owner.name)
         seconds[name] += (event.self_device_time_total if on_device else event.self_cpu_time_total) / US_PER_S
         calls[name] += owner is event
-    nothing = Work(0.0, 0.0)
-    found = [
-        Operator(name, calls[name] / steps, spent / steps, *_both(work.get(name, nothing)))
-        for name, spent in seconds.items()
-        if spent > 0
-    ]
+    found: list[Operator] = []
+    for name, spent in seconds.items():
+        if spent > 0:
+            asks = work.get(name, Work(0.0, 0.0))
+            found.append(Operator(name, calls[name] / steps, spent / steps, asks.flops, asks.bytes))
     return sorted(found, key=lambda one: -one.seconds)
-
-
-def _both(work: Work) -> tuple[float, float]:
-    return work.flops, work.bytes
 
 
 def _owner(event: Any) -> Any:

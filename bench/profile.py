@@ -28,9 +28,11 @@ SCHEMA = 1
 FOLDER = "profiles"
 """Where a run folder keeps profiles."""
 TOP_OPERATORS = 18
+"""Rows of the table, which so fits a screen; all operators stand in `ARM.profile.json`."""
 SHORTEST_NAME, LONGEST_NAME = 17, 44
 """Letters of an operator's name in the table."""
 WARMUP_STEPS = 3
+"""Steps before the first that is timed: kernels are compiled and memory is new in them."""
 MOST_STEPS = 1000
 """A trace holds every operator of every step: a few megabytes each."""
 DISTURBED = "The machine was measured beside other work: its limits are higher, and shares of them lower than shown."
@@ -69,11 +71,12 @@ def profile(
     for name, level in QUIET.items():
         os.environ.setdefault(name, level)
     loaded = load_suite(suite)
-    recipe = _recipe(loaded, arm)
+    scale = loaded.over.scale[0].name
+    recipe = loaded.resolve(arm, scale)
     folder = _folder(loaded, out, run)
     folder.mkdir(parents=True, exist_ok=True)
     trace = folder / f"{arm}.trace.json"
-    found = _facts(recipe, _in_place(arm, recipe, steps, trace)) | {"arm": arm, "scale": loaded.over.scale[0].name}
+    found = _facts(recipe, _in_place(arm, recipe, steps, trace)) | {"arm": arm, "scale": scale}
     write_atomically(folder / f"{arm}.profile.json", json.dumps(found, indent=1))
     parts = [_operator_table(found, width), _limits(found), *([DISTURBED] if found["disturbed"] else [])]
     return "\n\n".join([*parts, f"trace: {trace} (open in https://ui.perfetto.dev)"])
@@ -81,10 +84,6 @@ def profile(
 
 class ProfileError(ValueError):
     """What was asked for cannot be profiled."""
-
-
-def _recipe(suite: Suite, arm: str) -> Recipe:
-    return suite.resolve(arm, suite.over.scale[0].name)
 
 
 def _folder(suite: Suite, out: Path | None, run: Path | None) -> Path:
