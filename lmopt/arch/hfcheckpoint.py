@@ -164,41 +164,16 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
             f"hint: save the model as one of {', '.join(ARCHITECTURES)}"
         )
     _check_types(path, config)
-    two = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)]
-    if len(two) > 1 and two[0] != two[1]:
-        raise InterchangeError(
-            f"{path}: rope_parameters is {two[0]!r} and rope_scaling {two[1]!r}, allowed: one of them; hint: remove "
-            "the one that the model was not trained with"
-        )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    context, width = config.get("max_position_embeddings"), config.get("hidden_size")
-    heads = config.get("num_attention_heads")
-    plain = {
-        "hidden_act": ("silu", config.get("hidden_act", "silu")),
-        "attention_bias": (False, config.get("attention_bias", False)),
-        "mlp_bias": (False, config.get("mlp_bias", False)),
-        "clip_qkv": (None, config.get("clip_qkv")),
-        "rope_type": ("default", rope.get("rope_type", rope.get("type", "default"))),
-        "partial_rotary_factor": (1.0, rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))),
-        "quantization_config": (None, config.get("quantization_config")),
-    }
-    for name, (allowed, found) in plain.items():
-        if found != allowed:
-            raise InterchangeError(f"{path}: {name} is {found!r}, allowed: {allowed!r}")
-    window = config.get("sliding_window")
-    if window is not None and context is not None and window < context:
-        raise InterchangeError(f"{path}: sliding_window is {window}, allowed: null, or all {context} positions")
-    head_dim = config.get("head_dim")
-    if head_dim is not None and width and heads and head_dim * heads != width:
-        raise InterchangeError(f"{path}: head_dim is {head_dim}, allowed: hidden_size / heads = {width / heads:g}")
+    rope = _rope(path, config)
+    _refuse_unknown_parts(path, config, rope)
     try:
         model = Model(
             layers=config.get("num_hidden_layers"),
-            width=width,
-            heads=heads,
+            width=config.get("hidden_size"),
+            heads=config.get("num_attention_heads"),
             kv_heads=config.get("num_key_value_heads"),
             vocab=config.get("vocab_size"),
-            context=context,
+            context=config.get("max_position_embeddings"),
             tied_head=config.get("tie_word_embeddings", False),
             qk_norm=family == "olmoe",
             qk_norm_over="all" if family == "olmoe" else "head",
@@ -211,6 +186,39 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise InterchangeError(f"{path}: describes no model ({wrong})") from error
+
+
+def _rope(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of rotary positions, under the name that transformers 5 gives them or under the older one."""
+    two = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)]
+    if len(two) > 1 and two[0] != two[1]:
+        raise InterchangeError(
+            f"{path}: rope_parameters is {two[0]!r} and rope_scaling {two[1]!r}, allowed: one of them; hint: remove "
+            "the one that the model was not trained with"
+        )
+    return two[0] if two else {}
+
+
+def _refuse_unknown_parts(path: Path, config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+    """What a configuration may ask for and our model does not have."""
+    plain = {
+        "hidden_act": ("silu", config.get("hidden_act", "silu")),
+        "attention_bias": (False, config.get("attention_bias", False)),
+        "mlp_bias": (False, config.get("mlp_bias", False)),
+        "clip_qkv": (None, config.get("clip_qkv")),
+        "rope_type": ("default", rope.get("rope_type", rope.get("type", "default"))),
+        "partial_rotary_factor": (1.0, rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))),
+        "quantization_config": (None, config.get("quantization_config")),
+    }
+    for name, (allowed, found) in plain.items():
+        if found != allowed:
+            raise InterchangeError(f"{path}: {name} is {found!r}, allowed: {allowed!r}")
+    context, window = config.get("max_position_embeddings"), config.get("sliding_window")
+    if window is not None and context is not None and window < context:
+        raise InterchangeError(f"{path}: sliding_window is {window}, allowed: null, or all {context} positions")
+    width, heads, head_dim = (config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if head_dim is not None and width and heads and head_dim * heads != width:
+        raise InterchangeError(f"{path}: head_dim is {head_dim}, allowed: hidden_size / heads = {width / heads:g}")
 
 
 def _check_types(path: Path, config: Mapping[str, Any]) -> None:
