@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 ITEM_METRICS = ("acc", "exact_match")
-"""Metrics of the harness that judge an item right or wrong, the first that a task has is taken."""
+"""Metrics of the harness that judge an item right or wrong; of those that a task has, the first is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class TaskResult:
     name: str
     family: Family
     chance: float
-    """max(1/k, share of the commonest answer where every item offers the same answers)."""
+    """What guessing earns (`_chance`)."""
     rows: tuple[ItemRow, ...]
     truncated: int
     """Requests whose context was cut off the front to fit the model."""

@@ -38,7 +38,8 @@ class TaskFacts:
     choices: int
     """Answers offered by an item (the most, where it varies)."""
     chance: float
-    """max(1 / choices, share of the commonest answer where every item offers the same answers)."""
+    """What guessing earns: max(mean of 1 / an item's choices, share of the commonest answer where all items offer the
+    same answers)."""
     licence: str
     download_bytes: int = 0
     """Size of what is fetched once; 0 where nothing is."""

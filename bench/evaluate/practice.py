@@ -24,8 +24,8 @@ from lmopt.data.spec import Decontaminate
 
 CHOOSING_ITEMS, CHOOSING_SHARE = 1_000, 0.2
 """Questions that choose between learning rates, at most a fifth of all: accuracy to 1.5 points."""
-LEAST = 100
-"""Fewer questions teach nothing: what is left of a set whose passages all say the same."""
+LEAST_TO_LEARN, LEAST_TO_CHOOSE = 100, 20
+"""Fewer questions teach nothing, or choose by luck: what is left of a set whose passages all say the same."""
 CLEAN_VERSION = 1
 """Raised whenever another rule says what a tested question shares, so that what the cache knows is not used."""
 
@@ -57,10 +57,11 @@ def practice(task: str, others: Sequence[str], share: float, *, cache: Path | No
         offered += items(name, cache=cache)
     clean = _clean(offered, test, (cache or store.folder()) / "evaluation")
     learn, choose = splits.kept_back(clean, min(CHOOSING_SHARE, CHOOSING_ITEMS / max(1, len(clean))))
-    if len(learn) < LEAST or len(choose) < LEAST // 5 or not test:
+    if len(learn) < LEAST_TO_LEARN or len(choose) < LEAST_TO_CHOOSE or not test:
         raise NotAvailable(
             f"{task}: {len(learn)} questions are left to learn from, {len(choose)} to choose by, {len(test)} to test; "
-            f"at least {LEAST}, {LEAST // 5} and 1 are needed\nhint: another share, or other sets to learn from"
+            f"at least {LEAST_TO_LEARN}, {LEAST_TO_CHOOSE} and 1 are needed\n"
+            "hint: another share, or other sets to learn from"
         )
     facts = {
         "learnt_from": len(learn), "chosen_by": len(choose), "contaminated": len(offered) - len(clean),

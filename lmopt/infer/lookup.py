@@ -20,6 +20,8 @@ KEPT_AT_FIRST = (0.3, 0.55, 0.7, 0.8)
 was checked: about what code and manuals keep."""
 SUREST = 0.98
 """No draft is expected to be kept more often than this."""
+LEAST_TRUST = 0.1
+"""A store's guesses count for this share of what it expects at least: at nothing they would never be tried again."""
 HOPELESS = 0.03
 """A chain of drafts that arrives here with less than this probability ends."""
 
@@ -149,7 +151,7 @@ class LookupDraft:
             if one.share is None:
                 self._kept[min(one.size, len(self._kept)) - 1] += gain
             else:
-                self._trust[one.size - 1] = max(self._trust[one.size - 1] + gain, 0.1)
+                self._trust[one.size - 1] = max(self._trust[one.size - 1] + gain, LEAST_TRUST)
             if one.token != token:
                 break
         self._pending = []
