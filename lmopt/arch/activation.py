@@ -102,7 +102,7 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, silu: Tensor, out: 
 
 
 def activate_parts(kind: Kind, inner_PRF: Tensor, kept_RF: Tensor, spare_RF: Tensor) -> Tensor:
-    """The activation, in one of the last two; both `inner` and `kept` are written, for the backward pass."""
+    """The activation, R x F, in `kept` or `spare`; `inner` and `kept` are what the backward pass needs."""
     if kind == "relu2":
         (rectified,) = inner_PRF
         return torch.mul(rectified.relu_(), rectified, out=kept_RF)

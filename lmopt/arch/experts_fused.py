@@ -106,7 +106,7 @@ def fused_backward(
     slot_NK: Tensor,
     kept_NK: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the tokens, of their gates (float32), and of both stacks of matrices, in these's type."""
+    """Gradients of the tokens, of their gates (float32), and of both stacks of matrices, in the type of these."""
     grad_ND, x_ND, up_EGD, down_EDF = (each.contiguous() for each in (grad_ND, x_ND, up_EGD, down_EDF))
     gate_NK = gate_NK.contiguous()
     made = _gradients(gate_NK, x_ND, up_EGD, down_EDF)

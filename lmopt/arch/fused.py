@@ -58,6 +58,7 @@ def unsuited(dtype: torch.dtype, device: torch.device, *widths: int) -> str | No
 
 Argument = bool | int | float | Tensor | None
 Around = Callable[[str, tuple[Argument, ...]], AbstractContextManager[object]]
+"""From the name and arguments of a kernel's call, the context that it happens in."""
 _around: Around | None = None
 
 
@@ -76,7 +77,11 @@ def watched(around: Around) -> Generator[None]:
 
 
 def call(name: str, *arguments: Argument) -> bool:
-    """What the kernel says, given scalars and where contiguous tensors lie; None is a tensor that there is not."""
+    """Run a kernel on scalars and contiguous tensors, which it gets as addresses; None stands for no tensor.
+
+    Returns:
+        What it returns: false where it could not do its work.
+    """
     with nullcontext() if _around is None else _around(name, arguments):
         return _kernels()[name](*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
 
@@ -93,7 +98,12 @@ def run(name: str, *arguments: Argument) -> None:
 
 @functools.cache
 def _kernels() -> dict[str, Callable[..., bool]]:
-    """They follow torch, whose libraries they call, into the process."""
+    """Each by its name in `SIGNATURES`. Loaded after torch, which brings the libraries that they call.
+
+    Raises:
+        BuildError: they cannot be compiled here, or oneDNN multiplies no bfloat16.
+        OSError: what was compiled cannot be loaded.
+    """
     library = ctypes.CDLL(str(native.library()))
     found = {name: getattr(library, f"lmopt_{name}") for name in SIGNATURES}
     for name, signature in SIGNATURES.items():

@@ -20,7 +20,10 @@ FORMATS = (torch.float32, torch.bfloat16)
 
 
 def suits(x_ND: Tensor, weight_ED: Tensor, hidden: int) -> bool:
-    """Whether the kernel is there and made for such tensors, of a training."""
+    """Whether the kernel is there and made for such tensors, of a training.
+
+    `hidden`, the experts' inner width, is no matter to this kernel: it routes for experts that have theirs.
+    """
     formats = x_ND.dtype in FORMATS and weight_ED.dtype == torch.float32
     made_for = fused.unsuited(compute_dtype(x_ND), x_ND.device, x_ND.shape[1], hidden) is None
     return torch.is_grad_enabled() and formats and made_for

@@ -4,6 +4,7 @@ Letters, used as suffixes of every tensor name in `lmopt/arch`:
     B sequences   T positions   D width of the residual stream   V vocabulary
     H query heads   K key (and value) heads   C width of one head   F inner width of the feed-forward
     E experts   S routed slots (tokens x experts per token)   N tokens of a batch, flattened (B x T)
+Behind N, as in `expert_NK`, K is the number of experts that a token goes to.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ def read_decisions(path: Path, sha256: str | None = None) -> Iterator[Decision]:
         ReplayError: no such file, another one than was said, or a line that is no decision or out of order.
     """
     content = _content(path)
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 not in (None, found):
-        raise ReplayError(f"batching.replay: {path}: holds other decisions than it did: its SHA-256 is {found}")
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, digest):
+        raise ReplayError(f"batching.replay: {path}: holds other decisions than it did: its SHA-256 is {digest}")
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

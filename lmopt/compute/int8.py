@@ -19,7 +19,7 @@ from lmopt.recipe import Int8
 LEVELS = 127
 """Largest 8-bit value used: -128 has no counterpart, and symmetric scales need no zero point."""
 LEAST = 1e-12
-"""Scale of a row of zeros."""
+"""What a row of zeros has in the place of its largest magnitude, so that its scale can be divided by."""
 MIN_ROWS = 17
 """CUDA's 8-bit product takes more than 16 rows; fewer run in the type around."""
 CUDA_UNIT = 8

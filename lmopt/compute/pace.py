@@ -51,6 +51,7 @@ class Scheduled:
 
     @property
     def finished(self) -> bool:
+        """Whether all portions of the training were taken."""
         return self.portions >= self.total_portions
 
     @property
@@ -70,6 +71,7 @@ class Scheduled:
 
     @property
     def tokens_a_portion(self) -> int:
+        """Tokens of one portion; where sequences begin short it is the same text, cut into more of them."""
         return self.batching.portion * self.batching.length
 
     def tokens_by_length(self, tokens: int) -> dict[int, int]:

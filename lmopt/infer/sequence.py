@@ -36,17 +36,16 @@ class Text:
     fresh: list[int] = field(default_factory=list[int])
     """Tokens added since the last `take`."""
 
-    def add(self, token: int) -> bool:
-        """Append a token; returns whether the text goes on. After its end nothing is added."""
+    def add(self, token: int) -> None:
+        """Append a token, and see whether the text ends with it. After its end nothing is added."""
         if self.ended:
-            return False
+            return
         self.tokens.append(token)
         self.fresh.append(token)
         behind = self.tokens[self.prompt :]
         self.ended = len(self.tokens) >= self.longest or any(
             len(behind) >= len(stop) and tuple(behind[-len(stop) :]) == stop for stop in self.stops
         )
-        return not self.ended
 
     @property
     def room(self) -> int:

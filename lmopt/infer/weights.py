@@ -188,7 +188,7 @@ def int8_dynamic_reference(x_ND: Tensor, q_FD: Tensor, scale_F: Tensor) -> Tenso
 
 
 def quantize(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit integers F x D and bfloat16 scales F; a row of zeros has scale 1, one that holds no number none."""
+    """8-bit integers F x D and bfloat16 scales F; a row of zeros has scale 1, one with a NaN scale NaN."""
     high_FD = weight_FD.detach().float()
     absmax_F = high_FD.abs().amax(1)
     scale_F = torch.where(absmax_F == 0, 1.0, absmax_F / INT8_LEVELS).bfloat16()
