@@ -34,6 +34,10 @@ class PlacementError(OSError):
     """The kernel refused an affinity or a memory policy."""
 
 
+class NotApplicable(ValueError):
+    """A placement that would change nothing on this machine: no fault, and nothing to measure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """What a context set."""
@@ -61,10 +65,6 @@ def build(
     if reason:
         raise NotApplicable(reason)
     return _placed(config, there)
-
-
-class NotApplicable(ValueError):
-    """A placement that would change nothing on this machine: no fault, and nothing to measure."""
 
 
 @contextmanager

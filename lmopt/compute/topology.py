@@ -9,6 +9,10 @@ from pathlib import Path
 ROOT = Path("/")
 
 
+class NoSuchNode(ValueError):
+    """A placement names a node that this machine lacks, or one without what the placement takes from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One NUMA node."""
@@ -135,10 +139,6 @@ def _refuse_useless(one: Node, kind: str, with_memory: list[int]) -> None:
             f"placement {kind}: this process may run on none of the processors of NUMA node {one.node}\n"
             "hint: a batch job is given processors when it is submitted; taskset(1) shows which"
         )
-
-
-class NoSuchNode(ValueError):
-    """A placement names a node that this machine lacks."""
 
 
 def _text(path: Path) -> str:

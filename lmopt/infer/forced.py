@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmopt.infer.cache import KvCache
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.early_exit import ExitRule, read
 from lmopt.infer.generate import prefill
@@ -46,34 +47,38 @@ def forced(decoder: Decoder, tokens_BT: Tensor, *, prompt: int, rule: ExitRule |
         rule.check(len(decoder.layers))
     cache = decoder.new_cache(batch=texts, capacity=length - 1)
     prefill(decoder, tokens_BT[:, :prompt].tolist(), cache)
-    parts = list(_one_pass(decoder, tokens_BT, prompt, cache) if rule is None else _stepwise(
-        decoder, tokens_BT, prompt, cache, rule))  # fmt: skip
-    return Forced(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+    if rule is None:
+        return _one_pass(decoder, tokens_BT, prompt, cache)
+    parts = list(_stepwise(decoder, tokens_BT, prompt, cache, rule))
+    return Forced(*(torch.stack(column, 1) for column in zip(*parts, strict=True)))
 
 
-Part = tuple[Tensor, Tensor, Tensor]
-
-
-def _one_pass(decoder: Decoder, tokens_BT: Tensor, prompt: int, cache) -> Iterator[Part]:
+def _one_pass(decoder: Decoder, tokens_BT: Tensor, prompt: int, cache: KvCache) -> Forced:
     """Every layer for every token, all tokens at once; texts in turn, so that few logits exist at a time."""
     states_BND = decoder.extend(tokens_BT[:, prompt:-1].to(decoder.device), cache)
     depth = len(decoder.layers)
     rows = [_said(decoder.logits(states_ND), target_N) for states_ND, target_N in
             zip(states_BND, tokens_BT[:, prompt + 1 :].to(decoder.device), strict=True)]  # fmt: skip
     nats_BN, choice_BN = (torch.stack(column) for column in zip(*rows, strict=True))
-    yield nats_BN, choice_BN, torch.full_like(choice_BN, depth)
+    return Forced(nats_BN, choice_BN, torch.full_like(choice_BN, depth))
 
 
-def _stepwise(decoder: Decoder, tokens_BT: Tensor, prompt: int, cache, rule: ExitRule) -> Iterator[Part]:
-    """A token at a time, each to its own depth: what a token left behind is what later ones look at."""
+def _stepwise(
+    decoder: Decoder, tokens_BT: Tensor, prompt: int, cache: KvCache, rule: ExitRule
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A token at a time, each to its own depth: what a token left behind is what later ones look at.
+
+    Yields nats, choices and layers, B each, of one place after the other.
+    """
     tokens_BT = tokens_BT.to(decoder.device)
     for place in range(prompt, tokens_BT.shape[1] - 1):
         logits_BV, left = read(decoder, tokens_BT[:, place : place + 1], cache, rule)
         nats_B, choice_B = _said(logits_BV, tokens_BT[:, place + 1])
-        yield nats_B[:, None], choice_B[:, None], torch.tensor(left, device=decoder.device)[:, None]
+        yield nats_B, choice_B, torch.tensor(left, device=decoder.device)
 
 
 def _said(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Surprise at each target, and the likeliest token in its place."""
     high_NV = logits_NV.float()
     nats_N = high_NV.logsumexp(-1) - high_NV.gather(-1, target_N[:, None].long())[:, 0]
     return nats_N, high_NV.argmax(-1)
