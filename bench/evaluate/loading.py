@@ -9,13 +9,12 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.casefolder import write_atomically
 from bench.evaluate import cloze, splits
 from bench.evaluate.index import DERIVED, TASKS, TaskFacts
 from bench.evaluate.sets import READERS, BadSet, Item, Reader
@@ -63,7 +62,8 @@ def items(
         found = READERS[name].items(_text(fetched.path, READERS[name]))
     except (sources.SourceError, BadSet, OSError) as error:
         raise NotAvailable(str(error)) from error
-    _write(kept, found)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in found))
     return found[:limit]
 
 
@@ -102,14 +102,6 @@ def _read(path: Path, limit: int | None) -> list[Item]:
     for row in rows:
         row["choices"] = tuple(row["choices"])
     return [Item(**row) for row in rows]
-
-
-def _write(path: Path, found: Iterable[Item]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in found)
-    Path(name).replace(path)
 
 
 def dataset(
