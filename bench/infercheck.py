@@ -104,21 +104,25 @@ def _drafts(draft: Draft, stanza: Inference, known: Mapping[str, Variant]) -> It
     target = _context(draft, known.get(stanza.arm or draft.baseline.name, draft.baseline))
     for index, arm in enumerate(stanza.arms):
         decoding: Any = arm.decoding
-        if isinstance(decoding, Speculative) and isinstance(decoding.draft, ModelDraft):
-            name, path = decoding.draft.arm, (*HERE, "arms", index, "decoding", "draft")
-            if stanza.own is not None and name is not None:
-                message = (
-                    f"`{name}` would have to be trained, and a model that is a checkpoint is drafted for by another"
-                )
-                yield Finding((*path, "arm"), message, "`{kind: model, hf: FOLDER}`", at_key=True)
-            elif stanza.own is None and name is None:
-                message = "a checkpoint drafts for a checkpoint, and this model is trained by the study"
-                yield Finding((*path, "hf"), message, "`{kind: model, arm: NAME}`", at_key=True)
-            elif name is not None and (name not in known or known[name].raw.get("role") == "timing"):
-                yield _no_model(name, known, (*path, "arm"))
-            elif name is not None and (short := _context(draft, known[name])) < stanza.tokens <= target:
-                message = f"`{name}` drafts with a context of {short}; prompt and new tokens are {stanza.tokens}"
-                yield Finding((*path, "arm"), message, "give the arm more `model.context`, or write fewer tokens")
+        if not isinstance(decoding, Speculative) or not isinstance(decoding.draft, ModelDraft):
+            continue
+        name, path = decoding.draft.arm, (*HERE, "arms", index, "decoding", "draft")
+        if (name is None) != (stanza.own is not None):
+            yield _other_kind(name, path)
+        elif name is not None and (name not in known or known[name].raw.get("role") == "timing"):
+            yield _no_model(name, known, (*path, "arm"))
+        elif name is not None and (short := _context(draft, known[name])) < stanza.tokens <= target:
+            message = f"`{name}` drafts with a context of {short}; prompt and new tokens are {stanza.tokens}"
+            yield Finding((*path, "arm"), message, "give the arm more `model.context`, or write fewer tokens")
+
+
+def _other_kind(arm: str | None, path: DataPath) -> Finding:
+    """A draft that is an arm where the model is a checkpoint, or the other way round."""
+    if arm is not None:
+        message = f"`{arm}` would have to be trained, and a model that is a checkpoint is drafted for by another"
+        return Finding((*path, "arm"), message, "`{kind: model, hf: FOLDER}`", at_key=True)
+    message = "a checkpoint drafts for a checkpoint, and this model is trained by the study"
+    return Finding((*path, "hf"), message, "`{kind: model, arm: NAME}`", at_key=True)
 
 
 def _context(draft: Draft, arm: Variant) -> float:

@@ -1,3 +1,5 @@
+"""Thresholds by Learn-then-Test: bounds by hand, the stated risk kept in simulation."""
+
 import math
 
 import numpy as np

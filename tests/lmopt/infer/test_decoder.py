@@ -1,3 +1,5 @@
+"""Logits with a cache against the full forward pass, and weights of every format against their reference."""
+
 import pytest
 import torch
 

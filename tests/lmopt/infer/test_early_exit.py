@@ -1,3 +1,5 @@
+"""Early exit against a slow loop over layers, one token at a time."""
+
 from collections import Counter
 
 import pytest

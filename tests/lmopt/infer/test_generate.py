@@ -1,3 +1,5 @@
+"""Generation against the slow loop: batches, seeds, stops, refusals, and probabilities' transforms by hand."""
+
 import pytest
 import torch
 

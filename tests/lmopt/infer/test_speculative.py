@@ -1,3 +1,5 @@
+"""Speculation is lossless: each text's probability by enumeration, planted mistakes that are seen, drafts by kind."""
+
 import functools
 import itertools
 import sys

@@ -1,3 +1,5 @@
+"""Distillation against the obvious losses, gradients included; teachers that fit and that do not."""
+
 import re
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Layer dropout and losses at exits against plain loops over layers."""
+
 import pytest
 import torch
 from torch.nn import functional
