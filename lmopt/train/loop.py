@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -193,12 +193,11 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
         update = state.pace.next()
         batch = _next_batch(state, update, batches)
         notes = {"length": float(update.length)} if update.length != state.recipe.batching.length else {}
-        part = next(batch.parts(update.micro))
-        if state.eager is not None and part.inputs_BL.shape not in compiled:
-            notes["compile_time_s"] = _compile(state, part)
+        if state.eager is not None and _shape(batch, update) not in compiled:
+            update, notes["compile_time_s"] = _compile_for(state, batch, update)
             state.pace.away(notes["compile_time_s"])
             notes |= {"not_compiled": 1.0} if state.not_compiled else {}
-            compiled.add(tuple(part.inputs_BL.shape))
+            compiled.add(_shape(batch, update))
         share = state.share(state.pace.done_after(update))
         numbers = _update(state, batch, update, share)
         state.step += 1
@@ -226,15 +225,19 @@ def _update(state: TrainState, batch: Batch, update: Update, share: float) -> Te
             if not memory.may_have_run_out(error):
                 raise
             micro = state.pace.back_off(micro or len(batch.inputs_BL), error)
-        # Only here, where the error is forgotten: its frames held what had been computed.
-        state.model.zero_grad(set_to_none=True)
-        state.model.forget()
-        memory.economise()
-        restore_random_state(state.device, kept)
+        _start_over(state, kept)
     norm = state.optimizer.step(share)
     state.model.settle(state.team.total)
     state.pace.took(update, small_norm, norm)
     return torch.stack([state.team.mean(cross_entropy), norm])
+
+
+def _start_over(state: TrainState, kept: dict[str, Tensor]) -> None:
+    """After memory ran out in a step, and the error is forgotten: its frames held what had been computed."""
+    state.model.zero_grad(set_to_none=True)
+    state.model.forget()
+    memory.economise()
+    restore_random_state(state.device, kept)
 
 
 def _accumulate(state: TrainState, batch: Batch, micro: int | None) -> tuple[Tensor, Tensor | None]:
@@ -299,10 +302,35 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
     return Batch.of(state.team.part(cut) if cut.ndim == 2 else cut)
 
 
+def _shape(batch: Batch, update: Update) -> tuple[int, ...]:
+    """Of what goes through the model at once."""
+    return tuple(next(batch.parts(update.micro)).inputs_BL.shape)
+
+
+def _compile_for(state: TrainState, batch: Batch, update: Update) -> tuple[Update, float]:
+    """Compile what a step needs; the step, in smaller parts where memory ran out and the pace may choose, and seconds.
+
+    The first pass at a size is this one, so that here is where its memory may be too little.
+    """
+    seconds, kept = 0.0, random_state(state.device)
+    while True:
+        begin = time.monotonic()
+        try:
+            return update, seconds + _compile(state, next(batch.parts(update.micro)))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not memory.may_have_run_out(error):
+                raise
+            micro = state.pace.back_off(update.micro or len(batch.inputs_BL), error)
+        update = replace(update, micro=micro)
+        _start_over(state, kept)
+        seconds += time.monotonic() - begin
+
+
 def _compile(state: TrainState, part: Batch) -> float:
     """Compile forward and backward on a part of a batch, leaving no trace in the state. Returns the seconds it took.
 
-    Where the recipe leaves the choice to us and the compiler fails, the training goes on as it was written.
+    Where the recipe leaves the choice to us and the compiler fails, the training goes on as it was written. Want of
+    memory is no failure of the compiler's.
     """
     begin = time.monotonic()
     kept = random_state(state.device)
@@ -310,9 +338,9 @@ def _compile(state: TrainState, part: Batch) -> float:
         with state.compute.forward():
             losses = _losses(state, part)
         (losses.cross_entropy + losses.auxiliary).backward()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
+        if memory.may_have_run_out(error):
+            raise
         if state.recipe.compile != "auto" or state.eager is None:
             raise CannotCompile(error) from error
         state.loss, state.eager = state.eager, None

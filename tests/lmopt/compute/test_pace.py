@@ -524,6 +524,29 @@ def test_kernels_that_refuse_for_want_of_memory_make_it_shrink(said):
     assert state.pace.micro == 2
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), MemoryError(), RuntimeError("can't allocate memory: 8 bytes")], ids=repr
+)
+def test_memory_that_runs_out_in_the_pass_that_compiles_makes_it_shrink_too(error):
+    state = loop.start(recipe(ADAPTIVE, steps=3), seed=0)
+    failing_above(state, 2, error)
+    state.eager = state.loss  # as if it were compiled
+    state.recipe = state.recipe.model_copy(update={"compile": True})
+    ours = list(loop.train(state, text(state.recipe)))
+    assert ["compile_time_s" in step.notes for step in ours] == [True, False, False]
+    assert state.pace.micro == 2
+    _, plain = run(recipe(steps=3))
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in plain], rel=1e-5)
+
+
+def test_want_of_memory_is_not_told_as_a_failure_of_the_compiler():
+    state = loop.start(recipe(), seed=0)
+    failing_above(state, 0, RuntimeError("can't allocate memory: 8 bytes"))
+    state.eager = state.loss
+    with pytest.raises(RuntimeError, match=r"^can't allocate memory: 8 bytes$"):
+        next(loop.train(state, text(state.recipe)))
+
+
 def test_a_refusal_that_no_smaller_size_mends_is_shown_as_it_was():
     state = loop.start(recipe(ADAPTIVE), seed=0)
     failing_above(state, 0, RuntimeError("could not create a primitive"))
