@@ -160,8 +160,9 @@ class LossFreeRouter(DroplessRouter):
 
 def scores(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
     """x W^T, N x E, at least in float32 whatever the rest runs in (Switch, section 2.4)."""
+    high = torch.promote_types(weight_ED.dtype, torch.float32)
     with without_autocast(x_ND):
-        return functional.linear(x_ND.to(weight_ED.dtype), weight_ED)
+        return functional.linear(x_ND.to(high), weight_ED.to(high))
 
 
 def choose(logits_NE: Tensor, top_k: int, sum_to_one: bool) -> tuple[Tensor, Tensor]:

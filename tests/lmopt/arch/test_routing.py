@@ -67,6 +67,16 @@ def test_one_expert_is_the_dense_layer_exactly(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_scored_in_float32_where_weights_are_kept_in_bfloat16(kind):
+    module = layer(config_of(kind), torch.bfloat16)
+    x_ND = torch.randn(40, WIDTH, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.router(x_ND).logits_NE
+    expected = x_ND.float() @ module.router.weight.float().T
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_shared_expert_is_added(kind):
     module = layer(config_of(kind, shared=2)).eval()
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
