@@ -42,7 +42,8 @@ FUSED_THREAD_BYTES = 6 * 2**20
 """The same of the fused kernel, which compiles a few hundred small products before it begins, in each thread."""
 COMPILED_BLOCK_BYTES = 12 * 2**20
 """The same of a dense block's products, forward and backward, for each number of sequences that go through it: 12 to 15
-products of 0.6 to 0.7 MiB. Read off layers left out for some of 8, 16 and 32 sequences."""
+products of 0.6 to 0.7 MiB, in float32 no more where oneDNN makes them (lmopt.arch.matmul). Read off layers left out for
+some of 8, 16 and 32 sequences."""
 COMPILER_BYTES = 180 * 2**20
 """What torch.compile takes of a process that trains on a CPU: its modules, and what they keep. Read off compiled steps
 of 0.1 to 30 M parameters, which take 100 to 200 MiB more than others."""
@@ -133,12 +134,13 @@ def _logit_bytes(recipe: Recipe) -> int:
 
 def _compiled_bytes(recipe: Recipe) -> int:
     """What products take that are compiled anew, as they have other numbers of rows from step to step."""
+    blocks = COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
     if recipe.precision.arithmetic != "bf16":
-        return 0
+        return blocks if native.mkl_keeps_to_avx2() and not native.has_gpu() else 0
     experts = _changing_bytes(recipe)
     if _fused(recipe):
         experts = FUSED_EXPERTS_BYTES + FUSED_THREAD_BYTES * (os.cpu_count() or 1) + _room_bytes(recipe)
-    return experts + COMPILED_BLOCK_BYTES * _fewer_sequences(recipe)
+    return experts + blocks
 
 
 def _room_bytes(recipe: Recipe) -> int:

@@ -40,6 +40,8 @@ DIGEST_BYTES = 32
 CPUINFO = Path("/proc/cpuinfo")
 NVIDIA = Path("/dev/nvidiactl")
 """There where NVIDIA's driver runs."""
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+"""What torch asks of a processor before it takes AVX-512."""
 MULTIPLE = 16
 """Numbers of a register: widths must be multiples."""
 
@@ -51,6 +53,16 @@ class BuildError(Exception):
 def has_gpu() -> bool:
     """Whether work goes to a GPU, as far as can be told without torch."""
     return NVIDIA.exists()
+
+
+@functools.cache
+def mkl_keeps_to_avx2() -> bool:
+    """Whether the processor has AVX-512 and is not Intel's, so that MKL leaves it unused; no if Linux does not say."""
+    try:
+        is_intel = "GenuineIntel" in CPUINFO.read_text(errors="replace")
+    except OSError:
+        return False
+    return not is_intel and _processor()[1].issuperset(AVX512)
 
 
 @functools.cache

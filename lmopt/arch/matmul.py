@@ -8,7 +8,6 @@ carries for other formats, takes AVX-512 wherever there is some: 1.4 to 2.4 time
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lmopt import native
 from lmopt.arch.numbers import compute_dtype
 from lmopt.compute import memory
 
@@ -103,12 +103,4 @@ def mkl_is_slow() -> bool:
     """Whether torch multiplies float32 with MKL on a processor that has AVX-512 and is not Intel's."""
     offered = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return offered and wide and torch.backends.mkl.is_available() and not _is_intel()
-
-
-def _is_intel() -> bool:
-    """By what Linux says; yes where nothing says."""
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return True
+    return offered and wide and torch.backends.mkl.is_available() and native.mkl_keeps_to_avx2()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lmopt import cost, cost_memory
+from lmopt import cost, cost_memory, native
 from lmopt.recipe import Model, Moe, Recipe, Relu2, SwiGlu
 
 
@@ -169,11 +169,14 @@ RECOMPUTED = {"activations": {"kind": "recompute"}, "optimizer": {"kind": "adamw
         ("1m", {"objective": {"kind": "layer_skip", "exits": [1, 3]}, "precision": "fp32"}, 181.7),
     ],
 )
-def test_small_models_peaks_lie_below_the_plan_and_near_it(size, change, measured_mib):
+def test_small_models_peaks_lie_below_the_plan_and_near_it(size, change, measured_mib, monkeypatch):
+    monkeypatch.setattr(native, "mkl_keeps_to_avx2", lambda: False)
     assert measured_mib * MIB <= planned(size, **change) <= 1.35 * measured_mib * MIB
 
 
-def test_what_leaving_out_layers_takes():
+def test_what_leaving_out_layers_takes(monkeypatch):
+    monkeypatch.setattr(native, "mkl_keeps_to_avx2", lambda: False)
+
     def more(precision: str = "bf16", sequences: int = 8, **knobs: object) -> int:
         skip = {"kind": "layer_skip", **knobs}
         return planned("1m", precision=precision, sequences=sequences, objective=skip) - planned(
@@ -186,6 +189,13 @@ def test_what_leaving_out_layers_takes():
     # an exit: a gradient of the whole head in float32, and four rows of the width a token in bfloat16
     assert more(dropout=0, exits=[2]) == 4 * 2048 * 128 + 8 * 256 * 2 * 4 * 128
     assert more(dropout=0, exits=[1, 2, 3], exits_a_step=2) == 2 * more(dropout=0, exits=[2])
+
+
+@pytest.mark.parametrize(("sequences", "length", "measured_mib"), [(8, 256, 222.8), (32, 64, 277.8)])
+def test_float32_products_that_onednn_makes_are_compiled_too(sequences, length, measured_mib, monkeypatch):
+    skip = {"precision": "fp32", "objective": {"kind": "layer_skip", "dropout": 0.2}}
+    monkeypatch.setattr(native, "mkl_keeps_to_avx2", lambda: True)
+    assert measured_mib * MIB <= planned("1m", sequences=sequences, length=length, **skip) <= 1.35 * measured_mib * MIB
 
 
 def test_a_foreign_feed_forward_says_what_it_costs():

@@ -112,6 +112,24 @@ def test_linux_is_asked_what_the_processor_can_do(source, monkeypatch, tmp_path)
     assert "without avx512bw" in inspect.unwrap(native.obstacle)()
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", native.AVX512, True),
+        ("AuthenticAMD", native.AVX512[1:], False),
+        ("GenuineIntel", native.AVX512, False),
+    ],
+)
+def test_whose_processor_has_avx512_that_mkl_leaves_unused(vendor, flags, expected, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(native, "_processor", inspect.unwrap(native._processor))
+    asked = inspect.unwrap(native.mkl_keeps_to_avx2)
+    assert not asked()
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {' '.join(flags)}\n")
+    assert asked() is expected
+
+
 def test_the_compilers_complaint_is_believed_for_a_while(source, monkeypatch):
     source.write_text("int broken( {\n")
     with pytest.raises(native.BuildError, match=r"answer\.cpp:1:.*error:"):
