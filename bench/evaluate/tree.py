@@ -109,9 +109,12 @@ def grow(sequences: Sequence[np.ndarray], width: int) -> tuple[list[Tree], list[
 def _pays(size: int, shared: int, new: int, width: int) -> bool:
     """Whether a line of `size` tokens takes `new` more of a sequence whose first `shared` ones it has.
 
-    Every token of a line has scores with every other; of its own, a sequence would have half of that.
+    Every token of a line has scores with every other; of its own, a sequence would have half of that. One that begins
+    with all there is makes the line no more than itself.
     """
     length = shared + new
+    if shared == size:
+        return True
     more_scores = (size + new) ** 2 - size**2 - length**2 / 2
     return more_scores <= SCORES_PER_WIDTH * width * shared and size + new <= max(MAX_TREE_TOKENS, 2 * length)
 

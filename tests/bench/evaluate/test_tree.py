@@ -37,6 +37,15 @@ def test_a_beginning_of_another_sequence_and_a_repetition_add_nothing():
     assert places[3].path.tolist() == [0, 1]
 
 
+def test_the_beginning_of_a_long_text_adds_nothing_in_a_narrow_model():
+    text = np.arange(300, dtype=np.int64)
+    trees, places = tree.grow([text, text[:100], text[:200]], WIDTH)
+    (only,) = trees
+    assert only.is_chain
+    assert [len(place.path) for place in places] == [300, 100, 200]
+    assert len(only) == 300
+
+
 def test_a_common_beginning_is_not_always_worth_a_tree():
     """Two short sentences share their first word at once; two long texts are apart unless the model is a wide one."""
     short = [np.array([1, 2, 3, 4]), np.array([1, 5, 6, 7])]
