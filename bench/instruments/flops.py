@@ -28,8 +28,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.instruments.formulas import FORMULAS, Shape, known_operators, unpadded
+from bench.instruments.formulas import FORMULAS, known_operators
 from lmopt import cost
+from lmopt.arch.formulas import Shape, unpadded
 from lmopt.recipe import LayerSkip, Recipe, builder
 
 TOLERANCE = 0.005

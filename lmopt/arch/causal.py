@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmopt.arch import fused
+from lmopt.arch import formulas, fused
 
 BLOCK = 128
 """Queries handled at once: a block sees only the keys up to its end, which skips most of the masked half. Measured on
@@ -109,6 +109,9 @@ def _(q_BHTC: Tensor, _k: Tensor, _v: Tensor, keep: bool, _segments: Tensor | No
     return q_BHTC.new_empty(batch, length, heads, width), q_BHTC.new_empty(kept)
 
 
+formulas.counted_by(formulas.attention_flops, "lmopt::causal_attention")
+
+
 @torch.library.custom_op("lmopt::causal_attention_backward", mutates_args=())
 def causal_attention_backward(
     grad_BTHC: Tensor, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, kept: Tensor
@@ -148,6 +151,9 @@ def causal_attention_backward(
 @causal_attention_backward.register_fake
 def _(_grad: Tensor, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, _kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q_BHTC.new_empty(q_BHTC.shape), k_BKTC.new_empty(k_BKTC.shape), v_BKTC.new_empty(v_BKTC.shape)
+
+
+formulas.counted_by(formulas.attention_backward_kept, "lmopt::causal_attention_backward")
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool, Tensor | None], output: tuple[Tensor, Tensor]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmopt.arch import activation
+from lmopt.arch import activation, formulas
 
 ROW_BLOCK = 32
 """Rows of an expert are multiplied as a multiple of this. oneDNN compiles a bfloat16 product anew for each number of
@@ -54,6 +54,9 @@ def _(
     x_ND: Tensor, up_EGD: Tensor, down_EDF: Tensor, _kind: str, token_S: Tensor, _ends: Tensor, _rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _made(x_ND, up_EGD, down_EDF, token_S)
+
+
+formulas.counted_by(formulas.experts_flops, "lmopt::experts_forward")
 
 
 def _made(x_ND: Tensor, up_EGD: Tensor, down_EDF: Tensor, token_S: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,6 +120,9 @@ def _(
     weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _gradients(gate_S, x_SD, up_EGD, down_EDF, weight_dtype)
+
+
+formulas.counted_by(formulas.experts_backward_flops, "lmopt::experts_backward")
 
 
 def _gradients(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lmopt.arch import activation
+from lmopt.arch import activation, formulas
 
 
 def grouped_forward(
@@ -63,6 +63,9 @@ def _(x_SD: Tensor, weight_EFD: Tensor, _ends: Tensor, _rows: int) -> Tensor:
     return x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
 
 
+formulas.counted_by(formulas.grouped_linear_flops, "lmopt::grouped_linear")
+
+
 @torch.library.custom_op("lmopt::grouped_outer", mutates_args=())
 def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, rows: int) -> Tensor:  # noqa: ARG001
     """grad^T x over the rows of each group: E x F x D; zero for an empty group."""
@@ -73,6 +76,9 @@ def grouped_outer(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, rows: int) -> T
 @grouped_outer.register_fake
 def _(grad_SF: Tensor, x_SD: Tensor, ends_E: Tensor, _rows: int) -> Tensor:
     return grad_SF.new_empty(len(ends_E), grad_SF.shape[1], x_SD.shape[1])
+
+
+formulas.counted_by(formulas.grouped_outer_flops, "lmopt::grouped_outer")
 
 
 CUDA_ROW_BYTES = 16

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmopt.arch import fused
+from lmopt.arch import formulas, fused
 
 Slots = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 """token_S, ends_E, slot_NK, kept_NK and gates."""
@@ -87,6 +87,9 @@ def _(x_ND: Tensor, up_EGD: Tensor, _down: Tensor, _kind: str, token_S: Tensor, 
     return _made(x_ND, up_EGD, token_S)
 
 
+formulas.counted_by(formulas.experts_flops, "lmopt::experts_fused_forward")
+
+
 def _made(x_ND: Tensor, up_EGD: Tensor, token_S: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x_ND, memory_format=torch.contiguous_format), x_ND.new_empty(len(token_S), up_EGD.shape[1])
 
@@ -131,6 +134,9 @@ def _(
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _gradients(gate_NK, x_ND, up_EGD, down_EDF)
+
+
+formulas.counted_by(formulas.experts_fused_backward_flops, "lmopt::experts_fused_backward")
 
 
 def _gradients(

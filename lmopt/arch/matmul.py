@@ -16,8 +16,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from lmopt import native
+from lmopt.arch import formulas
 from lmopt.arch.numbers import compute_dtype
 from lmopt.compute import memory
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    formulas.counted_by(formulas.linear_flops, "mkldnn::_linear_pointwise")
 
 MIN_ROWS = 16
 """Fewer rows, as in decoding, are torch's."""

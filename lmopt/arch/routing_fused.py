@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmopt.arch import fused
+from lmopt.arch import formulas, fused
 from lmopt.arch.numbers import compute_dtype
 
 FORMATS = (torch.float32, torch.bfloat16)
@@ -66,6 +66,9 @@ def _(x_ND: Tensor, weight_ED: Tensor, top_k: int, *_: Any) -> tuple[Tensor, Ten
     return _choice(x_ND, weight_ED, top_k)
 
 
+formulas.counted_by(formulas.product_transposed_flops, "lmopt::route_forward")
+
+
 def _choice(x_ND: Tensor, weight_ED: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     tokens, experts = len(x_ND), len(weight_ED)
     expert_NK = weight_ED.new_empty(tokens, top_k, dtype=torch.int64)
@@ -102,6 +105,9 @@ def _(x_ND: Tensor, weight_ED: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     empty = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (x_ND, weight_ED))
     grad_x, grad_weight = empty
     return grad_x, grad_weight
+
+
+formulas.counted_by(formulas.route_backward_flops, "lmopt::route_backward")
 
 
 def _sizes(x_ND: Tensor, weight_ED: Tensor, top_k: int, sum_to_one: bool) -> tuple[bool | int, ...]:

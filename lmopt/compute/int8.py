@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmopt.arch import formulas
 from lmopt.arch.numbers import compute_dtype, largest_magnitude
 from lmopt.compute.rounding import stochastic_integer
 from lmopt.recipe import Int8
@@ -68,6 +69,9 @@ def filled_up_product(left_MK: Tensor, right_KP: Tensor) -> Tensor:
 @filled_up_product.register_fake
 def _(left_MK: Tensor, right_KP: Tensor) -> Tensor:
     return left_MK.new_empty(len(left_MK), right_KP.shape[1], dtype=torch.int32)
+
+
+formulas.counted_by(formulas.product_flops, "lmopt::filled_up_product")
 
 
 class Int8Linear(nn.Linear):

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.instruments import flops, formulas
 from lmopt import cost
@@ -311,16 +311,33 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_deleting_a_formula_loses_its_flops(name):
+def test_deleting_a_formula_loses_its_flops(name, monkeypatch):
     call, expected, lost = NEEDED[name]
     assert counted(call) == expected
     without = {other: formula for other, formula in formulas.FORMULAS.items() if other != name}
+    for packet in formulas.known_operators(dict.fromkeys([name], formulas.product_flops)):
+        monkeypatch.delitem(flop_registry, packet, raising=name not in formulas.FORMULAS)
     assert counted(call, without) == expected - lost
 
 
 def test_every_formula_for_a_cpu_is_needed():
     elsewhere = {name for name in formulas.FORMULAS if "cpu" not in name and "scaled" in name}
-    assert set(formulas.FORMULAS) - elsewhere == set(NEEDED)
+    names = {str(packet).replace(".", "::") for packet in flop_registry}
+    ours = {name for name in names if name.startswith(("lmopt", "mkldnn"))}
+    assert ours | set(formulas.FORMULAS) - elsewhere == set(NEEDED)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+@pytest.mark.parametrize("ffn", [SwiGlu(), Moe(experts=4, top_k=2, hidden=64)], ids=["dense", "sparse"])
+def test_a_counter_that_knows_nothing_of_us_counts_a_training_step(ffn, kind):
+    """Torch's own counter as it is, on the operators that are taken in earnest."""
+    described = recipe(ffn, length=64, width=128)
+    model = build(described, seed=0)
+    tokens = torch.zeros(1, described.batching.length, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+        model.loss(tokens, tokens).cross_entropy.backward()
+    expected = cost.train_flops_per_token(described).executed * described.batching.length
+    assert counter.get_total_flops() == pytest.approx(expected, rel=flops.TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["flash", "efficient", "cudnn"])
