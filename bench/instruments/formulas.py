@@ -44,8 +44,8 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::_grouped_mm": grouped_product_flops,
     "aten::_scaled_grouped_mm": grouped_product_flops,
 }
-"""Operators that torch 2.13's counter takes for free on a CPU, and CUDA's attention kernels (which some versions refuse to
-count when key heads are grouped)."""
+"""Operators that torch 2.13's counter takes for free on a CPU, and CUDA's attention kernels, which some versions refuse
+to count when key heads are grouped."""
 
 
 def known_operators(formulas: Mapping[str, Formula]) -> dict[Any, Formula]:
