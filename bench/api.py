@@ -131,30 +131,31 @@ def run(
     from bench.instruments.table import idle_power_w, open_sensors
     from bench.machine import environment, fingerprint
 
-    machine = this_machine(calibrate=True)
-    whole = _loaded(suite)
-    loaded, cuts = _cut(whole, machine, budget)
-    planned = make_plan(loaded, machine)
-    folder = Path(out) if out else Path("results") / loaded.suite / planned.run
-    shown = display or open_display()
-    for line in (*(f"budget: {cut}" for cut in cuts), *lacking(loaded)):
-        shown.note(line)
-    with runner.locked(folder):
-        found = environment(fingerprint(), open_sensors())
-        runner.adopt(folder, planned, loaded.resolved_yaml(), found)
-        context = runner.RunContext(
-            executor=choose(executor, folder) if executor is None or isinstance(executor, str) else executor,
-            display=shown,
-            limits=runner.Limits(time_s=loaded.limits.case_time, memory_bytes=loaded.limits.case_memory),
-            commit=found["machine"].get("commit"),
-            env=found["env"],
-            flops_per_s_peak=machine.peak_flops_per_s,
-            idle_power_w=idle_power_w("cuda" if found["machine"]["gpus"] else "cpu"),
-        )
-        runner.run_cases(folder, planned, context)
-        verdict = judge(folder)
-        written = report(folder)
-    return RunResult(folder, tuple(_without_result(folder, planned)), verdict, tuple(written))
+    with runner.interruptible():  # also while the machine is measured and the report is written
+        machine = this_machine(calibrate=True)
+        whole = _loaded(suite)
+        loaded, cuts = _cut(whole, machine, budget)
+        planned = make_plan(loaded, machine)
+        folder = Path(out) if out else Path("results") / loaded.suite / planned.run
+        shown = display or open_display()
+        for line in (*(f"budget: {cut}" for cut in cuts), *lacking(loaded)):
+            shown.note(line)
+        with runner.locked(folder):
+            found = environment(fingerprint(), open_sensors())
+            runner.adopt(folder, planned, loaded.resolved_yaml(), found)
+            context = runner.RunContext(
+                executor=choose(executor, folder) if executor is None or isinstance(executor, str) else executor,
+                display=shown,
+                limits=runner.Limits(time_s=loaded.limits.case_time, memory_bytes=loaded.limits.case_memory),
+                commit=found["machine"].get("commit"),
+                env=found["env"],
+                flops_per_s_peak=machine.peak_flops_per_s,
+                idle_power_w=idle_power_w("cuda" if found["machine"]["gpus"] else "cpu"),
+            )
+            runner.run_cases(folder, planned, context)
+            verdict = judge(folder)
+            written = report(folder)
+        return RunResult(folder, tuple(_without_result(folder, planned)), verdict, tuple(written))
 
 
 def _without_result(folder: Path, planned: Plan) -> list[str]:

@@ -153,7 +153,7 @@ def run_cases(folder: Path, plan: Plan, context: RunContext) -> list[Record]:
 
     context.display.begin(plan, finished)
     try:
-        with _interruptible():
+        with interruptible():
             while waiting or flights:
                 while len(flights) < context.executor.slots and (case := _next(waiting, flights)):
                     waiting.remove(case)
@@ -278,7 +278,7 @@ def _drop_checkpoint(folder: Path, case: Case) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Generator[None]:
+def interruptible() -> Generator[None]:
     """SIGTERM, and a terminal that is closed, stop a run like Ctrl-C does: with the case in flight saved."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:

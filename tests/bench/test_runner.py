@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import mistakes, runner, study
+from bench import api, mistakes, runner, study
 from bench.case import Case
 from bench.casefolder import Job, Outcome, write_atomically
 from bench.executors import Exit
 from bench.record import CaseKey, Record, RecordError, append, read, reading
 from bench.report import runfolder
-from bench.runner import FolderInUse, Limits, OtherRun, RunContext, _interruptible, adopt, locked, run_cases
+from bench.runner import FolderInUse, Limits, OtherRun, RunContext, adopt, interruptible, locked, run_cases
 from lmopt.recipe import Recipe
 from tests.bench.fakes import Behaviour, FakeDisplay, FakeExecutor, case, chain, plan, succeed
 
@@ -425,17 +425,27 @@ def test_what_killed_writers_left_beside_their_files_is_removed(tmp_path: Path) 
 def test_a_request_to_stop_and_a_closed_terminal_are_an_interrupt(number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # under nohup the tests themselves would be deaf to one
     try:
-        with pytest.raises(KeyboardInterrupt), _interruptible():
+        with pytest.raises(KeyboardInterrupt), interruptible():
             os.kill(os.getpid(), number)
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, before)
 
 
+def test_a_request_to_stop_is_an_interrupt_while_the_machine_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    monkeypatch.setattr(api, "this_machine", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            api.run("no.yaml")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_run_that_shall_outlive_its_terminal_does() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with _interruptible():
+        with interruptible():
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
