@@ -166,6 +166,7 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
     _check_types(path, config)
     rope = _rope(path, config)
     _refuse_unknown_parts(path, config, rope)
+    base = rope.get("rope_theta")
     try:
         model = Model(
             layers=config.get("num_hidden_layers"),
@@ -177,7 +178,7 @@ def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
             tied_head=config.get("tie_word_embeddings", False),
             qk_norm=family == "olmoe",
             qk_norm_over="all" if family == "olmoe" else "head",
-            rope_base=rope.get("rope_theta") or config.get("rope_theta", 1e6 if family == "mixtral" else 1e4),
+            rope_base=config.get("rope_theta", 1e6 if family == "mixtral" else 1e4) if base is None else base,
             norm_eps=config.get("rms_norm_eps", 1e-6 if family == "llama" else 1e-5),
         )
         ffn = SwiGlu(hidden=config.get("intermediate_size")) if family == "llama" else _moe(family, config)

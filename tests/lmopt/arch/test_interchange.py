@@ -224,6 +224,7 @@ def test_a_damaged_index(folder):
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
             "rope_parameters is {'rope_type': 'default'} and rope_scaling {'rope_type': 'linear', 'factor': 2.0}",
         ),
+        ({"rope_parameters": {"rope_theta": 0}}, "describes no model (rope_base: Input should be greater than 1"),
         ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map is"),
         ({"sliding_window": 32}, "sliding_window is 32"),
         ({"head_dim": 16}, "head_dim is 16"),
