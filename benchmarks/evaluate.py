@@ -143,6 +143,15 @@ def agreement(requests: Sequence[Any], ours: Sequence[Any], theirs: Sequence[Any
             }
 
 
+def work(ours: DecoderLM, requests: Sequence[Any]) -> dict[str, int]:
+    """Tokens of log-likelihood requests, and of those how many are computed."""
+    if requests[0].request_type != "loglikelihood":
+        return {}
+    rows = ours.requests([request.args for request in requests])
+    computed = sum(step.tokens for step in ours.score_steps(rows))
+    return {"tokens": sum(min(len(row.tokens) - 1, ours.max_length) for row in rows), "tokens_computed": computed}
+
+
 def same_choices(requests: Sequence[Any], one: Sequence[tuple[float, bool]], two: Sequence[tuple[float, bool]]) -> bool:
     """Whether every item's most likely choice is the same, near ties aside."""
     items: dict[tuple[str, int], list[int]] = {}
@@ -176,6 +185,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         rounds.append((a_s + d_s, b_s + c_s))
     return {
         "requests": len(requests),
+        **work(ours, requests),
         "ours_s": statistics.median(one for one, _ in rounds) / 2,
         "backend_s": statistics.median(other for _, other in rounds) / 2,
         "times_faster": statistics.median(other / one for one, other in rounds),
