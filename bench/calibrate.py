@@ -180,8 +180,10 @@ def measure(env: str, *, busy: bool, clock: Clock = now_ns, widths: tuple[int, .
     """Measure the machine now: its CUDA device if it has one."""
     import torch
 
-    others_s, begin = _others_s(), clock()
+    from lmopt.arch import fused
 
+    fused.obstacle()  # kernels are compiled at first use: that is neither a step's time nor somebody else's work
+    others_s, begin = _others_s(), clock()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     widths = widths or (WIDTHS if device == "cpu" else DEVICE_WIDTHS)
     rates = {

@@ -14,6 +14,7 @@ from bench import calibrate
 from bench.api import this_machine
 from bench.calibrate import Calibration, better
 from lmopt import cost, cost_memory
+from lmopt.arch import fused
 from lmopt.recipe import Recipe
 
 FACTS = {"kernel": "1", "load": [0.5, 0.0, 0.0], "cores": {"usable": 2}}
@@ -57,6 +58,18 @@ def test_an_accelerator_is_given_enough_to_do(monkeypatch: pytest.MonkeyPatch) -
     assert cost_memory.peak_memory_bytes(asked[1]) < 8 * 2**30
     product = 2 * calibrate.DEVICE_ROWS * max(calibrate.DEVICE_WIDTHS) ** 2
     assert product > 1e12  # a millisecond at a petaflop a second
+
+
+def test_kernels_are_compiled_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a new machine that takes eight seconds: as the first step's they made bfloat16 a hundred times too slow."""
+    happened: list[str] = []
+    monkeypatch.setattr(fused, "obstacle", lambda: happened.append("compiled"))
+    monkeypatch.setattr(calibrate, "_others_s", lambda: happened.append("neighbours") or 0.0)
+    monkeypatch.setattr(calibrate, "_step_s", lambda *_: happened.append("step") or 1.0)
+    monkeypatch.setattr(calibrate, "_best_s", lambda *_: happened.append("product") or 1.0)
+    calibrate.measure("0123456789", busy=False, widths=(8,))
+    assert happened.count("step") == 6
+    assert happened.index("compiled") == 0
 
 
 def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
