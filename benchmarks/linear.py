@@ -13,12 +13,11 @@ lifted here: this shows why they are there. Shapes: queries, keys and values, ga
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from turns import Work, compare
 
 from lmopt.arch import linear, loss
 from lmopt.compute.memory import tune_allocator
@@ -27,10 +26,6 @@ TOKENS = 2048
 SHAPES = ((192, 576), (192, 1024), (256, 768), (256, 1408), (320, 960), (320, 1728), (512, 1536), (512, 2752))
 HEADS = ((192, 8192), (320, 8192), (512, 8192), (768, 8192))
 WARMUP_ROUNDS = 3
-PASSES = 4
-"""Forward and backward passes timed at once."""
-
-Work = Callable[[], object]
 
 
 def layers(inputs: int, outputs: int) -> tuple[Work, Work]:
@@ -69,20 +64,6 @@ def heads(width: int, vocab: int) -> tuple[Work, Work]:
     return passing(lambda grad_NV, x_ND: torch.mm(grad_NV.T, x_ND)), passing(loss.outer)
 
 
-def interleaved(first: Work, second: Work, rounds: int, clock: Callable[[], float]) -> list[tuple[float, float]]:
-    """Seconds a pass of each, a pair for every round."""
-    pairs: list[tuple[float, float]] = []
-    for _ in range(WARMUP_ROUNDS + rounds):
-        spent_s = [0.0, 0.0]
-        for which, work in ((0, first), (1, second), (1, second), (0, first)):
-            start_s = clock()
-            for _ in range(PASSES):
-                work()
-            spent_s[which] += (clock() - start_s) / PASSES / 2
-        pairs.append((spent_s[0], spent_s[1]))
-    return pairs[WARMUP_ROUNDS:]
-
-
 def main() -> None:
     """Print a line for each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,19 +74,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     tune_allocator()
     linear.WIDE, linear.TILES, loss.MANY_ROWS = 0, True, 0
-    clock = time.process_time if arguments.threads == 1 else time.perf_counter
     first, second = ("straight", "turned") if arguments.head else ("torch", "ours")
-    print(f"{'inputs x outputs':<18} {f'{first} ms':>12} {f'{second} ms':>10}   {second} is faster by")
+    print(f"{'inputs x outputs':<18} {f'{first} ms':>12} {f'{second} ms':>10}   {second} is as many times as fast")
     for shape in HEADS if arguments.head else SHAPES:
         works = heads(*shape) if arguments.head else layers(*shape)
-        pairs = interleaved(*works, arguments.rounds, clock)
-        theirs, ours = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
-        ratios = sorted(a / b for a, b in pairs)
-        print(
-            f"{shape[0]:>6} x {shape[1]:<9} {theirs:>12.2f} {ours:>10.2f}   {statistics.median(ratios):.2f}x "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
-            flush=True,
-        )
+        found = compare(*works, rounds=arguments.rounds, warmup_rounds=WARMUP_ROUNDS, threads=arguments.threads)
+        theirs_ms, ours_ms = found.first_s * 1e3, found.second_s * 1e3
+        shown = f"{shape[0]:>6} x {shape[1]:<9} {theirs_ms:>12.2f} {ours_ms:>10.2f}"
+        print(f"{shown}   {found.times_as_fast()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from turns import Work, compare
 
 from lmopt import cost
 from lmopt.arch import matmul
@@ -29,18 +27,12 @@ from lmopt.train import loop
 
 ROWS = 2048
 SHAPES = ((128, 384), (192, 1024), (384, 384), (384, 1152), (512, 4096), (1024, 384), (2048, 2048))
-WARMUP_ROUNDS = 1
-PASSES = 4
-"""Products, or steps, timed at once."""
-
 STEPS = {"3m": (4, 192, 3), "10m": (6, 320, 5), "30m": (8, 512, 8)}
 """name -> layers, width, heads."""
 VOCAB, SEQUENCES, LENGTH = 8192, 8, 256
 
-Product = Callable[[], object]
 
-
-def products(inputs: int, outputs: int) -> dict[str, tuple[Product, Product]]:
+def products(inputs: int, outputs: int) -> dict[str, tuple[Work, Work]]:
     """Name -> (torch's product, ours)."""
     x_ND, weight_FD, grad_NF = torch.randn(ROWS, inputs), torch.randn(outputs, inputs), torch.randn(ROWS, outputs)
     operands = {"y": (x_ND, weight_FD.T), "grad x": (grad_NF, weight_FD), "grad W": (grad_NF.T, x_ND)}
@@ -49,7 +41,7 @@ def products(inputs: int, outputs: int) -> dict[str, tuple[Product, Product]]:
     }
 
 
-def steps(size: str) -> tuple[tuple[Product, Product], float]:
+def steps(size: str) -> tuple[tuple[Work, Work], float]:
     """(a training step with torch's products, one with ours), and the FLOPs of each."""
     layers, width, heads = STEPS[size]
     recipe = Recipe.model_validate(
@@ -71,20 +63,6 @@ def steps(size: str) -> tuple[tuple[Product, Product], float]:
     return (lambda: step(False), lambda: step(True)), flops
 
 
-def interleaved(first: Product, second: Product, rounds: int, clock: Callable[[], float]) -> list[tuple[float, float]]:
-    """Seconds a product of each, a pair for every round."""
-    pairs: list[tuple[float, float]] = []
-    for _ in range(WARMUP_ROUNDS + rounds):
-        spent_s = [0.0, 0.0]
-        for which, work in ((0, first), (1, second), (1, second), (0, first)):
-            start_s = clock()
-            for _ in range(PASSES):
-                work()
-            spent_s[which] += (clock() - start_s) / PASSES / 2
-        pairs.append((spent_s[0], spent_s[1]))
-    return pairs[WARMUP_ROUNDS:]
-
-
 def main() -> None:
     """Print a line for each product."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,7 +71,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clock = time.process_time if arguments.threads == 1 else time.perf_counter
     if not matmul.mkl_is_slow():
         print("here products are torch's: those through oneDNN are forced", file=sys.stderr)
         matmul.mkl_is_slow = lambda: True
@@ -105,11 +82,9 @@ def main() -> None:
     works |= {f"step of {size}": steps(size) for size in (STEPS if arguments.step else ())}
     print(f"{'':<28}{'torch GFLOP/s':>14}{'ours':>8}   times as fast")
     for name, (pair, flops) in works.items():
-        pairs = interleaved(*pair, arguments.rounds, clock)
-        torchs, ours = (flops / statistics.median(column) / 1e9 for column in zip(*pairs, strict=True))
-        ratios = sorted(a / b for a, b in pairs)
-        found = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        print(f"{name:<28}{torchs:>14.0f}{ours:>8.0f}   {found}", flush=True)
+        found = compare(*pair, rounds=arguments.rounds, warmup_rounds=1, threads=arguments.threads)
+        torchs, ours = flops / found.first_s / 1e9, flops / found.second_s / 1e9
+        print(f"{name:<28}{torchs:>14.0f}{ours:>8.0f}   {found.times_as_fast()}", flush=True)
 
 
 if __name__ == "__main__":
