@@ -47,3 +47,7 @@ class Batch:
         count = (self.targets_BL != IGNORED).sum()
         for x, y, segments in zip(inputs, targets, self.segments_BL.split(size), strict=True):
             yield Batch(x, y, segments, (y != IGNORED).sum() / count)
+
+    def shape_at_once(self, micro: int | None) -> tuple[int, ...]:
+        """Sequences and tokens of what goes through a model at once."""
+        return tuple(next(self.parts(micro)).inputs_BL.shape)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lmopt.arch import transformer
 from lmopt.recipe import Recipe
-from lmopt.train import loop
+from lmopt.train import chance, loop
 from lmopt.train.loop import Dispatched, TrainState
 
 SCHEMA = 3
@@ -52,7 +52,7 @@ def save(state: TrainState, folder: Path) -> Path:
     Raises:
         OSError: the disk is full or not writable; checkpoints already there are untouched.
     """
-    generators = {f"generator/{name}": bits for name, bits in loop.random_state(state.device).items()}
+    generators = {f"generator/{name}": bits for name, bits in chance.states(state.device).items()}
     tensors = {MODEL: _tensors(state.model), OPTIMIZER: state.optimizer.state() | generators}
     place = folder / f"step-{state.step:08d}"
     _write(place, progress(state), tensors)
@@ -281,7 +281,7 @@ def _resume(place: Path, description: Mapping[str, Any], recipe: Recipe | None, 
         raise CheckpointError(f"{place / OPTIMIZER}: not a safetensors file ({error})") from error
     generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith("generator/")}
     state.optimizer.restore(tensors)
-    loop.restore_random_state(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})
+    chance.restore(device, {key.partition("/")[2]: bits.cpu() for key, bits in generators.items()})
     go_on(state, description)
     return state
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,23 +23,13 @@ from lmopt.compute.pace import Scheduled, Update
 from lmopt.compute.precision import Compute
 from lmopt.recipe import Recipe, builder
 from lmopt.step import Step
+from lmopt.train import chance
 from lmopt.train.batch import Batch
+from lmopt.train.compiling import compile_for
 from lmopt.train.team import Alone, Team
 
 REPORT_EVERY = 50
 """Steps between two readings of what the model says of itself (router load and the like)."""
-
-
-class CannotCompile(RuntimeError):
-    """A step that the recipe wants compiled, and torch's compiler failed; the message says at what."""
-
-    def __init__(self, error: Exception) -> None:
-        cause = getattr(error, "inner_exception", None)  # torch wraps what a backend raised
-        found = _first_line(cause if isinstance(cause, Exception) else error)
-        super().__init__(
-            f"{found}\nhint: `lmbench doctor` says whether a compiler is missing; `compile: auto` goes on without one, "
-            "`compile: false` trains the step as it is written"
-        )
 
 
 class Diverged(RuntimeError):
@@ -103,6 +93,18 @@ class TrainState:
     def yielded_tokens(self) -> int:
         """Tokens of the steps that were yielded."""
         return self.pace.portions * self.pace.tokens_a_portion - sum(step.tokens for step in self.unread)
+
+    def losses(self, part: Batch) -> Losses:
+        """What the objective makes of a part of a batch."""
+        if part.segments_BL is None:
+            return self.loss(part.inputs_BL, part.targets_BL)
+        return self.loss(part.inputs_BL, part.targets_BL, part.segments_BL)
+
+    def forget_step(self, generators: dict[str, Tensor]) -> None:
+        """Stand as before the step that was begun: no gradients, and torch's generators where they were."""
+        self.model.zero_grad(set_to_none=True)
+        self.model.forget()
+        chance.restore(self.device, generators)
 
 
 def start(recipe: Recipe, *, seed: int, horizon: float = 1.0, device: torch.device | str = "cpu") -> TrainState:
@@ -180,6 +182,7 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
             Default: 1 where the device works apart from Python, 0 on the CPU. The yielded steps are the same.
 
     Raises:
+        CannotCompile: the recipe wants the step compiled, and torch's compiler fails (lmopt.train.compiling).
         Diverged: the loss or the gradient norm is not finite.
         ValueError: a portion has another shape than the recipe says, or the portions run out.
     """
@@ -193,11 +196,11 @@ def train(state: TrainState, batches: Iterable[Tensor], *, lag: int | None = Non
         update = state.pace.next()
         batch = _next_batch(state, update, batches)
         notes = {"length": float(update.length)} if update.length != state.recipe.batching.length else {}
-        if state.eager is not None and _shape(batch, update) not in compiled:
-            update, notes["compile_time_s"] = _compile_for(state, batch, update)
+        if state.eager is not None and batch.shape_at_once(update.micro) not in compiled:
+            update, notes["compile_time_s"] = compile_for(state, batch, update)
             state.pace.away(notes["compile_time_s"])
             notes |= {"not_compiled": 1.0} if state.not_compiled else {}
-            compiled.add(_shape(batch, update))
+            compiled.add(batch.shape_at_once(update.micro))
         share = state.share(state.pace.done_after(update))
         numbers = _update(state, batch, update, share)
         state.step += 1
@@ -216,7 +219,7 @@ def _update(state: TrainState, batch: Batch, update: Update, share: float) -> Te
 
     Where memory runs out and the pace may choose, the step starts over in smaller parts: the batch stays the same.
     """
-    micro, kept = update.micro, random_state(state.device)
+    micro, generators = update.micro, chance.states(state.device)
     while True:
         try:
             cross_entropy, small_norm = _accumulate(state, batch, micro)
@@ -225,19 +228,13 @@ def _update(state: TrainState, batch: Batch, update: Update, share: float) -> Te
             if not memory.may_have_run_out(error):
                 raise
             micro = state.pace.back_off(micro or len(batch.inputs_BL), error)
-        _start_over(state, kept)
+        # Only here, where the error is forgotten: its frames held what had been computed.
+        state.forget_step(generators)
+        memory.economise()
     norm = state.optimizer.step(share)
     state.model.settle(state.team.total)
     state.pace.took(update, small_norm, norm)
     return torch.stack([state.team.mean(cross_entropy), norm])
-
-
-def _start_over(state: TrainState, kept: dict[str, Tensor]) -> None:
-    """After memory ran out in a step, and the error is forgotten: its frames held what had been computed."""
-    state.model.zero_grad(set_to_none=True)
-    state.model.forget()
-    memory.economise()
-    restore_random_state(state.device, kept)
 
 
 def _accumulate(state: TrainState, batch: Batch, micro: int | None) -> tuple[Tensor, Tensor | None]:
@@ -250,7 +247,7 @@ def _accumulate(state: TrainState, batch: Batch, micro: int | None) -> tuple[Ten
     for number, part in enumerate(batch.parts(micro)):
         with state.team.exchanging(number == passes - 1):
             with state.compute.forward():
-                losses = _losses(state, part)
+                losses = state.losses(part)
             loss = losses.cross_entropy + losses.auxiliary
             (loss / passes if part.weight is None else loss * part.weight).backward()
         total += losses.cross_entropy.detach() * (1.0 if part.weight is None else part.weight * passes)
@@ -258,12 +255,6 @@ def _accumulate(state: TrainState, batch: Batch, micro: int | None) -> tuple[Ten
             gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
             small_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * passes
     return total / passes, small_norm
-
-
-def _losses(state: TrainState, part: Batch) -> Losses:
-    if part.segments_BL is None:
-        return state.loss(part.inputs_BL, part.targets_BL)
-    return state.loss(part.inputs_BL, part.targets_BL, part.segments_BL)
 
 
 def _hand_out(state: TrainState) -> Iterator[Step]:
@@ -300,73 +291,3 @@ def _next_batch(state: TrainState, update: Update, portions: Iterator[Tensor]) -
     whole = torch.cat(taken, dim=-2) if len(taken) > 1 else taken[0]
     cut = whole.unfold(-1, update.length + 1, update.length).flatten(-3, -2).to(state.device, non_blocking=True)
     return Batch.of(state.team.part(cut) if cut.ndim == 2 else cut)
-
-
-def _shape(batch: Batch, update: Update) -> tuple[int, ...]:
-    """Of what goes through the model at once."""
-    return tuple(next(batch.parts(update.micro)).inputs_BL.shape)
-
-
-def _compile_for(state: TrainState, batch: Batch, update: Update) -> tuple[Update, float]:
-    """Compile what a step needs; the step, in smaller parts where memory ran out and the pace may choose, and seconds.
-
-    The first pass at a size is this one, so that here is where its memory may be too little.
-    """
-    seconds, kept = 0.0, random_state(state.device)
-    while True:
-        begin = time.monotonic()
-        try:
-            return update, seconds + _compile(state, next(batch.parts(update.micro)))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not memory.may_have_run_out(error):
-                raise
-            micro = state.pace.back_off(update.micro or len(batch.inputs_BL), error)
-        update = replace(update, micro=micro)
-        _start_over(state, kept)
-        seconds += time.monotonic() - begin
-
-
-def _compile(state: TrainState, part: Batch) -> float:
-    """Compile forward and backward on a part of a batch, leaving no trace in the state. Returns the seconds it took.
-
-    Where the recipe leaves the choice to us and the compiler fails, the training goes on as it was written. Want of
-    memory is no failure of the compiler's.
-    """
-    begin = time.monotonic()
-    kept = random_state(state.device)
-    try:
-        with state.compute.forward():
-            losses = _losses(state, part)
-        (losses.cross_entropy + losses.auxiliary).backward()
-    except Exception as error:
-        if memory.may_have_run_out(error):
-            raise
-        if state.recipe.compile != "auto" or state.eager is None:
-            raise CannotCompile(error) from error
-        state.loss, state.eager = state.eager, None
-        state.not_compiled = _first_line(error)
-    state.model.zero_grad(set_to_none=True)
-    state.model.forget()
-    restore_random_state(state.device, kept)
-    if state.device.type == "cuda":
-        torch.cuda.synchronize(state.device)
-    return time.monotonic() - begin
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """torch's generators as bytes, by device: all that a technique with noise needs to go on where it stopped."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_random_state(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Take over what `random_state` returned."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -22,7 +22,7 @@ from lmopt.compute.pace import Adapting
 from lmopt.data import batches
 from lmopt.data.shards import Shards
 from lmopt.recipe import Recipe
-from lmopt.train import checkpoint, loop
+from lmopt.train import checkpoint, compiling, loop
 
 VOCAB, LENGTH, SEQUENCES = 64, 16, 8
 
@@ -437,7 +437,7 @@ def test_the_loop_says_what_time_was_not_its_own(monkeypatch):
     state = loop.start(recipe(ADAPTIVE, steps=4), seed=0)
     away = []
     monkeypatch.setattr(state.pace, "away", away.append)
-    monkeypatch.setattr(loop, "_compile", lambda *_: 70.0)
+    monkeypatch.setattr(compiling, "_compile", lambda *_: 70.0)
     state.eager = state.loss
     for step in loop.train(state, text(state.recipe)):
         time.sleep(0.02 * step.index)

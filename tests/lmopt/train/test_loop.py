@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmopt.recipe import Bf16, LayerSkip, Recipe
-from lmopt.train import loop
+from lmopt.train import compiling, loop
 from lmopt.train.loop import Diverged
 
 KINDS = {
@@ -167,7 +167,7 @@ def test_compiling_leaves_no_trace(recipe, batches):
     state = replace(state, loss=lambda t, y: (torch.rand(3), state.model.loss(t, y))[1])
     random, before = torch.get_rng_state(), {n: p.detach().clone() for n, p in weights(state).items()}
     part = next(loop._next_batch(state, state.pace.next(), batches()).parts(None))
-    assert loop._compile(state, part) > 0
+    assert compiling._compile(state, part) > 0
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in weights(state).items())
 
@@ -202,7 +202,7 @@ def test_auto_compiles_on_a_gpu_alone_and_goes_on_where_the_compiler_fails(recip
     assert state.not_compiled == "RuntimeError: no such compiler"
     assert [step.loss for step in steps] == [step.loss for step in plain]
     assert [step.notes.get("not_compiled") for step in steps[:2]] == [1.0, None]
-    with pytest.raises(loop.CannotCompile, match=r"^RuntimeError: no such compiler\nhint: .*`compile: auto`"):
+    with pytest.raises(compiling.CannotCompile, match=r"^RuntimeError: no such compiler\nhint: .*`compile: auto`"):
         run(recipe(compile=True), batches())
 
 
