@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 
 from bench.evaluate.asking import TASK_FILES
 from bench.evaluate.language_model import DecoderLM
+from lmopt.arch import matmul
 from lmopt.arch.interchange import save_hf
 from lmopt.arch.transformer import build
 from lmopt.compute.memory import tune_allocator
@@ -97,7 +98,9 @@ def asked(requests: Sequence[Any], kind: str) -> list[Any]:
     return [Instance(KINDS[kind], {}, arguments, 0, (kind, n // choices, 1)) for n, arguments in enumerate(found)]
 
 
-def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tuple[DecoderLM, dict[int, Any]]:
+def both_sides(
+    size: str, context: int, words: Tokenizer, *, bf16: bool, batch_tokens: int | None = None
+) -> tuple[DecoderLM, dict[int, Any]]:
     """Our side, and the backend at each batch size, all with the same weights."""
     import transformers
     from lm_eval.models.huggingface import HFLM
@@ -117,7 +120,7 @@ def both_sides(size: str, context: int, words: Tokenizer, *, bf16: bool) -> tupl
         batch: HFLM(pretrained=theirs, tokenizer=fast, batch_size=batch, max_length=context, device="cpu")
         for batch in BATCH_SIZES
     }
-    return DecoderLM(model, words, forward=forward), backends
+    return DecoderLM(model, words, forward=forward, batch_tokens=batch_tokens), backends
 
 
 def timed(side: Any, requests: Sequence[Any]) -> tuple[float, list[Any]]:
@@ -167,12 +170,16 @@ def same_choices(requests: Sequence[Any], one: Sequence[tuple[float, bool]], two
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both sides in turn, and what they disagree on."""
     torch.set_num_threads(arguments.threads)
+    if arguments.torch_products:
+        matmul.mkl_is_slow = lambda: False
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # the backend warns of each context that it cuts
     tune_allocator()
     requests = requests_of(arguments.tasks.split(","), arguments.limit)
     words = bpe.train(["".join(request.args) for request in requests], Bpe(vocab=arguments.vocab))
     requests = asked(requests, arguments.ask)
-    ours, backends = both_sides(arguments.size, arguments.context, words, bf16=arguments.bf16)
+    ours, backends = both_sides(
+        arguments.size, arguments.context, words, bf16=arguments.bf16, batch_tokens=arguments.batch_tokens
+    )
     few = requests[:: max(1, len(requests) // FEW[KINDS[arguments.ask]])]
     timed(ours, few)
     tried = {batch: min(timed(backend, few)[0] for _ in range(2)) for batch, backend in backends.items()}
@@ -204,6 +211,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--batch-tokens", type=int, help="our tokens a forward pass (default: as evaluation takes them)"
+    )
+    parser.add_argument("--torch-products", action="store_true", help="float32 products are torch's on our side, too")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 on both sides")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
