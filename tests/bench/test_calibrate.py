@@ -14,7 +14,6 @@ from bench import calibrate
 from bench.api import this_machine
 from bench.calibrate import Calibration, better
 from lmopt import cost, cost_memory
-from lmopt.arch import fused
 from lmopt.recipe import Recipe
 
 FACTS = {"kernel": "1", "load": [0.5, 0.0, 0.0], "cores": {"usable": 2}}
@@ -62,6 +61,8 @@ def test_an_accelerator_is_given_enough_to_do(monkeypatch: pytest.MonkeyPatch) -
 
 def test_kernels_are_compiled_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a new machine that takes eight seconds: as the first step's they made bfloat16 a hundred times too slow."""
+    from lmopt.arch import fused  # what others borrow of this file needs no torch
+
     happened: list[str] = []
     monkeypatch.setattr(fused, "obstacle", lambda: happened.append("compiled"))
     monkeypatch.setattr(calibrate, "_others_s", lambda: happened.append("neighbours") or 0.0)
