@@ -22,7 +22,7 @@ from pathlib import Path
 
 NAMES = (
     *("kernels.h", "products.h"),
-    *("attention_fused.cpp", "experts_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
+    *("attention_fused.cpp", "experts_fused.cpp", "extension_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
 )
 SOURCES = tuple(Path(__file__).parent / "arch" / name for name in NAMES)
 """Of the one library that all kernels are in, headers among them."""

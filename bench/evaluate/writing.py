@@ -17,13 +17,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bench.evaluate.scoring import Forward
+from lmopt.arch.matmul import mm
 from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Transformer
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.generate import prefill
 from lmopt.step import Step
 
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 """Tokens that the cache of a batch has room for, by device."""
 KEPT_SHARE = 0.75
 """Ended texts are left out of the batch once no more than this share of it goes on."""
@@ -121,7 +122,7 @@ def _write(decoder: Decoder, head_VD: Tensor, texts: Sequence[_Text]) -> Iterato
     states_BD = prefill(decoder, [text.prompt for text in texts], cache)
     read = sum(cache.lengths)
     while True:
-        chosen = (states_BD.float() @ head_VD.T).argmax(-1).tolist()
+        chosen = mm(states_BD.float(), head_VD.T).argmax(-1).tolist()
         for text, token in zip(texts, chosen, strict=True):
             text.add(token)
         yield read

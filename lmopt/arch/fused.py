@@ -28,6 +28,8 @@ SIGNATURES = {
     "attention_forward": "qqqqqi" + "p" * 5,
     "attention_backward": "qqqqqi" + "p" * 8,
     "softmax_minus_target": "qqi" + "p" * 3,
+    "extend_float": "qqqqqqi" + "p" * 8,
+    "extend_bfloat16": "qqqqqqi" + "p" * 8,
 }
 """Arguments of each kernel, by the letters of `TYPES`; all return a truth value."""
 

@@ -63,6 +63,19 @@ inline Activated derived(Vec a, Vec u) {
   return {rectified * rectified, rectified + rectified, Vec(0)};
 }
 
+// One head of one token: its pairs (i, i + C/2) turned by the position's angle, or back; the first half of the sines
+// carries their minus sign.
+template <typename From, typename To>
+inline void turn(int64_t C, const From* from, const From* cosine, const From* sine, bool back, To* to) {
+  const int64_t half_C = C / 2;
+  const Vec sign(back ? -1.f : 1.f);
+  for (int64_t c = 0; c < half_C; c += kLanes) {
+    const Vec low = load(from + c), high = load(from + half_C + c);
+    store(to + c, at::vec::fmadd(high * sign, load(sine + c), low * load(cosine + c)));
+    store(to + half_C + c, at::vec::fmadd(low * sign, load(sine + half_C + c), high * load(cosine + half_C + c)));
+  }
+}
+
 // What turns exponentials into a softmax. Their sum is at most their number, unless one of them came of no number or of
 // infinity, which not every instruction here passes on.
 inline float share_of(float sum) { return std::isfinite(sum) ? 1 / sum : std::numeric_limits<float>::quiet_NaN(); }

@@ -23,7 +23,7 @@ from lmopt.compute import memory
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     formulas.counted_by(formulas.linear_flops, "mkldnn::_linear_pointwise")
 
-MIN_ROWS = 16
+MIN_ROWS = 4
 """Fewer rows, as in decoding, are torch's."""
 MIN_WORK = 2**20
 """Multiply-adds below which a call's own cost is more than it gains."""

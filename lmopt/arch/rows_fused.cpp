@@ -99,18 +99,6 @@ void activate_backward(int64_t N, int64_t F, int threads, const half* inner, con
 
 // --- heads ---------------------------------------------------------------------------------------
 
-// One head of one token: its pairs (i, i + C/2) turned by the position's angle, or back; the first half of the sines
-// carries their minus sign.
-void turn(int64_t C, const half* from, const half* cosine, const half* sine, bool back, half* to) {
-  const int64_t half_C = C / 2;
-  const Vec sign(back ? -1.f : 1.f);
-  for (int64_t c = 0; c < half_C; c += kLanes) {
-    const Vec low = load(from + c), high = load(from + half_C + c);
-    store(to + c, at::vec::fmadd(high * sign, load(sine + c), low * load(cosine + c)));
-    store(to + half_C + c, at::vec::fmadd(low * sign, load(sine + half_C + c), high * load(cosine + half_C + c)));
-  }
-}
-
 // qkv (B x T x (H + 2K) x C) to q (B x H x T x C), k and v (B x K x T x C), queries and keys turned; or back, with
 // gradients.
 template <bool back>

@@ -38,31 +38,39 @@ class KvCache:
 
     def write(
         self, layer: int, start: Sequence[int], k_BKTC: Tensor, v_BKTC: Tensor, rows: Sequence[int] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> None:
         """Put new tokens' keys and values of one layer at positions `start` of each row; lengths stay.
 
         Args:
             rows: the rows that the B sequences given are; default: all.
-
-        Returns:
-            Keys and values of these rows up to the last position written, B x K x S' x C: views where `rows` is None.
         """
         keys_BKSC, values_BKSC = self.keys_LBKSC[layer], self.values_LBKSC[layer]
         count = k_BKTC.shape[2]
         end = max(start) + count
-        if end > self.capacity:
-            raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
+        self.refuse_beyond(end)
         if rows is None and min(start) + count == end:
             keys_BKSC[:, :, end - count : end].copy_(k_BKTC)
             values_BKSC[:, :, end - count : end].copy_(v_BKTC)
-        else:
-            for given, (row, first) in enumerate(zip(rows or range(len(start)), start, strict=True)):
-                keys_BKSC[row, :, first : first + count].copy_(k_BKTC[given])
-                values_BKSC[row, :, first : first + count].copy_(v_BKTC[given])
-        if rows is not None:
-            index = torch.tensor(list(rows), device=keys_BKSC.device)
-            keys_BKSC, values_BKSC = keys_BKSC.index_select(0, index), values_BKSC.index_select(0, index)
-        return keys_BKSC[:, :, :end], values_BKSC[:, :, :end]
+            return
+        for given, (row, first) in enumerate(zip(rows or range(len(start)), start, strict=True)):
+            keys_BKSC[row, :, first : first + count].copy_(k_BKTC[given])
+            values_BKSC[row, :, first : first + count].copy_(v_BKTC[given])
+
+    def seen(self, layer: int, end: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer's rows (default: all) up to position `end`, B x K x `end` x C.
+
+        Views where `rows` is None.
+        """
+        keys_BKSC, values_BKSC = self.keys_LBKSC[layer, :, :, :end], self.values_LBKSC[layer, :, :, :end]
+        if rows is None:
+            return keys_BKSC, values_BKSC
+        index = torch.tensor(list(rows), device=keys_BKSC.device)
+        return keys_BKSC.index_select(0, index), values_BKSC.index_select(0, index)
+
+    def refuse_beyond(self, end: int) -> None:
+        """Raises ValueError where no row has places up to `end`."""
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
 
     def advance(self, counts: Sequence[int]) -> None:
         """Count so many more tokens of each row, already written."""

@@ -7,7 +7,7 @@ need. Letters: see lmopt/arch/transformer.py; S keys in the cache.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmopt.arch import activation
+from lmopt.arch import activation, extension_fused
 from lmopt.arch.attention import rotate, torch_attention
 from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
@@ -145,9 +145,9 @@ class Layer:
         """Weights that one token's pass reads (all experts counted)."""
         return self.qkv.nbytes + self.output.nbytes + self.ffn.nbytes
 
-    def project(self, x_BTD: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def apart(self, qkv_BTF: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B x H x T x C, keys and values B x K x T x C, turned to their positions."""
-        qkv_BTHC = self.qkv(self.attention_norm(x_BTD)).unflatten(-1, (-1, self.head_width))
+        qkv_BTHC = qkv_BTF.unflatten(-1, (-1, self.head_width))
         if self.query_norm is not None and self.key_norm is not None:
             q, k, v = qkv_BTHC.split([self.heads, self.key_heads, self.key_heads], dim=2)
             q, k = _normed(q, self.query_norm), _normed(k, self.key_norm)
@@ -177,6 +177,7 @@ class Decoder:
         self.head = pack(model.head_weight_VD, format)
         self.cos_TC = model.rotary.cos_TC.to(self.dtype)
         self.sin_TC = model.rotary.sin_TC.to(self.dtype)
+        self._norms_heads = model.model.qk_norm
         self.nbytes = self.head.nbytes + sum(layer.nbytes for layer in self.layers)
         """Weights that are read for one token."""
 
@@ -224,17 +225,37 @@ class Decoder:
             ahead: tokens already written behind the lengths, not counted yet.
             rows: the cache's rows that the B sequences are; default: all.
         """
-        start = _start(cache, ahead, rows)
-        cos, sin = self._angles(start, x_BTD.shape[1])
-        mask = _mask(start, x_BTD.shape[1], x_BTD)
+        attend = self._attention(x_BTD, cache, _start(cache, ahead, rows), rows)
         with _ready_kernels(self.device):
             for number in range(first, len(self.layers) if last is None else last):
                 layer = self.layers[number]
-                q, k, v = layer.project(x_BTD, cos, sin)
-                keys, values = cache.write(number, start, k, v, rows)
-                x_BTD = x_BTD + layer.output(_attend(q, keys, values, mask).transpose(1, 2).flatten(2))
+                x_BTD = x_BTD + layer.output(attend(number, layer.qkv(layer.attention_norm(x_BTD))))
                 x_BTD = x_BTD + layer.ffn(layer.ffn_norm(x_BTD))
         return x_BTD
+
+    def _attention(
+        self, x_BTD: Tensor, cache: KvCache, start: Sequence[int], rows: Sequence[int] | None
+    ) -> Callable[[int, Tensor], Tensor]:
+        """What makes attention's result B x T x D of a layer's number and its queries, keys and values B x T x F."""
+        count = x_BTD.shape[1]
+        if not self._norms_heads and extension_fused.suits(x_BTD, self.model.head_width):
+            cache.refuse_beyond(max(start) + count)
+            start_B, rows_B = torch.tensor([list(start), list(rows or range(len(start)))])
+            seen = sum(start) + count * len(start)
+            return lambda number, qkv_BTF: extension_fused.extend(
+                qkv_BTF, self.cos_TC, self.sin_TC, cache.keys_LBKSC[number], cache.values_LBKSC[number],
+                start_B, rows_B, seen,
+            )  # fmt: skip
+        cos, sin = self._angles(start, count)
+        mask = _mask(start, count, x_BTD)
+
+        def attend(number: int, qkv_BTF: Tensor) -> Tensor:
+            q, k, v = self.layers[number].apart(qkv_BTF, cos, sin)
+            cache.write(number, start, k, v, rows)
+            keys, values = (k, v) if mask is True else cache.seen(number, max(start) + count, rows)
+            return _attend(q, keys, values, mask).transpose(1, 2).flatten(2)
+
+        return attend
 
     @torch.inference_mode()
     def fill(self, x_BTD: Tensor, cache: KvCache, *, first: int, rows: Sequence[int] | None = None) -> None:

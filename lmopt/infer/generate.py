@@ -22,6 +22,10 @@ from lmopt.infer.sequence import Decoded, Stops, Text, begin
 from lmopt.techniques.decoding import Sampling
 
 
+FILLED_UP = 32
+"""Tokens that a prompt is filled up by to be read with a longer one, or an eighth of that one where it is more."""
+
+
 def generate(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -63,16 +67,33 @@ def generate(
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KvCache) -> Tensor:
     """Read prompts into an empty cache: the normalised state of each one's last token, B x D.
 
-    Shorter prompts are filled up on the right; no token sees what comes after it, and the cache never counts it.
+    Those of like length are read together. Shorter ones are filled up on the right; no token sees what comes after it,
+    and the cache never counts it.
     """
     lengths = [len(prompt) for prompt in prompts]
-    tokens_BT = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, : len(prompt)] = torch.tensor(prompt)
-    x_BTD = decoder.run(decoder.embed(tokens_BT.to(decoder.device)), cache)
+    groups = list(_of_like_length(lengths))
+    last_BD = torch.empty(len(prompts), decoder.model.width, dtype=decoder.dtype, device=decoder.device)
+    for group in groups:
+        tokens_BT = torch.zeros(len(group), max(lengths[index] for index in group), dtype=torch.int64)
+        for row, index in enumerate(group):
+            tokens_BT[row, : lengths[index]] = torch.tensor(prompts[index])
+        x_BTD = decoder.run(decoder.embed(tokens_BT.to(decoder.device)), cache, rows=group if len(groups) > 1 else None)
+        ends = torch.tensor([lengths[index] - 1 for index in group], device=decoder.device)
+        last_BD[group] = x_BTD[torch.arange(len(group), device=decoder.device), ends]
     cache.advance(lengths)
-    rows = torch.arange(len(prompts), device=decoder.device)
-    return decoder.norm(x_BTD[rows, torch.tensor(lengths, device=decoder.device) - 1])
+    return decoder.norm(last_BD)
+
+
+def _of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indexes of prompts, cut where filling up would take more than reading the weights once again."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[group[0]] if group else lengths[index]
+        if longest - lengths[index] > max(FILLED_UP, longest // 8):
+            yield sorted(group)
+            group = []
+        group.append(index)
+    yield sorted(group)
 
 
 def append_next(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:

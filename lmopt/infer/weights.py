@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lmopt.arch import matmul
 from lmopt.arch.linear import TILES
 from lmopt.arch.numbers import largest_magnitude
 from lmopt.techniques.decoding import Weights
@@ -95,7 +96,7 @@ class PlainWeight:
         self.nbytes = weight_FD.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight_FD)
+        return matmul.linear(x, self.weight_FD)
 
 
 class LaidOutWeight:

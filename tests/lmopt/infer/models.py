@@ -15,12 +15,14 @@ GROUPED = {"ffn": Relu2(), "kv_heads": 2, "qk_norm": True}
 SPARSE = {"ffn": Moe(experts=4, top_k=2, hidden=32)}
 SHARED = {"ffn": Moe(experts=2, top_k=2, shared=1, hidden=32)}
 TOGETHER = {"ffn": SwiGlu(), "kv_heads": 2, "qk_norm": True, "qk_norm_over": "all"}
-SHAPES = {"dense": DENSE, "grouped": GROUPED, "together": TOGETHER, "sparse": SPARSE, "shared": SHARED}
+WIDE = {"ffn": SwiGlu(), "width": 64, "heads": 2, "kv_heads": 1}
+"""Heads of 32, which attention over a cache has a kernel for; the others are narrower."""
+SHAPES = {"dense": DENSE, "wide": WIDE, "grouped": GROUPED, "together": TOGETHER, "sparse": SPARSE, "shared": SHARED}
 
 
-def recipe(*, layers: int = 3, vocab: int = VOCAB, ffn=None, width: int = 32, **model) -> Recipe:
+def recipe(*, layers: int = 3, vocab: int = VOCAB, ffn=None, width: int = 32, heads: int = 4, **model) -> Recipe:
     """A recipe of a tiny decoder."""
-    shape = Model(layers=layers, width=width, heads=4, vocab=vocab, context=64, **model)
+    shape = Model(layers=layers, width=width, heads=heads, vocab=vocab, context=64, **model)
     return Recipe(model=shape, ffn=ffn or SwiGlu(), batching=FixedBatch(sequences=2, length=32), tokens=10_000)
 
 

@@ -37,7 +37,7 @@ def slow(decoder, prompt, rule, count):
         for layer in range(left, len(decoder.layers)):  # the exit state through the skipped layers' K and V
             block = decoder.layers[layer]
             cos, sin = decoder._angles(cache.lengths, 1)
-            _, k, v = block.project(x, cos, sin)
+            _, k, v = block.apart(block.qkv(block.attention_norm(x)), cos, sin)
             cache.write(layer, cache.lengths, k, v)
         cache.advance([1])
         text.append(int(decoder.logits(decoder.norm(x))[0, 0].argmax()))
@@ -53,9 +53,10 @@ def left_behind(steps):
     return found
 
 
+@pytest.mark.parametrize("shape", ["grouped", "wide"])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_a_batch_whose_rows_leave_at_different_depths_equals_the_slow_loop_alone(measure):
-    decoder = Decoder(tiny(**SHAPES["grouped"]))
+def test_a_batch_whose_rows_leave_at_different_depths_equals_the_slow_loop_alone(measure, shape):
+    decoder = Decoder(tiny(**SHAPES[shape]))
     rule = ExitRule((1, 2), {"gap": 0.2, "confidence": 0.3, "similarity": 0.85}[measure], measure)
     steps = list(generate_early(decoder, PROMPTS, rule, max_new=10))
     alone = [slow(decoder, prompt, rule, 10) for prompt in PROMPTS]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmopt.infer.decoder import Decoder, PromptTooLong
-from lmopt.infer.generate import generate, written
+from lmopt.infer.generate import generate, prefill, written
 from lmopt.infer.sampling import probabilities, seeded
 from lmopt.techniques.decoding import Sampling
 from tests.lmopt.infer.models import SHAPES, tiny, tokens
@@ -35,6 +35,25 @@ def test_a_batch_gives_what_its_prompts_give_one_by_one(sampling):
     for number, prompt in enumerate(PROMPTS):
         alone = written(generate(decoder, [prompt], max_new=10, sampling=sampling, seed=5 + number))
         assert alone == [together[number]]
+
+
+def test_prompts_of_like_length_are_read_together(monkeypatch):
+    decoder = Decoder(tiny())
+    lengths = [5, 50, 3, 9, 45]
+    prompts = [tokens(length, seed=length).tolist() for length in lengths]
+    read, run = [], decoder.run
+    monkeypatch.setattr(
+        decoder, "run", lambda x_BTD, *given, **named: read.append(tuple(x_BTD.shape[:2])) or run(x_BTD, *given, **named)
+    )
+    cache = decoder.new_cache(batch=5, capacity=50)
+    together = prefill(decoder, prompts, cache)
+    assert read == [(2, 50), (3, 9)]
+    assert cache.lengths == lengths
+    for row, prompt in enumerate(prompts):
+        alone = decoder.new_cache(batch=1, capacity=50)
+        torch.testing.assert_close(together[row], prefill(decoder, [prompt], alone)[0], rtol=1e-5, atol=1e-5)
+        kept = cache.keys_LBKSC[:, row, :, : len(prompt)], alone.keys_LBKSC[:, 0, :, : len(prompt)]
+        torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-5)
 
 
 def test_the_seed_decides():
