@@ -1,5 +1,6 @@
 // Causal attention in bfloat16 with its probabilities kept, forward and backward: blocks of queries against the keys up
-// to their end, as causal.py has it and in its order, so that either may go back where the other went forward.
+// to their end, as causal.py has it and in its order, so that either may go back where the other went forward. The
+// forward pass by itself in float32, too.
 //
 // Letters: B sequences of T tokens, H heads, K key heads that H / K of them share, C their width; T and C are multiples
 // of 16. A key head of a sequence, with the heads that share it, is one thread's: the bits do not depend on how many
@@ -11,6 +12,7 @@
 #include <limits>
 #include <set>
 #include <tuple>
+#include <type_traits>
 
 #include "products.h"
 
@@ -42,8 +44,9 @@ struct Block {
   int64_t together(const Shape& shape) const { return ((sequence * shape.T + start) * shape.H + head) * shape.C; }
 };
 
-// p = softmax of scale x scores, of which the first `seen` count; the scores are used up.
-void softmax(int64_t seen, int64_t end, float scale, float* scores, half* p) {
+// p = softmax of scale x scores, of which the first `seen` count; the scores are used up, and may be where p goes.
+template <typename Number>
+void softmax(int64_t seen, int64_t end, float scale, float* scores, Number* p) {
   constexpr float lowest = -std::numeric_limits<float>::infinity();
   std::fill(scores + seen, scores + filled_up(seen, kLanes), lowest);
   Vec largest(lowest), sum(0);
@@ -56,7 +59,7 @@ void softmax(int64_t seen, int64_t end, float scale, float* scores, half* p) {
   }
   const Vec share(share_of(_mm512_reduce_add_ps(sum)));
   for (int64_t j = 0; j < seen; j += kLanes) store(p + j, load(scores + j) * share);
-  std::fill(p + seen, p + end, half(0));
+  std::fill(p + seen, p + end, Number(0));
 }
 
 // The gradient of the scores from that of p.
@@ -76,8 +79,9 @@ void transposed(const half* from, int64_t rows, int64_t columns, word* words, ha
   transpose(words, columns, reinterpret_cast<word*>(to), rows / 2, rows / 2, columns);
 }
 
-// float32 rows as bfloat16, `stride` numbers apart.
-void store_rows(const float* from, int64_t rows, int64_t C, half* to, int64_t stride) {
+// float32 rows, `stride` numbers apart.
+template <typename Number>
+void store_rows(const float* from, int64_t rows, int64_t C, Number* to, int64_t stride) {
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < C; c += kLanes) store(to + r * stride + c, load(from + r * C + c));
 }
@@ -102,26 +106,52 @@ void each_key_head(const Shape& shape, int64_t bytes, const Work& work) {
   }
 }
 
+// The keys and values of a head as the second operands of products: keys transposed.
+struct Halves {
+  const word *k_T, *v;
+
+  Halves(Room& own, const Shape& shape, const half* keys, const half* values) {
+    const int64_t T = shape.T, C = shape.C;
+    auto* k_words = own.take<word>(C / 2 * T);
+    auto* v_words = own.take<word>(T / 2 * C);
+    pack_transposed(keys, C, T, C, k_words, T);
+    pack(values, C, C, T, v_words, C);
+    k_T = k_words, v = v_words;
+  }
+};
+struct Floats {
+  const float *k_T, *v;
+
+  Floats(Room& own, const Shape& shape, const float* keys, const float* values) {
+    auto* turned = own.take<float>(shape.C * shape.T);
+    transpose(keys, shape.C, turned, shape.T, shape.T, shape.C);
+    k_T = turned, v = values;
+  }
+};
+
 // q (B x H x T x C), k and v (B x K x T x C) to out (B x T x H x C); `kept` is null where nothing is kept.
-void forward(const Shape& shape, const half* q, const half* k, const half* v, half* out, half* kept) {
+template <typename Number>
+void forward(const Shape& shape, const Number* q, const Number* k, const Number* v, Number* out, Number* kept) {
+  constexpr bool halves = std::is_same_v<Number, half>;
   const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C;
   const int64_t bytes = filled_up(4 * (T * C + kBlock * (T + C)) + 2 * kBlock * T, 64) + 5 * 64;
   each_key_head(shape, bytes, [&](Room own, int64_t i, int64_t first_head, int64_t end_of_heads) {
-    auto* k_T = own.take<word>(C / 2 * T);
-    auto* v_T = own.take<word>(T / 2 * C);
+    const std::conditional_t<halves, Halves, Floats> operands(own, shape, k + i * T * C, v + i * T * C);
     auto* scores = own.take<float>(kBlock * T);
     auto* result = own.take<float>(kBlock * C);
-    auto* room = own.take<half>(kBlock * T);
-    pack_transposed(k + i * T * C, C, T, C, k_T, T);
-    pack(v + i * T * C, C, C, T, v_T, C);
+    Number* room;
+    if constexpr (halves)
+      room = own.take<half>(kBlock * T);
+    else
+      room = scores;
     for (int64_t start = 0; start < T; start += kBlock)
       for (int64_t h = first_head; h < end_of_heads; h++) {
         const Block block(shape, i / K, h, start);
-        half* p = kept == nullptr ? room : kept + block.kept;
-        product(block.rows, block.end, C, q + block.apart(shape), C, k_T, T, scores);
+        Number* p = kept == nullptr ? room : kept + block.kept;
+        product(block.rows, block.end, C, q + block.apart(shape), C, operands.k_T, T, scores);
         for (int64_t r = 0; r < block.rows; r++)
           softmax(start + r + 1, block.end, shape.scale(), scores + r * block.end, p + r * block.end);
-        product(block.rows, C, block.end, p, block.end, v_T, C, result);
+        product(block.rows, C, block.end, p, block.end, operands.v, C, result);
         store_rows(result, block.rows, C, out + block.together(shape), H * C);
       }
   });
@@ -177,7 +207,13 @@ extern "C" {
 bool lmopt_attention_forward(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const half* q,
                              const half* k, const half* v, half* out, half* kept) {
   const Shape shape{B, H, K, T, C, threads};
-  return enough_memory([&] { forward(shape, q, k, v, out, kept); });
+  return enough_memory([&] { forward<half>(shape, q, k, v, out, kept); });
+}
+
+bool lmopt_attention_forward_float(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const float* q,
+                                   const float* k, const float* v, float* out) {
+  const Shape shape{B, H, K, T, C, threads};
+  return enough_memory([&] { forward<float>(shape, q, k, v, out, nullptr); });
 }
 
 bool lmopt_attention_backward(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const half* grad,

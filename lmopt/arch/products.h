@@ -1,5 +1,6 @@
-// Products of bfloat16 matrices, and what lays out their operands. They are oneDNN's, as torch offers them to its own
-// kernels (at::native::cpublas::brgemm): A is row-major, B holds pairs of rows as words, [K/2][columns], C is float32.
+// Products of matrices, and what lays out their operands. They are oneDNN's, as torch offers them to its own kernels
+// (at::native::cpublas::brgemm): A is row-major, C is float32, and B row-major in float32; in bfloat16 it holds pairs of
+// rows as words, [K/2][columns].
 
 #pragma once
 
@@ -37,6 +38,11 @@ inline void product(int64_t m, int64_t n, int64_t k, const half* a, int64_t lda,
                     bool add = false) {
   at::native::cpublas::brgemm(m, n, k, lda, ldb, n, add, reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(b), c);
+}
+
+inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                    bool add = false) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, n, add, a, b, c);
 }
 
 // B of a product with W^T, from `n` rows of W (n x k).

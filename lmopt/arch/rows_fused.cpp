@@ -1,5 +1,6 @@
 // What a training step does to each row of bfloat16 numbers beside products: norms, activations, positions and the
-// head's softmax, forward and backward. A row comes from memory once and goes there once, and is float32 in between.
+// head's softmax, forward and backward; and what a forward pass by itself does to rows of float32. A row comes from
+// memory once and goes there once, and is float32 in between.
 //
 // Letters: N tokens, D width, F inner width, V vocabulary; B sequences of T tokens, H heads, K key heads, C their
 // width. Each row is one thread's; what is summed over rows is summed chunk by chunk, in their order: the bits do not
@@ -21,7 +22,9 @@ constexpr int64_t kChunk = 64;  // rows that are summed before chunks are
 // --- norms ---------------------------------------------------------------------------------------
 
 // y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept.
-void norm(int64_t N, int64_t D, float eps, int threads, const half* x, const float* weight, half* y, float* scale) {
+template <typename Number>
+void norm(int64_t N, int64_t D, float eps, int threads, const Number* x, const float* weight, Number* y,
+          float* scale) {
 #pragma omp parallel for num_threads(threads)
   for (int64_t n = 0; n < N; n++) {
     Vec squares(0);
@@ -71,13 +74,13 @@ void norm_backward(int64_t N, int64_t D, int threads, const half* x, const float
 
 // --- activations ---------------------------------------------------------------------------------
 
-template <bool gated>
-void activate(int64_t N, int64_t F, int threads, const half* inner, half* y) {
+template <bool gated, typename Number>
+void activate(int64_t N, int64_t F, int threads, const Number* inner, Number* y) {
   constexpr int64_t P = gated ? 2 : 1;
 #pragma omp parallel for num_threads(threads)
   for (int64_t n = 0; n < N; n++)
     for (int64_t f = 0; f < F; f += kLanes) {
-      const half* row = inner + n * P * F + f;
+      const Number* row = inner + n * P * F + f;
       store(y + n * F + f, activated<gated>(load(row), gated ? load(row + F) : Vec(0)));
     }
 }
@@ -101,19 +104,19 @@ void activate_backward(int64_t N, int64_t F, int threads, const half* inner, con
 
 // qkv (B x T x (H + 2K) x C) to q (B x H x T x C), k and v (B x K x T x C), queries and keys turned; or back, with
 // gradients.
-template <bool back>
-void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine, const half* sine,
-           half* qkv, half* q, half* k, half* v) {
+template <bool back, typename Number>
+void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const Number* cosine,
+           const Number* sine, Number* qkv, Number* q, Number* k, Number* v) {
   const int64_t all = H + 2 * K;
 #pragma omp parallel for collapse(2) num_threads(threads)
   for (int64_t b = 0; b < B; b++)
     for (int64_t t = 0; t < T; t++)
       for (int64_t h = 0; h < all; h++) {
-        half* together = qkv + ((b * T + t) * all + h) * C;
-        half* apart = h < H       ? q + ((b * H + h) * T + t) * C
-                      : h < H + K ? k + ((b * K + h - H) * T + t) * C
-                                  : v + ((b * K + h - H - K) * T + t) * C;
-        half *from = back ? apart : together, *to = back ? together : apart;
+        Number* together = qkv + ((b * T + t) * all + h) * C;
+        Number* apart = h < H       ? q + ((b * H + h) * T + t) * C
+                        : h < H + K ? k + ((b * K + h - H) * T + t) * C
+                                    : v + ((b * K + h - H - K) * T + t) * C;
+        Number *from = back ? apart : together, *to = back ? together : apart;
         if (h < H + K)
           turn(C, from, cosine + t * C, sine + t * C, back, to);
         else
@@ -163,6 +166,20 @@ void softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const
 
 extern "C" {
 
+bool lmopt_norm_forward_float(int64_t N, int64_t D, float eps, int threads, const float* x, const float* weight,
+                              float* y, float* scale) {
+  return enough_memory([&] { norm(N, D, eps, threads, x, weight, y, scale); });
+}
+
+bool lmopt_activation_forward_float(bool gated, int64_t N, int64_t F, int threads, const float* inner, float* y) {
+  return enough_memory([&] { (gated ? activate<true, float> : activate<false, float>)(N, F, threads, inner, y); });
+}
+
+bool lmopt_heads_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const float* cosine,
+                       const float* sine, float* qkv, float* q, float* k, float* v) {
+  return enough_memory([&] { heads<false>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+}
+
 bool lmopt_norm_forward(int64_t N, int64_t D, float eps, int threads, const half* x, const float* weight, half* y,
                         float* scale) {
   return enough_memory([&] { norm(N, D, eps, threads, x, weight, y, scale); });
@@ -174,7 +191,7 @@ bool lmopt_norm_backward(int64_t N, int64_t D, int threads, const half* x, const
 }
 
 bool lmopt_activation_forward(bool gated, int64_t N, int64_t F, int threads, const half* inner, half* y) {
-  return enough_memory([&] { (gated ? activate<true> : activate<false>)(N, F, threads, inner, y); });
+  return enough_memory([&] { (gated ? activate<true, half> : activate<false, half>)(N, F, threads, inner, y); });
 }
 
 bool lmopt_activation_backward(bool gated, int64_t N, int64_t F, int threads, const half* inner, const half* grad,
@@ -186,7 +203,7 @@ bool lmopt_activation_backward(bool gated, int64_t N, int64_t F, int threads, co
 bool lmopt_heads(bool back, int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine,
                  const half* sine, half* qkv, half* q, half* k, half* v) {
   return enough_memory(
-      [&] { (back ? heads<true> : heads<false>)(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+      [&] { (back ? heads<true, half> : heads<false, half>)(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
 }
 
 bool lmopt_softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {

@@ -1,5 +1,7 @@
 """What a training step does to bfloat16 rows beside products, on a CPU, by kernels of our own in C++ (rows_fused.cpp).
 
+Without gradients, as in evaluation, they take float32 as well.
+
 Torch composes each of these of several passes over memory, and of as many threads that start and meet. Where there are
 no kernels, the modules that call these functions compose them; so they do for a compiler, which fuses them itself, and
 for tensors without values. What they are given is looked at here and there: the kernels trust it.
@@ -20,10 +22,11 @@ from lmopt.arch import fused
 
 
 def suits(x: Tensor, *widths: int) -> bool:
-    """Whether the kernels are there and made for such a tensor, of a training, with rows of these widths."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    """Whether the kernels are there and made for such a tensor with rows of these widths."""
+    if torch.compiler.is_compiling():
         return False
-    made_for = type(x) is Tensor and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    formats = (torch.bfloat16,) if torch.is_grad_enabled() else (torch.bfloat16, torch.float32)
+    made_for = type(x) is Tensor and x.dtype in formats and x.device.type == "cpu"
     whole = all(width and width % native.MULTIPLE == 0 for width in widths)
     return made_for and whole and fused.obstacle() is None
 
@@ -36,7 +39,8 @@ class Norm(torch.autograd.Function):
         ctx.save_for_backward(x, weight_D, scale_N := x.new_empty(x.shape[:-1], dtype=torch.float32))
         x, weight = x.contiguous(), weight_D.float()
         y = torch.empty_like(x)
-        fused.run("norm_forward", scale_N.numel(), x.shape[-1], eps, torch.get_num_threads(), x, weight, y, scale_N)
+        sizes = scale_N.numel(), x.shape[-1], eps, torch.get_num_threads()
+        fused.run(_forward("norm_forward", x), *sizes, x, weight, y, scale_N)
         return y
 
     @staticmethod
@@ -57,7 +61,7 @@ class Activation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
         x, ctx.gated = x.contiguous(), kind == "swiglu"
         y = x.new_empty(*x.shape[:-1], x.shape[-1] // (2 if ctx.gated else 1))
-        fused.run("activation_forward", ctx.gated, *_rows(y), x, y)
+        fused.run(_forward("activation_forward", x), ctx.gated, *_rows(y), x, y)
         ctx.save_for_backward(x)
         return y
 
@@ -84,7 +88,10 @@ class Heads(torch.autograd.Function):
         batch, length, _, width = qkv.shape
         made = [qkv.new_empty(batch, count, length, width) for count in (heads, key_heads, key_heads)]
         ctx.sizes = batch, length, heads, key_heads, width, torch.get_num_threads()
-        fused.run("heads", False, *ctx.sizes, cos, sin, qkv, *made)
+        if qkv.dtype == torch.float32:
+            fused.run("heads_float", *ctx.sizes, cos, sin, qkv, *made)
+        else:
+            fused.run("heads", False, *ctx.sizes, cos, sin, qkv, *made)
         ctx.save_for_backward(cos, sin)
         q, k, v = made
         return q, k, v
@@ -114,6 +121,11 @@ def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, ignored: int) -> 
     nats_N = logits_NV.new_empty(tokens, dtype=torch.float32)
     fused.run("softmax_minus_target", tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
     return nats_N
+
+
+def _forward(name: str, x: Tensor) -> str:
+    """The kernel of this name for such numbers."""
+    return f"{name}_float" if x.dtype == torch.float32 else name
 
 
 def _rows(y: Tensor) -> tuple[int, int, int]:

@@ -126,6 +126,7 @@ def test_no_number_is_passed_on_and_what_lies_behind_is_not_seen():
 
 # --- in the decoder ------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def kernels(monkeypatch):
     """Names of the kernels that were called."""

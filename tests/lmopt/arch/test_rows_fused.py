@@ -135,9 +135,60 @@ def test_which_widths_and_formats_go_without(calls):
     activation_passes(torch.bfloat16, "swiglu", 5, 24)
     heads_passes(torch.bfloat16, 2, 2, 5, 16)
     loss_passes(torch.bfloat16, 5, 32, 40)
+    q = draw(2, 2, 32, 32).float()
+    causal.causal_attention(q, q, q, True)
     with torch.no_grad():
-        norm.RmsNorm(32, 1e-5)(draw(5, 32))
+        norm.RmsNorm(24, 1e-5)(draw(5, 24))
+        norm.RmsNorm(32, 1e-5).double()(draw(5, 32).double())
+        causal.causal_attention(q[:, :, :31], q[:, :, :31], q[:, :, :31], False)
     assert calls == []
+
+
+def forward(dtype):
+    """Everything that goes forward by itself, without gradients."""
+    layer = norm.RmsNorm(96, 1e-5).to(torch.promote_types(dtype, torch.float32))
+    layer.weight.copy_(draw(96, seed=1))
+    model = Model(layers=1, width=192, heads=6, kv_heads=2, vocab=16, context=48)
+    heads, rotary = attention.Attention(model), attention.Rotary(model)
+    heads.qkv.weight.copy_(0.1 * draw(*heads.qkv.weight.shape, seed=1).float())
+    heads.to(dtype)
+    rotary.fill()
+    rotary.cos_TC.copy_(rotary.cos_TC.bfloat16())
+    rotary.sin_TC.copy_(rotary.sin_TC.bfloat16())
+    q, k, v = (draw(2, count, 272, 32, seed=seed).to(dtype) for seed, count in enumerate((6, 2, 2)))
+    return [
+        layer(draw(3, 50, 96).to(dtype)),
+        activation.swiglu(draw(3, 50, 96).to(dtype)),
+        activation.relu2(draw(3, 50, 96).to(dtype)),
+        *heads.project(draw(3, 48, 192, seed=2).to(dtype), *rotary(48, dtype)),
+        causal.causal_attention(q, k, v, False)[0],
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_without_gradients_float32_has_kernels_too(dtype, calls, monkeypatch):
+    exact = forward(torch.float64)
+    assert calls == []
+    ours = forward(dtype)
+    named = ["norm_forward", "activation_forward", "activation_forward", "heads", "attention_forward"]
+    assert calls == [f"{name}_float" for name in named] if dtype == torch.float32 else named
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert all(torch.equal(one, two) for one, two in zip(ours, forward(dtype), strict=True))
+    monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
+    for found, other, expected in zip(ours, forward(dtype), exact, strict=True):
+        assert found.dtype == dtype
+        assert found.shape == expected.shape
+        assert error(found, expected) <= max(1.1 * error(other, expected), 1e-6)
+
+
+@torch.no_grad()
+def test_no_number_stays_none_in_float32_too():
+    q, k, v = draw(2, 1, 32, 32).float(), draw(2, 1, 32, 32, seed=1).float(), draw(2, 1, 32, 32, seed=2).float()
+    k[0, 0, 20] = float("nan")
+    y, _ = causal.causal_attention(q, k, v, False)
+    assert y[0, :, 0].isnan().all(-1).tolist() == [False] * 20 + [True] * 12
+    assert y[1].isfinite().all()
 
 
 def test_a_packed_batch_goes_forward_by_torchs_operations_and_back_by_the_kernel(calls):

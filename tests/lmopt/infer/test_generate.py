@@ -43,7 +43,9 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
     prompts = [tokens(length, seed=length).tolist() for length in lengths]
     read, run = [], decoder.run
     monkeypatch.setattr(
-        decoder, "run", lambda x_BTD, *given, **named: read.append(tuple(x_BTD.shape[:2])) or run(x_BTD, *given, **named)
+        decoder,
+        "run",
+        lambda x_BTD, *given, **named: read.append(tuple(x_BTD.shape[:2])) or run(x_BTD, *given, **named),
     )
     cache = decoder.new_cache(batch=5, capacity=50)
     together = prefill(decoder, prompts, cache)
