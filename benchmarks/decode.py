@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py                            # needs the `bench` extra
     python benchmarks/decode.py --products                 # the matrix products alone, by width and rows
-    python benchmarks/decode.py --attention                # one query a head over 1,024 keys: torch's way and ours
+    python benchmarks/decode.py --attention                # new tokens over a cache: torch's operations and our kernel
     python benchmarks/decode.py --experts                  # sparse layers: expert by expert, or as in training
 
 All run the same random weights, from the same prompt. One round times each runner once forwards and once backwards,
@@ -17,6 +17,7 @@ as many bytes reaches in the same rounds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -26,11 +27,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from turns import compare as in_turn
 
 from lmopt.arch import transformer
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
-from lmopt.infer.decoder import Decoder, ModuleFfn, _attend
+from lmopt.infer.decoder import Decoder, ModuleFfn
 from lmopt.infer.generate import generate
 from lmopt.infer.weights import Format, pack
 from lmopt.recipe import FixedBatch, Model, Moe, Recipe, SwiGlu
@@ -164,27 +166,32 @@ def products(width: int, clock: Clock, rounds: int = 40) -> dict[str, Any]:
     return result
 
 
-def attention(clock: Clock, rounds: int = 40, keys: int = 1024, width: int = 64) -> dict[str, Any]:
-    """Microseconds of attention with one query a head, best of several: torch's function as it is and as we ask it."""
+def attention(threads: int, rounds: int = 9) -> dict[str, Any]:
+    """Attention of new tokens over a cache, with positions and what is written: our kernel and torch's operations.
+
+    Microseconds a layer, and how many times as fast the kernel is: median, least and most of the rounds.
+    """
     result: dict[str, Any] = {}
-    for heads, key_heads in ((11, 11), (16, 4)):
-        for dtype in (torch.bfloat16, torch.float32):
-            q = torch.randn(1, heads, 1, width, dtype=dtype)
-            k, v = (torch.randn(1, key_heads, keys, width, dtype=dtype) for _ in range(2))
-            ways = {
-                "torch": lambda q=q, k=k, v=v: functional.scaled_dot_product_attention(
-                    q, k, v, enable_gqa=q.shape[1] != k.shape[1]
-                ),
-                "ours": lambda q=q, k=k, v=v: _attend(q, k, v, None),
+    formats: tuple[Format, ...] = ("bf16", "fp32")
+    for key_heads, format in itertools.product((12, 3), formats):
+        shape = Model(layers=4, width=768, heads=12, kv_heads=key_heads, vocab=64, context=2048)
+        recipe = Recipe(model=shape, ffn=SwiGlu(), batching=FixedBatch(length=64), tokens=10**6)
+        decoder = Decoder(transformer.build(recipe, seed=0).eval(), format)
+        for texts, before, new in ((1, 64, 1), (1, 512, 1), (1, 1900, 1), (1, 512, 5), (16, 200, 1), (16, 200, 5)):
+            cache = decoder.new_cache(batch=texts, capacity=before + new)
+            cache.advance([before] * texts)
+            x_BTD = torch.randn(texts, new, shape.width).to(decoder.dtype)
+            qkv_BTF = decoder.layers[0].qkv(x_BTD)
+            ways = []
+            for decoder._extends in (False, True):
+                attend = decoder._attention(x_BTD, cache, cache.lengths, None)
+                ways.append(lambda attend=attend, qkv_BTF=qkv_BTF: [attend(layer, qkv_BTF) for layer in range(4)])
+            found = in_turn(*ways, rounds=rounds, warmup_rounds=2, threads=threads)
+            result[f"12 heads on {key_heads}, {format}, {texts} x {new} tokens behind {before}"] = {
+                "torch_us": round(1e6 * found.first_s / 4, 1),
+                "kernel_us": round(1e6 * found.second_s / 4, 1),
+                "times_as_fast": found.times_as_fast(),
             }
-            found: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(rounds):
-                for way, work in ways.items():
-                    start_s = clock()
-                    work()
-                    found[way].append(clock() - start_s)
-            label = f"{heads} heads on {key_heads}, {str(dtype).removeprefix('torch.')}"
-            result |= {f"{label}, {way}": round(1e6 * min(times[5:]), 1) for way, times in found.items()}
     return result
 
 
@@ -232,7 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--products", action="store_true", help="time the matrix products alone")
-    parser.add_argument("--attention", action="store_true", help="time attention with one query a head alone")
+    parser.add_argument("--attention", action="store_true", help="time attention over a cache alone")
     parser.add_argument("--experts", action="store_true", help="time sparse layers alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -241,7 +248,7 @@ def main() -> None:
     clock = time.process_time if args.threads == 1 else time.perf_counter
     with torch.inference_mode():
         if args.attention:
-            result = attention(clock)
+            result = attention(args.threads)
         elif args.experts:
             result = experts(clock)
         else:

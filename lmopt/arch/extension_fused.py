@@ -19,10 +19,10 @@ MOST_TOKENS = 8
 NAMES = {torch.float32: "extend_float", torch.bfloat16: "extend_bfloat16"}
 
 
-def suits(x_BTD: Tensor, head_width: int) -> bool:
-    """Whether the kernel is there and made for such states of new tokens and heads of such a width."""
-    made_for = x_BTD.device.type == "cpu" and x_BTD.dtype in NAMES and 0 < x_BTD.shape[1] <= MOST_TOKENS
-    return made_for and head_width % (2 * native.MULTIPLE) == 0 and fused.obstacle() is None
+def suits(dtype: torch.dtype, device: torch.device, head_width: int) -> bool:
+    """Whether the kernel is there and made for such numbers and heads of such a width. The first call compiles it."""
+    made_for = device.type == "cpu" and dtype in NAMES and head_width % (2 * native.MULTIPLE) == 0
+    return made_for and fused.obstacle() is None
 
 
 def _extend(

@@ -177,7 +177,8 @@ class Decoder:
         self.head = pack(model.head_weight_VD, format)
         self.cos_TC = model.rotary.cos_TC.to(self.dtype)
         self.sin_TC = model.rotary.sin_TC.to(self.dtype)
-        self._norms_heads = model.model.qk_norm
+        suits = extension_fused.suits(self.dtype, self.device, self.model.head_width)
+        self._extends = suits and not self.model.qk_norm
         self.nbytes = self.head.nbytes + sum(layer.nbytes for layer in self.layers)
         """Weights that are read for one token."""
 
@@ -238,7 +239,7 @@ class Decoder:
     ) -> Callable[[int, Tensor], Tensor]:
         """What makes attention's result B x T x D of a layer's number and its queries, keys and values B x T x F."""
         count = x_BTD.shape[1]
-        if not self._norms_heads and extension_fused.suits(x_BTD, self.model.head_width):
+        if self._extends and 0 < count <= extension_fused.MOST_TOKENS:
             cache.refuse_beyond(max(start) + count)
             start_B, rows_B = torch.tensor([list(start), list(rows or range(len(start)))])
             seen = sum(start) + count * len(start)

@@ -21,7 +21,6 @@ from lmopt.infer.sampling import probabilities
 from lmopt.infer.sequence import Decoded, Stops, Text, begin
 from lmopt.techniques.decoding import Sampling
 
-
 FILLED_UP = 32
 """Tokens that a prompt is filled up by to be read with a longer one, or an eighth of that one where it is more."""
 

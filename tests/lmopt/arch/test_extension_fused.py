@@ -1,4 +1,4 @@
-"""Attention of new tokens over a cache by its kernel: against float64, and whatever else shares the batch or a thread."""
+"""Attention of new tokens over a cache by its kernel: against float64, whatever else shares the batch or a thread."""
 
 from __future__ import annotations
 
@@ -142,10 +142,10 @@ def composed(monkeypatch):
 @pytest.mark.parametrize("format", ["fp32", "bf16", "int8"])
 def test_a_decoder_says_the_same_with_it_as_by_torchs_operations(monkeypatch, kernels, format):
     model = tiny(**WIDE)
-    decoder = Decoder(model, format)
     prompts = [list(tokens(1, length, seed=length)[0]) for length in (4, 11, 7)]
 
     def logits():
+        decoder = Decoder(model, format)
         cache = decoder.new_cache(batch=3, capacity=20)
         states = [prefill(decoder, prompts, cache)]
         states += [decoder.extend(tokens(3, count, seed=count), cache)[:, -1] for count in (1, 3, 1)]
@@ -159,9 +159,8 @@ def test_a_decoder_says_the_same_with_it_as_by_torchs_operations(monkeypatch, ke
 
 
 def test_flops_are_those_of_torchs_attention(monkeypatch):
-    decoder = Decoder(tiny(**WIDE))
-
     def counted():
+        decoder = Decoder(tiny(**WIDE))
         with FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS)) as counter:
             written(generate(decoder, [list(range(9))] * 2, max_new=6))
         return counter.get_total_flops()
