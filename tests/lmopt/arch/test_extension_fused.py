@@ -21,7 +21,7 @@ pytestmark = needs_kernel
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 """Largest error, as a share of the largest value."""
-ROOM = 70
+ROOM = 100
 SHAPES = {"own keys": (4, 4, 64), "shared keys": (6, 2, 32), "wide heads": (2, 1, 160)}
 
 
@@ -71,7 +71,7 @@ class Layer:
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("count", [1, 3, 32])
 def test_it_is_what_float64_says(shape, dtype, count):
     layer = Layer(*SHAPES[shape], dtype, count=count, rows=5)
     start, rows = [0, 17, 61], [4, 0, 2]
@@ -142,17 +142,19 @@ def composed(monkeypatch):
 @pytest.mark.parametrize("format", ["fp32", "bf16", "int8"])
 def test_a_decoder_says_the_same_with_it_as_by_torchs_operations(monkeypatch, kernels, format):
     model = tiny(**WIDE)
-    prompts = [list(tokens(1, length, seed=length)[0]) for length in (4, 11, 7)]
+    prompts = [
+        list(tokens(1, length, seed=length)[0]) for length in (4, 40, 7)
+    ]  # the long one by itself, and by torch's operations
 
     def logits():
         decoder = Decoder(model, format)
-        cache = decoder.new_cache(batch=3, capacity=20)
+        cache = decoder.new_cache(batch=3, capacity=50)
         states = [prefill(decoder, prompts, cache)]
         states += [decoder.extend(tokens(3, count, seed=count), cache)[:, -1] for count in (1, 3, 1)]
         return decoder.logits(torch.stack(states)).float()
 
     by_kernel = logits()
-    assert kernels.count("extend_float" if format == "fp32" else "extend_bfloat16") == 3 * model.model.layers
+    assert kernels.count("extend_float" if format == "fp32" else "extend_bfloat16") == 4 * model.model.layers
     composed(monkeypatch)
     torchs = logits()
     assert (by_kernel - torchs).abs().max() < (1e-5 if format == "fp32" else 0.05) * torchs.std()
