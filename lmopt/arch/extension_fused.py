@@ -15,8 +15,8 @@ from lmopt import native
 from lmopt.arch import formulas, fused
 
 MOST_TOKENS = 32
-"""New tokens of a text at a time; more, as in reading a prompt, are multiplied as matrices. At 32 this took 0.5 to 0.8 of
-the time of torch's operations (one core with AVX512-BF16), and less at fewer."""
+"""New tokens of a text at a time; more, as in reading a prompt, are multiplied as matrices. At 32 this took 0.5 to 0.8
+of the time of torch's operations (one core with AVX512-BF16), and less at fewer."""
 NAMES = {torch.float32: "extend_float", torch.bfloat16: "extend_bfloat16"}
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmopt.arch import activation, extension_fused
+from lmopt import native
+from lmopt.arch import activation, attention, extension_fused
 from lmopt.arch.attention import rotate, torch_attention
 from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
@@ -253,7 +254,9 @@ class Decoder:
         def attend(number: int, qkv_BTF: Tensor) -> Tensor:
             q, k, v = self.layers[number].apart(qkv_BTF, cos, sin)
             cache.write(number, start, k, v, rows)
-            keys, values = (k, v) if mask is True else cache.seen(number, max(start) + count, rows)
+            if mask is True:
+                return _attend_causally(q, k, v).flatten(2)
+            keys, values = cache.seen(number, max(start) + count, rows)
             return _attend(q, keys, values, mask).transpose(1, 2).flatten(2)
 
         return attend
@@ -310,11 +313,17 @@ def _ready_kernels(device: torch.device) -> AbstractContextManager[object]:
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def _attend(q_BHTC: Tensor, keys_BKSC: Tensor, values_BKSC: Tensor, mask: Tensor | bool | None) -> Tensor:
+def _attend_causally(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
+    """From the beginning, B x T x H x C; training's attention is made for whole registers of tokens."""
+    if q_BHTC.shape[2] % native.MULTIPLE == 0:
+        return attention.attend(q_BHTC, k_BKTC, v_BKTC)
+    return torch_attention(q_BHTC, k_BKTC, v_BKTC, causal=True).transpose(1, 2)
+
+
+def _attend(q_BHTC: Tensor, keys_BKSC: Tensor, values_BKSC: Tensor, mask: Tensor | None) -> Tensor:
     heads, key_heads, count = q_BHTC.shape[1], keys_BKSC.shape[1], q_BHTC.shape[2]
-    if isinstance(mask, bool) or count > 1:
-        bias = None if isinstance(mask, bool) else mask
-        return torch_attention(q_BHTC, keys_BKSC, values_BKSC, bias, causal=mask is True)
+    if count > 1:
+        return torch_attention(q_BHTC, keys_BKSC, values_BKSC, mask)
     # One query a head: those that share keys are rows of one product. A product of a single row is four times as slow
     # as one of two in bfloat16 on a CPU, so a row that stands alone is asked for twice.
     q_BKGC = q_BHTC.reshape(len(q_BHTC), key_heads, heads // key_heads, -1)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lmopt import native
 from lmopt.infer.cache import KvCache
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.sampling import probabilities
@@ -23,6 +24,8 @@ from lmopt.techniques.decoding import Sampling
 
 FILLED_UP = 32
 """Tokens that a prompt is filled up by to be read with a longer one, or an eighth of that one where it is more."""
+LONG = 160
+"""Tokens of a prompt from which on a few more are less than what its attention gains by them."""
 
 
 def generate(
@@ -73,7 +76,7 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KvCache) 
     groups = list(_of_like_length(lengths))
     last_BD = torch.empty(len(prompts), decoder.model.width, dtype=decoder.dtype, device=decoder.device)
     for group in groups:
-        tokens_BT = torch.zeros(len(group), max(lengths[index] for index in group), dtype=torch.int64)
+        tokens_BT = torch.zeros(len(group), _width(max(lengths[index] for index in group), cache), dtype=torch.int64)
         for row, index in enumerate(group):
             tokens_BT[row, : lengths[index]] = torch.tensor(prompts[index])
         x_BTD = decoder.run(decoder.embed(tokens_BT.to(decoder.device)), cache, rows=group if len(groups) > 1 else None)
@@ -81,6 +84,12 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: KvCache) 
         last_BD[group] = x_BTD[torch.arange(len(group), device=decoder.device), ends]
     cache.advance(lengths)
     return decoder.norm(last_BD)
+
+
+def _width(longest: int, cache: KvCache) -> int:
+    """Tokens that prompts are filled up to: of long ones a multiple that attention on a CPU has a kernel for."""
+    whole = -(-longest // native.MULTIPLE) * native.MULTIPLE
+    return whole if longest >= LONG and whole <= cache.capacity else longest
 
 
 def _of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lmopt.infer import generate as generation
 from lmopt.infer.decoder import Decoder, PromptTooLong
 from lmopt.infer.generate import generate, prefill, written
 from lmopt.infer.sampling import probabilities, seeded
@@ -37,16 +38,23 @@ def test_a_batch_gives_what_its_prompts_give_one_by_one(sampling):
         assert alone == [together[number]]
 
 
+def shapes_of_passes(monkeypatch, decoder):
+    """(texts, tokens of each) of every pass from now on."""
+    found, run = [], decoder.run
+
+    def noted(x_BTD, *given, **named):
+        found.append(tuple(x_BTD.shape[:2]))
+        return run(x_BTD, *given, **named)
+
+    monkeypatch.setattr(decoder, "run", noted)
+    return found
+
+
 def test_prompts_of_like_length_are_read_together(monkeypatch):
     decoder = Decoder(tiny())
     lengths = [5, 50, 3, 9, 45]
     prompts = [tokens(length, seed=length).tolist() for length in lengths]
-    read, run = [], decoder.run
-    monkeypatch.setattr(
-        decoder,
-        "run",
-        lambda x_BTD, *given, **named: read.append(tuple(x_BTD.shape[:2])) or run(x_BTD, *given, **named),
-    )
+    read = shapes_of_passes(monkeypatch, decoder)
     cache = decoder.new_cache(batch=5, capacity=50)
     together = prefill(decoder, prompts, cache)
     assert read == [(2, 50), (3, 9)]
@@ -56,6 +64,20 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
         torch.testing.assert_close(together[row], prefill(decoder, [prompt], alone)[0], rtol=1e-5, atol=1e-5)
         kept = cache.keys_LBKSC[:, row, :, : len(prompt)], alone.keys_LBKSC[:, 0, :, : len(prompt)]
         torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["dense", "wide"])
+def test_long_prompts_are_filled_up_where_there_is_room(monkeypatch, shape):
+    decoder = Decoder(tiny(**SHAPES[shape]))
+    prompts = [tokens(length, seed=length).tolist() for length in (41, 35)]
+    expected = prefill(decoder, prompts, decoder.new_cache(batch=2, capacity=60))
+    monkeypatch.setattr(generation, "LONG", 40)
+    read = shapes_of_passes(monkeypatch, decoder)
+    for capacity, width in ((60, 48), (48, 48), (47, 41)):
+        cache = decoder.new_cache(batch=2, capacity=capacity)
+        torch.testing.assert_close(prefill(decoder, prompts, cache), expected, rtol=1e-5, atol=1e-5)
+        assert read.pop() == (2, width)
+        assert cache.lengths == [41, 35]
 
 
 def test_the_seed_decides():
