@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -88,8 +88,11 @@ def call(name: str, *arguments: Argument) -> bool:
     Returns:
         What it returns: false where it could not do its work.
     """
-    with nullcontext() if _around is None else _around(name, arguments):
-        return _kernels()[name](*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+    given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+    if _around is None:
+        return _kernels()[name](*given)
+    with _around(name, arguments):
+        return _kernels()[name](*given)
 
 
 def run(name: str, *arguments: Argument) -> None:

@@ -26,9 +26,13 @@ def suits(x: Tensor, *widths: int) -> bool:
     if torch.compiler.is_compiling():
         return False
     formats = (torch.bfloat16,) if torch.is_grad_enabled() else (torch.bfloat16, torch.float32)
-    made_for = type(x) is Tensor and x.dtype in formats and x.device.type == "cpu"
+    return type(x) is Tensor and x.dtype in formats and available(x.device, *widths)
+
+
+def available(device: torch.device, *widths: int) -> bool:
+    """Whether there are kernels on this device for rows of these widths."""
     whole = all(width and width % native.MULTIPLE == 0 for width in widths)
-    return made_for and whole and fused.obstacle() is None
+    return device.type == "cpu" and whole and fused.obstacle() is None
 
 
 class Norm(torch.autograd.Function):
@@ -36,11 +40,8 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight_D, scale_N := x.new_empty(x.shape[:-1], dtype=torch.float32))
-        x, weight = x.contiguous(), weight_D.float()
-        y = torch.empty_like(x)
-        sizes = scale_N.numel(), x.shape[-1], eps, torch.get_num_threads()
-        fused.run(_forward("norm_forward", x), *sizes, x, weight, y, scale_N)
+        y, scale_N = _normed(x, weight_D, eps)
+        ctx.save_for_backward(x, weight_D, scale_N)
         return y
 
     @staticmethod
@@ -52,6 +53,20 @@ class Norm(torch.autograd.Function):
         sizes = scale_N.numel(), x.shape[-1], torch.get_num_threads()
         fused.run("norm_backward", *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
         return grad_x, grad_weight.to(weight_D.dtype), None
+
+
+def normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The same without gradients, in bfloat16 or float32, where kernels are `available`."""
+    return _normed(x, weight_D, eps)[0]
+
+
+def _normed(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """With each row's scale."""
+    x, weight = x.contiguous(), weight_D.float()
+    y, scale_N = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    sizes = scale_N.numel(), x.shape[-1], eps, torch.get_num_threads()
+    fused.run(_forward("norm_forward", x), *sizes, x, weight, y, scale_N)
+    return y, scale_N
 
 
 class Activation(torch.autograd.Function):

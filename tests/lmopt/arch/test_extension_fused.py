@@ -177,7 +177,7 @@ def test_other_models_do_without(kernels, shape):
     decoder = Decoder(tiny(**shape))
     cache = decoder.new_cache(batch=1, capacity=8)
     decoder.extend(tokens(1, 3), cache)
-    assert kernels == []
+    assert not [name for name in kernels if name.startswith("extend")]
 
 
 def test_a_full_cache_is_refused_before_anything_is_written():
