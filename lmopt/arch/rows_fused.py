@@ -21,11 +21,15 @@ from lmopt import native
 from lmopt.arch import fused
 
 
+FORMATS = (torch.bfloat16, torch.float32)
+"""Of rows that go forward without gradients."""
+
+
 def suits(x: Tensor, *widths: int) -> bool:
     """Whether the kernels are there and made for such a tensor with rows of these widths."""
     if torch.compiler.is_compiling():
         return False
-    formats = (torch.bfloat16,) if torch.is_grad_enabled() else (torch.bfloat16, torch.float32)
+    formats = (torch.bfloat16,) if torch.is_grad_enabled() else FORMATS
     return type(x) is Tensor and x.dtype in formats and available(x.device, *widths)
 
 
@@ -48,7 +52,7 @@ class Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, scale_N = ctx.saved_tensors
-        x, grad, weight = x.contiguous(), grad.contiguous(), weight_D.float()
+        x, grad, weight = x.contiguous(), grad.contiguous(), weight_D.float().contiguous()
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         sizes = scale_N.numel(), x.shape[-1], torch.get_num_threads()
         fused.run("norm_backward", *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
@@ -62,7 +66,7 @@ def normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def _normed(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """With each row's scale."""
-    x, weight = x.contiguous(), weight_D.float()
+    x, weight = x.contiguous(), weight_D.float().contiguous()
     y, scale_N = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
     sizes = scale_N.numel(), x.shape[-1], eps, torch.get_num_threads()
     fused.run(_forward("norm_forward", x), *sizes, x, weight, y, scale_N)

@@ -22,6 +22,7 @@ from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.moe import MoeFfn
 from lmopt.arch.norm import RmsNorm
+from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
 from lmopt.infer.weights import Format, activation_dtype, pack, row_cost
@@ -43,7 +44,7 @@ class Norm:
         self.has_kernel = rows_fused.available(norm.weight.device, self.width)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.has_kernel:
+        if self.has_kernel and x.dtype in rows_fused.FORMATS:
             return rows_fused.normed(x, self.weight_D, self.eps)
         high = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
         scale = torch.linalg.vector_norm(high, dim=-1, keepdim=True)
@@ -243,7 +244,8 @@ class Decoder:
     ) -> Callable[[int, Tensor], Tensor]:
         """What makes attention's result B x T x D of a layer's number and its queries, keys and values B x T x F."""
         count = x_BTD.shape[1]
-        if self._extends and 0 < count <= extension_fused.MOST_TOKENS:
+        one_type = compute_dtype(x_BTD) == self.dtype  # under autocast a product's result may be no cache's numbers
+        if self._extends and one_type and 0 < count <= extension_fused.MOST_TOKENS:
             cache.refuse_beyond(max(start) + count)
             start_B, rows_B = torch.tensor([list(start), list(rows or range(len(start)))])
             seen = sum(start) + count * len(start)

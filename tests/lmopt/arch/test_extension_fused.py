@@ -14,7 +14,7 @@ from lmopt.arch.extension_fused import extend
 from lmopt.infer.decoder import Decoder
 from lmopt.infer.generate import generate, prefill, written
 from lmopt.recipe import Model
-from tests.lmopt.arch.kernels import needs_kernel
+from tests.lmopt.arch.kernels import assert_no_bit_depends_on_threads, needs_kernel
 from tests.lmopt.infer.models import WIDE, tiny, tokens
 
 pytestmark = needs_kernel
@@ -95,14 +95,8 @@ def test_bits_depend_neither_on_the_batch_nor_on_tokens_at_once_nor_on_threads(d
     together, keys, _ = layer.extend(start, rows)
     for b in range(3):
         assert torch.equal(layer.extend(start, rows, only=b)[0][0], together[b])
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert torch.equal(layer.extend(start, rows)[0], together)
-    finally:
-        torch.set_num_threads(threads)
+    assert_no_bit_depends_on_threads(lambda: layer.extend(start, rows))
     one_by_one = Layer(4, 2, 64, dtype, count=4)
-    one_by_one.qkv = layer.qkv[:, :1].contiguous()
     for t in range(4):
         one_by_one.qkv = layer.qkv[:, t : t + 1]
         out, one_by_one.keys, one_by_one.values = one_by_one.extend([first + t for first in start], rows)
@@ -158,6 +152,22 @@ def test_a_decoder_says_the_same_with_it_as_by_torchs_operations(monkeypatch, ke
     composed(monkeypatch)
     torchs = logits()
     assert (by_kernel - torchs).abs().max() < (1e-5 if format == "fp32" else 0.05) * torchs.std()
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16"])
+def test_autocast_hands_it_no_numbers_of_another_type_than_the_cache_s(kernels, format):
+    decoder, text = Decoder(tiny(**WIDE), format), tokens(2, 5)
+
+    def logits(autocast):
+        cache = decoder.new_cache(batch=2, capacity=8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            states = [decoder.extend(text[:, :4], cache), decoder.extend(text[:, 4:], cache)]
+            return decoder.logits(torch.cat(states, 1)).float()
+
+    plain = logits(autocast=False)
+    called = len(kernels)
+    assert (logits(autocast=True) - plain).abs().max() < 0.1 * plain.std()
+    assert len(kernels) == (called if format == "fp32" else 2 * called)
 
 
 def test_flops_are_those_of_torchs_attention(monkeypatch):
