@@ -9,7 +9,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <tuple>
 #include <type_traits>
@@ -47,17 +46,7 @@ struct Block {
 // p = softmax of scale x scores, of which the first `seen` count; the scores are used up, and may be where p goes.
 template <typename Number>
 void softmax(int64_t seen, int64_t end, float scale, float* scores, Number* p) {
-  constexpr float lowest = -std::numeric_limits<float>::infinity();
-  std::fill(scores + seen, scores + filled_up(seen, kLanes), lowest);
-  Vec largest(lowest), sum(0);
-  for (int64_t j = 0; j < seen; j += kLanes) largest = at::vec::maximum(largest, load(scores + j));
-  const Vec most(_mm512_reduce_max_ps(largest));
-  for (int64_t j = 0; j < seen; j += kLanes) {
-    const Vec power = ((load(scores + j) - most) * Vec(scale)).exp_u20();
-    store(scores + j, power);
-    sum = sum + power;
-  }
-  const Vec share(share_of(_mm512_reduce_add_ps(sum)));
+  const Vec share(exponentials(seen, scale, scores));
   for (int64_t j = 0; j < seen; j += kLanes) store(p + j, load(scores + j) * share);
   std::fill(p + seen, p + end, Number(0));
 }

@@ -9,7 +9,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
 #include "products.h"
@@ -21,8 +20,8 @@ namespace {
 constexpr int64_t kFetched = 32;  // keys between those that are looked at and those that are fetched
 constexpr int64_t kKeys = 16;  // looked at by one query after the other, out of a core's first cache
 
-// Begin to bring a block of `count` numbers, less at the end, into the core's caches: other queries' work would else keep
-// it from being asked for in time.
+// Begin to bring a block of `count` numbers, less at the end, into the core's caches: other queries' work would else
+// keep it from being asked for in time.
 template <typename Number>
 inline void fetch(const Number* from, int64_t count, int64_t block) {
   const auto* bytes = reinterpret_cast<const char*>(from);
@@ -70,21 +69,6 @@ void products(int64_t count, int64_t C, const Number* q, const Number* keys, flo
     for (int64_t c = 0; c < C; c += wide) a = multiplied(q + c, keys + j * C + c, a);
     scores[j] = _mm512_reduce_add_ps(a);
   }
-}
-
-// Scores become exponentials; returned is what makes shares of them.
-float exponentials(int64_t seen, float scale, float* scores) {
-  constexpr float lowest = -std::numeric_limits<float>::infinity();
-  std::fill(scores + seen, scores + filled_up(seen, kLanes), lowest);
-  Vec largest(lowest), sum(0);
-  for (int64_t j = 0; j < seen; j += kLanes) largest = at::vec::maximum(largest, load(scores + j));
-  const Vec most(_mm512_reduce_max_ps(largest));
-  for (int64_t j = 0; j < seen; j += kLanes) {
-    const Vec power = ((load(scores + j) - most) * Vec(scale)).exp_u20();
-    store(scores + j, power);
-    sum = sum + power;
-  }
-  return share_of(_mm512_reduce_add_ps(sum));
 }
 
 // A block of values as they are summed: as they are, or pairs of rows as words, the last of an odd number with zeros.

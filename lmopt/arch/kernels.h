@@ -1,4 +1,5 @@
-// What the kernels share: 16 float32 numbers a register, bfloat16 in memory, and memory that is kept between calls.
+// What the kernels share: 16 float32 numbers a register, of bfloat16 or float32 in memory, and memory that is kept
+// between calls.
 
 #pragma once
 
@@ -79,6 +80,22 @@ inline void turn(int64_t C, const From* from, const From* cosine, const From* si
 // What turns exponentials into a softmax. Their sum is at most their number, unless one of them came of no number or of
 // infinity, which not every instruction here passes on.
 inline float share_of(float sum) { return std::isfinite(sum) ? 1 / sum : std::numeric_limits<float>::quiet_NaN(); }
+
+// Scores become exponentials, of `scale` times their difference to the largest, and 0 from `seen` to the end of the
+// last register. Returned is what makes a softmax of them.
+inline float exponentials(int64_t seen, float scale, float* scores) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  std::fill(scores + seen, scores + filled_up(seen, kLanes), lowest);
+  Vec largest(lowest), sum(0);
+  for (int64_t j = 0; j < seen; j += kLanes) largest = at::vec::maximum(largest, load(scores + j));
+  const Vec most(_mm512_reduce_max_ps(largest));
+  for (int64_t j = 0; j < seen; j += kLanes) {
+    const Vec power = ((load(scores + j) - most) * Vec(scale)).exp_u20();
+    store(scores + j, power);
+    sum = sum + power;
+  }
+  return share_of(_mm512_reduce_add_ps(sum));
+}
 
 // 16 x 16 words or float32 numbers. A register begins with a quarter of four rows, four rows apart, so that what is
 // left is to transpose 4 x 4 in each quarter: half the shuffles that whole rows take (torch's transpose_mxn).
