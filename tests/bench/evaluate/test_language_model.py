@@ -12,7 +12,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from bench.evaluate.language_model import DecoderLM, Unanswerable
 from tests.bench.evaluate.conftest import TEXT
-from tests.bench.evaluate.tiny import slow_score
+from tests.bench.evaluate.tiny import slow_score, tiny_model
 
 
 @pytest.fixture
@@ -155,8 +155,10 @@ def _written(lm, *asked) -> list[str]:
     return lm.generate_until([_instance("generate_until", context, settings) for context, settings in asked])
 
 
-def test_generation_equals_a_pass_over_the_whole_text_for_every_token(lm):
+@pytest.mark.parametrize("head_width", [8, 32], ids=["heads of 8", "heads of 32, which have a kernel"])
+def test_generation_equals_a_pass_over_the_whole_text_for_every_token(tokenizer, head_width):
     """Unequal prompts and limits in one batch, an empty one, some that do not fit the context."""
+    lm = DecoderLM(tiny_model(tokenizer, width=4 * head_width, heads=4), tokenizer, forward=nullcontext)
     words = TEXT.split()
     contexts = ["", "The old", *(" ".join(words[:count]) for count in (3, 9, 14, 30, 60)), "Is it larger"]
     limits = [6, 20, 5, 12, 30, 20, 40, 47]

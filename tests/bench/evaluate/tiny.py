@@ -11,9 +11,12 @@ from lmopt.arch.transformer import Transformer, build
 from lmopt.recipe import Ffn, FixedBatch, Model, Recipe, SwiGlu
 
 
-def tiny_model(tokenizer: Tokenizer, *, context: int = 48, seed: int = 0, ffn: Ffn | None = None) -> Transformer:
-    """Two layers of width 32 with parameters large enough that answers differ."""
-    shape = Model(layers=2, width=32, heads=4, kv_heads=2, vocab=tokenizer.get_vocab_size(), context=context)
+def tiny_model(
+    tokenizer: Tokenizer, *, context: int = 48, seed: int = 0, ffn: Ffn | None = None, width: int = 32, heads: int = 4
+) -> Transformer:
+    """Two layers with parameters large enough that answers differ."""
+    vocab = tokenizer.get_vocab_size()
+    shape = Model(layers=2, width=width, heads=heads, kv_heads=2, vocab=vocab, context=context)
     batching = FixedBatch(sequences=1, length=context)
     model = build(Recipe(model=shape, ffn=ffn or SwiGlu(), batching=batching, tokens=10**6), seed=seed)
     with torch.no_grad():
