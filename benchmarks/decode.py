@@ -29,7 +29,7 @@ import torch
 from torch.nn import functional
 from turns import compare as in_turn
 
-from lmopt.arch import transformer
+from lmopt.arch import fused, transformer
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
 from lmopt.infer.decoder import Decoder, ModuleFfn
@@ -171,6 +171,8 @@ def attention(threads: int, rounds: int = 9) -> dict[str, Any]:
 
     Microseconds a layer, and how many times as fast the kernel is: median, least and most of the rounds.
     """
+    if (missing := fused.obstacle()) is not None:
+        raise SystemExit(f"no kernel to compare with: {missing}")
     result: dict[str, Any] = {}
     formats: tuple[Format, ...] = ("bf16", "fp32")
     for key_heads, format in itertools.product((12, 3), formats):

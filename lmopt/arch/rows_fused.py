@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 from lmopt import native
 from lmopt.arch import fused
 
-
 FORMATS = (torch.bfloat16, torch.float32)
 """Of rows that go forward without gradients."""
 

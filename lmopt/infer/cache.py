@@ -48,9 +48,10 @@ class KvCache:
         count = k_BKTC.shape[2]
         end = max(start) + count
         self.refuse_beyond(end)
-        if rows is None and min(start) + count == end:
-            keys_BKSC[:, :, end - count : end].copy_(k_BKTC)
-            values_BKSC[:, :, end - count : end].copy_(v_BKTC)
+        if min(start) + count == end:
+            which = slice(None) if rows is None else torch.tensor(list(rows), device=keys_BKSC.device)
+            keys_BKSC[which, :, end - count : end] = k_BKTC.to(keys_BKSC.dtype)
+            values_BKSC[which, :, end - count : end] = v_BKTC.to(values_BKSC.dtype)
             return
         for given, (row, first) in enumerate(zip(rows or range(len(start)), start, strict=True)):
             keys_BKSC[row, :, first : first + count].copy_(k_BKTC[given])
