@@ -129,6 +129,11 @@ def kernels(monkeypatch):
     return found
 
 
+def extensions(kernels):
+    """How often this kernel was called."""
+    return sum(name.startswith("extend") for name in kernels)
+
+
 def composed(monkeypatch):
     monkeypatch.setattr(extension_fused, "suits", lambda *_: False)
 
@@ -165,9 +170,10 @@ def test_autocast_hands_it_no_numbers_of_another_type_than_the_cache_s(kernels, 
             return decoder.logits(torch.cat(states, 1)).float()
 
     plain = logits(autocast=False)
-    called = len(kernels)
+    called = extensions(kernels)
+    assert called
     assert (logits(autocast=True) - plain).abs().max() < 0.1 * plain.std()
-    assert len(kernels) == (called if format == "fp32" else 2 * called)
+    assert extensions(kernels) == (called if format == "fp32" else 2 * called)
 
 
 def test_flops_are_those_of_torchs_attention(monkeypatch):
@@ -187,7 +193,7 @@ def test_other_models_do_without(kernels, shape):
     decoder = Decoder(tiny(**shape))
     cache = decoder.new_cache(batch=1, capacity=8)
     decoder.extend(tokens(1, 3), cache)
-    assert not [name for name in kernels if name.startswith("extend")]
+    assert not extensions(kernels)
 
 
 def test_a_full_cache_is_refused_before_anything_is_written():
