@@ -41,6 +41,12 @@ def _extend(
     return out_BTD
 
 
+def _shaped(qkv_BTF: Tensor, cos_SC: Tensor, _sin: Tensor, keys_RKSC: Tensor, *_: Any) -> Tensor:
+    """Of tensors without values."""
+    batch, count, all_heads = qkv_BTF.shape
+    return qkv_BTF.new_empty(batch, count, all_heads - 2 * keys_RKSC.shape[1] * cos_SC.shape[1])
+
+
 def _flops(qkv: formulas.Shape, *arguments: Any, **__: Any) -> int:
     """Two products of every new token with all keys of its text, as if none were masked."""
     cos, keys, seen = arguments[0], arguments[2], arguments[6]
@@ -53,6 +59,7 @@ _library.define(
     "Tensor rows, int seen) -> Tensor"
 )
 _library.impl("extend_attention", _extend, "CPU")
+_library.impl("extend_attention", _shaped, "Meta")
 formulas.counted_by(_flops, "lmopt::extend_attention")
 
 

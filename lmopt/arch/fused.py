@@ -41,6 +41,8 @@ SIGNATURES = {
 @torch.compiler.assume_constant_result
 def obstacle() -> str | None:
     """Why the kernels cannot be had in this process; None if they can. The first call compiles them."""
+    if torch.jit.is_tracing():
+        return "a trace would not see them, and gives tensors for the numbers that they take"
     return _obstacle() if torch.backends.mkldnn.enabled else "oneDNN is switched off (torch.backends.mkldnn)"
 
 
@@ -88,7 +90,8 @@ def call(name: str, *arguments: Argument) -> bool:
     Returns:
         What it returns: false where it could not do its work.
     """
-    given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+    wanted = zip(SIGNATURES[name], arguments, strict=True)
+    given = [each.data_ptr() if letter == "p" and each is not None else each for letter, each in wanted]
     if _around is None:
         return _kernels()[name](*given)
     with _around(name, arguments):

@@ -31,7 +31,7 @@ def draw(
             rows.append(probabilities(logits_V, sampling))
             text.append(choose(rows[-1]))
     drafted = text[len(tokens) :]
-    return Proposal(drafted, torch.stack(rows)) if rows else Proposal.certain(drafted, vocab)
+    return Proposal(drafted, torch.stack(rows) if rows else None, vocab)
 
 
 class ModelDraft:

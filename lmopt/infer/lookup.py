@@ -79,7 +79,7 @@ class LookupDraft:
             self._read(tokens)
             self._pending = self._worth(self._chain(tokens, count))
             found = [one.token for one in self._pending]
-        return Proposal.certain(found, self.vocab)
+        return Proposal(found, vocab=self.vocab)
 
     # --- looking up ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -30,18 +31,22 @@ FIRST_ACCEPTANCE = 0.7
 """The estimate before anything was drafted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Proposal:
     """Tokens a draft puts forward, and the probabilities it drew them from."""
 
     tokens: list[int]
-    q_GV: Tensor
-    """Row i: what token i was drawn from, after the transforms."""
+    drawn_GV: Tensor | None = None
+    """Row i: what token i was drawn from, after the transforms. None: without chance, all probability at the token."""
+    vocab: int = 0
+    """Number of token ids, where nothing was drawn."""
 
-    @classmethod
-    def certain(cls, tokens: list[int], vocab: int) -> Proposal:
-        """Tokens put forward without chance: all probability of a row is at its token."""
-        return cls(tokens, functional.one_hot(torch.tensor(tokens, dtype=torch.int64), vocab).float())
+    @cached_property
+    def q_GV(self) -> Tensor:
+        """Row i: the probabilities of token i. A check of greedy text asks for none."""
+        if self.drawn_GV is not None:
+            return self.drawn_GV
+        return functional.one_hot(torch.tensor(self.tokens, dtype=torch.int64), self.vocab).float()
 
 
 class Draft(Protocol):
@@ -235,7 +240,8 @@ def rollback(cache: KvCache, read: list[int], tokens: Sequence[int]) -> int:
         How many tokens the cache now counts.
     """
     limit = min(len(read), len(tokens) - 1)
-    agreed = next((i for i in range(limit) if read[i] != tokens[i]), limit)
+    same = read[:limit] == list(tokens[:limit])
+    agreed = limit if same else next(i for i in range(limit) if read[i] != tokens[i])
     cache.rollback([agreed])
     del read[agreed:]
     return agreed

@@ -265,6 +265,8 @@ PAIR = 2 * 2 * 4 * 8 * 8 * 16
 GROUPED = 2 * 12 * 16 * 8
 SCORES = 2 * 6 * 16 * 3
 
+EXTENDED = (2, 3, 256), (20, 32), (20, 32), (5, 2, 20, 32), (5, 2, 20, 32), (2,), (2,)
+"""Queries, keys and values; tables of positions; a cache's keys and values; places in it."""
 NEEDED = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": (lambda: attention_backward(False), 7 * PAIR, 2 * PAIR),
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (
@@ -283,6 +285,13 @@ NEEDED = {
     "lmopt::grouped_linear": (experts_backward_on_a_gpu, 6 * GROUPED, 4 * GROUPED),
     "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
+    "lmopt::extend_attention": (
+        lambda: torch.ops.lmopt.extend_attention(  # 3 tokens of 2 texts, 30 tokens in all, 4 heads on 2 of 32
+            *(torch.empty(shape, device="meta") for shape in EXTENDED), 30
+        ),
+        4 * 3 * 30 * 4 * 32,
+        4 * 3 * 30 * 4 * 32,
+    ),
     "mkldnn::_linear_pointwise": (
         lambda: torch.ops.mkldnn._linear_pointwise(torch.ones(3, 5, 32), torch.ones(8, 32), None, "none", [], ""),
         2 * 15 * 32 * 8,

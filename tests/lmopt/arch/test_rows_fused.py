@@ -376,3 +376,29 @@ except MemoryError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "not enough memory for attention_forward" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@torch.no_grad()
+def test_a_trace_sees_torchs_operations(calls):
+    model = transformer.build(
+        Recipe(model=Model(layers=1, width=64, heads=2, vocab=96, context=32), batching={"length": 32}, tokens=10_000),
+        seed=0,
+    )
+    tokens = torch.zeros(1, 32, dtype=torch.int64)
+    traced = torch.jit.trace(model, tokens, check_trace=False)
+    assert calls == []
+    model(tokens)
+    assert calls
+    torch.testing.assert_close(traced(tokens), model(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_may_be_a_tensor():
+    """What a tracer makes of sizes: taken for an address it would end the process."""
+    x, weight = draw(3, 32), torch.ones(32)
+    found = []
+    for tokens in (3, torch.tensor(3)):
+        y, scale = torch.empty_like(x), torch.empty(3)
+        fused.run("norm_forward", tokens, 32, 1e-5, 1, x, weight, y, scale)
+        found.append(y)
+    assert torch.equal(*found)

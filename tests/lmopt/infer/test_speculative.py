@@ -57,7 +57,7 @@ class Wrong:
     is_own_judge = False
 
     def propose(self, tokens, count, sampling, choose):
-        return Proposal.certain([int(table(tokens, "target").argmin())] * min(count, 1), V)
+        return Proposal([int(table(tokens, "target").argmin())] * min(count, 1), vocab=V)
 
 
 def of_the_target(length, sampling):
@@ -139,7 +139,7 @@ def test_greedy_texts_are_checked_by_the_same_rule():
         logits_GV = torch.randn(4, V, generator=chance)
         drafted = torch.randint(V, (3,), generator=chance).tolist()
         p_GV = probabilities(logits_GV, Sampling())
-        by_chances = speculative.accept(Proposal.certain(drafted, V), p_GV, seeded(0))
+        by_chances = speculative.accept(Proposal(drafted, vocab=V), p_GV, seeded(0))
         assert speculative.agree(drafted, logits_GV) == by_chances
 
 
