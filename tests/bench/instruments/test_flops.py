@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from bench.instruments import flops, formulas
 from lmopt import cost
 from lmopt.arch import attention
+from lmopt.arch.extension_fused import extend
 from lmopt.arch.transformer import build
 from lmopt.compute.int8 import filled_up_product
 from lmopt.recipe import (
@@ -286,7 +287,7 @@ NEEDED = {
     "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
     "lmopt::extend_attention": (
-        lambda: torch.ops.lmopt.extend_attention(  # 3 tokens of 2 texts, 30 tokens in all, 4 heads on 2 of 32
+        lambda: extend(  # 3 tokens of 2 texts, 30 tokens in all, 4 heads on 2 of 32
             *(torch.empty(shape, device="meta") for shape in EXTENDED), 30
         ),
         4 * 3 * 30 * 4 * 32,

@@ -387,9 +387,9 @@ def test_a_trace_sees_torchs_operations(calls):
     )
     tokens = torch.zeros(1, 32, dtype=torch.int64)
     traced = torch.jit.trace(model, tokens, check_trace=False)
-    assert calls == []
+    assert calls == ["attention_forward_float"]  # in an operator, which is what a trace sees
     model(tokens)
-    assert calls
+    assert "norm_forward_float" in calls
     torch.testing.assert_close(traced(tokens), model(tokens), rtol=1e-5, atol=1e-5)
 
 
