@@ -17,6 +17,7 @@ as many bytes reaches in the same rounds.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import statistics
@@ -104,6 +105,18 @@ def theirs_s(model: Any, prompt: list[int], new: int, clock: Clock) -> float:
     return timed(new + 1) - timed(1)
 
 
+def _composed(decoder: Decoder) -> Decoder:
+    """The same weights without kernels of our own."""
+    twin = copy.copy(decoder)
+    twin.layers = [copy.copy(layer) for layer in decoder.layers]
+    norms = [(twin, "norm"), *((layer, name) for layer in twin.layers for name in ("attention_norm", "ffn_norm"))]
+    for owner, name in norms:
+        setattr(owner, name, copy.copy(getattr(owner, name)))
+        getattr(owner, name).has_kernel = False
+    twin._extends = False
+    return twin
+
+
 def read_s(buffer: torch.Tensor, clock: Clock) -> float:
     """Seconds of reading a buffer once."""
     start_s = clock()
@@ -116,6 +129,8 @@ def compare(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     recipe = describe(args.layers, args.width, args.vocab, args.context)
     model = transformer.build(recipe, seed=0).eval()
     decoders = {f"ours {format}": Decoder(model, format) for format in ("bf16", "int8", "int8_dynamic")}
+    if args.composed:
+        decoders |= {f"{name}, by torch's operations": _composed(decoder) for name, decoder in decoders.items()}
     runners: dict[str, Callable[[], float]] = {
         name: lambda decoder=decoder: ours_s(decoder, prompt, args.new, clock) for name, decoder in decoders.items()
     }
@@ -179,7 +194,15 @@ def attention(threads: int, rounds: int = 9) -> dict[str, Any]:
         shape = Model(layers=4, width=768, heads=12, kv_heads=key_heads, vocab=64, context=2048)
         recipe = Recipe(model=shape, ffn=SwiGlu(), batching=FixedBatch(length=64), tokens=10**6)
         decoder = Decoder(transformer.build(recipe, seed=0).eval(), format)
-        for texts, before, new in ((1, 64, 1), (1, 512, 1), (1, 1900, 1), (1, 512, 5), (16, 200, 1), (16, 200, 5)):
+        for texts, before, new in (
+            (1, 64, 1),
+            (1, 512, 1),
+            (1, 1900, 1),
+            (1, 512, 5),
+            (1, 512, 32),
+            (16, 200, 1),
+            (16, 200, 5),
+        ):
             cache = decoder.new_cache(batch=texts, capacity=before + new)
             cache.advance([before] * texts)
             x_BTD = torch.randn(texts, new, shape.width).to(decoder.dtype)
@@ -240,6 +263,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens decoded a time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--composed", action="store_true", help="ours by torch's operations, without our kernels, too")
     parser.add_argument("--products", action="store_true", help="time the matrix products alone")
     parser.add_argument("--attention", action="store_true", help="time attention over a cache alone")
     parser.add_argument("--experts", action="store_true", help="time sparse layers alone")
