@@ -96,10 +96,10 @@ void each_key_head(const Shape& shape, int64_t bytes, const Work& work) {
 }
 
 // The keys and values of a head as the second operands of products: keys transposed.
-struct Halves {
+struct HalfOperands {
   const word *k_T, *v;
 
-  Halves(Room& own, const Shape& shape, const half* keys, const half* values) {
+  HalfOperands(Room& own, const Shape& shape, const half* keys, const half* values) {
     const int64_t T = shape.T, C = shape.C;
     auto* k_words = own.take<word>(C / 2 * T);
     auto* v_words = own.take<word>(T / 2 * C);
@@ -108,10 +108,10 @@ struct Halves {
     k_T = k_words, v = v_words;
   }
 };
-struct Floats {
+struct FloatOperands {
   const float *k_T, *v;
 
-  Floats(Room& own, const Shape& shape, const float* keys, const float* values) {
+  FloatOperands(Room& own, const Shape& shape, const float* keys, const float* values) {
     auto* turned = own.take<float>(shape.C * shape.T);
     transpose(keys, shape.C, turned, shape.T, shape.T, shape.C);
     k_T = turned, v = values;
@@ -125,7 +125,7 @@ void forward(const Shape& shape, const Number* q, const Number* k, const Number*
   const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C;
   const int64_t bytes = filled_up(4 * (T * C + kBlock * (T + C)) + 2 * kBlock * T, 64) + 5 * 64;
   each_key_head(shape, bytes, [&](Room own, int64_t i, int64_t first_head, int64_t end_of_heads) {
-    const std::conditional_t<halves, Halves, Floats> operands(own, shape, k + i * T * C, v + i * T * C);
+    const std::conditional_t<halves, HalfOperands, FloatOperands> operands(own, shape, k + i * T * C, v + i * T * C);
     auto* scores = own.take<float>(kBlock * T);
     auto* result = own.take<float>(kBlock * C);
     Number* room;
@@ -196,13 +196,13 @@ extern "C" {
 bool lmopt_attention_forward(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const half* q,
                              const half* k, const half* v, half* out, half* kept) {
   const Shape shape{B, H, K, T, C, threads};
-  return enough_memory([&] { forward<half>(shape, q, k, v, out, kept); });
+  return enough_memory([&] { forward(shape, q, k, v, out, kept); });
 }
 
 bool lmopt_attention_forward_float(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const float* q,
-                                   const float* k, const float* v, float* out) {
+                                   const float* k, const float* v, float* out, float* kept) {
   const Shape shape{B, H, K, T, C, threads};
-  return enough_memory([&] { forward<float>(shape, q, k, v, out, nullptr); });
+  return enough_memory([&] { forward(shape, q, k, v, out, kept); });
 }
 
 bool lmopt_attention_backward(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const half* grad,

@@ -88,10 +88,8 @@ def causal_attention(
     if segments_BT is None and _has_kernel(TRAINED if keep else READ, q_BHTC, k_BKTC, v_BKTC):
         operands = q_BHTC.contiguous(), k_BKTC.contiguous(), v_BKTC.contiguous()
         sizes = batch, heads, key_heads, length, width, torch.get_num_threads()
-        if q_BHTC.dtype == torch.float32:
-            fused.run("attention_forward_float", *sizes, *operands, out_BTHC)
-        else:
-            fused.run("attention_forward", *sizes, *operands, out_BTHC, kept if keep else None)
+        name = fused.made_for("attention_forward", q_BHTC)
+        fused.run(name, *sizes, *operands, out_BTHC, kept if keep else None)
         return out_BTHC, kept
     scaled_BHTC = q_BHTC * width**-0.5
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)

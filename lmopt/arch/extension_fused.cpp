@@ -18,14 +18,14 @@ using namespace lmopt;
 namespace {
 
 constexpr int64_t kFetched = 32;  // keys between those that are looked at and those that are fetched
-constexpr int64_t kKeys = 16;  // looked at by one query after the other, out of a core's first cache
+constexpr int64_t kKeys = 16;     // looked at by one query after the other, out of a core's first cache
 
-// Begin to bring a block of `count` numbers, less at the end, into the core's caches: other queries' work would else
+// Begin to bring a block of numbers, or as many as are left, into the core's caches: the work of other queries would
 // keep it from being asked for in time.
 template <typename Number>
-inline void fetch(const Number* from, int64_t count, int64_t block) {
+inline void fetch(const Number* from, int64_t left, int64_t block) {
   const auto* bytes = reinterpret_cast<const char*>(from);
-  const int64_t wanted = std::min(count, block) * static_cast<int64_t>(sizeof(Number));
+  const int64_t wanted = std::min(left, block) * static_cast<int64_t>(sizeof(Number));
   for (int64_t at = 0; at < wanted; at += 64) _mm_prefetch(bytes + at, _MM_HINT_T0);
 }
 
@@ -72,11 +72,11 @@ void products(int64_t count, int64_t C, const Number* q, const Number* keys, flo
 }
 
 // A block of values as they are summed: as they are, or pairs of rows as words, the last of an odd number with zeros.
-struct Floats {
+struct FloatValues {
   const float* rows;
   int64_t C;
 
-  Floats(const float* values, int64_t, int64_t C, word*) : rows(values), C(C) {}
+  FloatValues(const float* values, int64_t, int64_t C, word*) : rows(values), C(C) {}
 
   // sum += p[j] x value j for `count` values, from column c on, in registers side by side.
   template <int registers>
@@ -88,11 +88,11 @@ struct Floats {
     }
   }
 };
-struct Halves {
+struct HalfValues {
   const word* pairs;
   int64_t C;
 
-  Halves(const half* values, int64_t count, int64_t C, word* room) : pairs(room), C(C) {
+  HalfValues(const half* values, int64_t count, int64_t C, word* room) : pairs(room), C(C) {
     for (int64_t j = 0; j < count; j += 2)
       for (int64_t c = 0; c < C; c += kLanes) {
         const half* low = values + j * C + c;
@@ -139,7 +139,7 @@ template <typename Number>
 void extend(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int64_t S, int threads, const Number* qkv,
             const Number* cosine, const Number* sine, Number* keys, Number* values, const int64_t* start,
             const int64_t* rows, Number* out) {
-  using Values = std::conditional_t<std::is_same_v<Number, half>, Halves, Floats>;
+  using Values = std::conditional_t<std::is_same_v<Number, half>, HalfValues, FloatValues>;
   const int64_t shared = H / K, queries = T * shared;
   const int64_t room = filled_up(*std::max_element(start, start + B) + T, kLanes);
   const int64_t bytes = filled_up(4 * (queries * (2 * C + room + 1) + kKeys / 2 * C), 64) + 5 * 64;
@@ -196,9 +196,9 @@ bool lmopt_extend_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, i
       [&] { extend(B, T, H, K, C, S, threads, qkv, cosine, sine, keys, values, start, rows, out); });
 }
 
-bool lmopt_extend_bfloat16(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int64_t S, int threads,
-                           const half* qkv, const half* cosine, const half* sine, half* keys, half* values,
-                           const int64_t* start, const int64_t* rows, half* out) {
+bool lmopt_extend(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int64_t S, int threads, const half* qkv,
+                  const half* cosine, const half* sine, half* keys, half* values, const int64_t* start,
+                  const int64_t* rows, half* out) {
   return enough_memory(
       [&] { extend(B, T, H, K, C, S, threads, qkv, cosine, sine, keys, values, start, rows, out); });
 }

@@ -15,14 +15,15 @@ from lmopt import native
 from lmopt.arch import formulas, fused
 
 MOST_TOKENS = 32
-"""New tokens of a text at a time; more, as in reading a prompt, are multiplied as matrices. At 32 this took 0.5 to 0.8
-of the time of torch's operations (one core with AVX512-BF16), and less at fewer."""
-NAMES = {torch.float32: "extend_float", torch.bfloat16: "extend_bfloat16"}
+"""New tokens of a text at a time; more, as in reading a prompt, are multiplied as matrices. At 32 this takes 0.4 to
+0.6 of the time of torch's operations, and less at fewer (`benchmarks/decode.py --attention`)."""
 
 
 def suits(dtype: torch.dtype, device: torch.device, head_width: int) -> bool:
     """Whether the kernel is there and made for such numbers and heads of such a width. The first call compiles it."""
-    made_for = device.type == "cpu" and dtype in NAMES and head_width % (2 * native.MULTIPLE) == 0
+    made_for = (
+        device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and head_width % (2 * native.MULTIPLE) == 0
+    )
     return made_for and fused.obstacle() is None
 
 
@@ -37,7 +38,7 @@ def _extend(
     out_BTD = qkv_BTF.new_empty(batch, count, heads * width)
     sizes = batch, count, heads, key_heads, width, room, torch.get_num_threads()
     operands = qkv_BTF.contiguous(), cos_SC, sin_SC, keys_RKSC, values_RKSC, start_B, rows_B, out_BTD
-    fused.run(NAMES[qkv_BTF.dtype], *sizes, *operands)
+    fused.run(fused.made_for("extend", qkv_BTF), *sizes, *operands)
     return out_BTD
 
 

@@ -24,18 +24,20 @@ SIGNATURES = {
     "norm_backward": "qqi" + "p" * 6,
     "activation_forward": "bqqi" + "p" * 2,
     "activation_backward": "bqqi" + "p" * 3,
-    "heads": "bqqqqqi" + "p" * 6,
+    "heads_forward": "qqqqqi" + "p" * 6,
+    "heads_backward": "qqqqqi" + "p" * 6,
     "norm_forward_float": "qqfi" + "p" * 4,
     "activation_forward_float": "bqqi" + "p" * 2,
-    "heads_float": "qqqqqi" + "p" * 6,
+    "heads_forward_float": "qqqqqi" + "p" * 6,
     "attention_forward": "qqqqqi" + "p" * 5,
     "attention_backward": "qqqqqi" + "p" * 8,
-    "attention_forward_float": "qqqqqi" + "p" * 4,
+    "attention_forward_float": "qqqqqi" + "p" * 5,
     "softmax_minus_target": "qqi" + "p" * 3,
+    "extend": "qqqqqqi" + "p" * 8,
     "extend_float": "qqqqqqi" + "p" * 8,
-    "extend_bfloat16": "qqqqqqi" + "p" * 8,
 }
-"""Arguments of each kernel, by the letters of `TYPES`; all return a truth value."""
+"""Arguments of each kernel, by the letters of `TYPES`; all return a truth value. Numbers are bfloat16, or float32 where
+the name says so."""
 
 
 @torch.compiler.assume_constant_result
@@ -82,6 +84,11 @@ def watched(around: Around) -> Generator[None]:
         yield
     finally:
         _around = before
+
+
+def made_for(name: str, numbers: Tensor) -> str:
+    """The kernel of this name for bfloat16 or float32, as the numbers are."""
+    return f"{name}_float" if numbers.dtype == torch.float32 else name
 
 
 def call(name: str, *arguments: Argument) -> bool:

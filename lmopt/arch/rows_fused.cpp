@@ -175,8 +175,8 @@ bool lmopt_activation_forward_float(bool gated, int64_t N, int64_t F, int thread
   return enough_memory([&] { (gated ? activate<true, float> : activate<false, float>)(N, F, threads, inner, y); });
 }
 
-bool lmopt_heads_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const float* cosine,
-                       const float* sine, float* qkv, float* q, float* k, float* v) {
+bool lmopt_heads_forward_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const float* cosine,
+                               const float* sine, float* qkv, float* q, float* k, float* v) {
   return enough_memory([&] { heads<false>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
 }
 
@@ -200,10 +200,14 @@ bool lmopt_activation_backward(bool gated, int64_t N, int64_t F, int threads, co
   return enough_memory([&] { pass(N, F, threads, inner, grad, grad_inner); });
 }
 
-bool lmopt_heads(bool back, int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine,
-                 const half* sine, half* qkv, half* q, half* k, half* v) {
-  return enough_memory(
-      [&] { (back ? heads<true, half> : heads<false, half>)(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+bool lmopt_heads_forward(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine,
+                         const half* sine, half* qkv, half* q, half* k, half* v) {
+  return enough_memory([&] { heads<false>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+}
+
+bool lmopt_heads_backward(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine,
+                          const half* sine, half* qkv, half* q, half* k, half* v) {
+  return enough_memory([&] { heads<true>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
 }
 
 bool lmopt_softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {

@@ -68,7 +68,7 @@ def _normed(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight_D.float().contiguous()
     y, scale_N = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
     sizes = scale_N.numel(), x.shape[-1], eps, torch.get_num_threads()
-    fused.run(_forward("norm_forward", x), *sizes, x, weight, y, scale_N)
+    fused.run(fused.made_for("norm_forward", x), *sizes, x, weight, y, scale_N)
     return y, scale_N
 
 
@@ -79,7 +79,7 @@ class Activation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
         x, ctx.gated = x.contiguous(), kind == "swiglu"
         y = x.new_empty(*x.shape[:-1], x.shape[-1] // (2 if ctx.gated else 1))
-        fused.run(_forward("activation_forward", x), ctx.gated, *_rows(y), x, y)
+        fused.run(fused.made_for("activation_forward", x), ctx.gated, *_rows(y), x, y)
         ctx.save_for_backward(x)
         return y
 
@@ -106,10 +106,7 @@ class Heads(torch.autograd.Function):
         batch, length, _, width = qkv.shape
         made = [qkv.new_empty(batch, count, length, width) for count in (heads, key_heads, key_heads)]
         ctx.sizes = batch, length, heads, key_heads, width, torch.get_num_threads()
-        if qkv.dtype == torch.float32:
-            fused.run("heads_float", *ctx.sizes, cos, sin, qkv, *made)
-        else:
-            fused.run("heads", False, *ctx.sizes, cos, sin, qkv, *made)
+        fused.run(fused.made_for("heads_forward", qkv), *ctx.sizes, cos, sin, qkv, *made)
         ctx.save_for_backward(cos, sin)
         q, k, v = made
         return q, k, v
@@ -119,7 +116,7 @@ class Heads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         batch, length, heads, key_heads, width, _ = ctx.sizes
         grad_qkv = grads[0].new_empty(batch, length, heads + 2 * key_heads, width)
-        fused.run("heads", True, *ctx.sizes, *ctx.saved_tensors, grad_qkv, *(each.contiguous() for each in grads))
+        fused.run("heads_backward", *ctx.sizes, *ctx.saved_tensors, grad_qkv, *(each.contiguous() for each in grads))
         return grad_qkv, None, None, None, None
 
 
@@ -139,11 +136,6 @@ def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, ignored: int) -> 
     nats_N = logits_NV.new_empty(tokens, dtype=torch.float32)
     fused.run("softmax_minus_target", tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
     return nats_N
-
-
-def _forward(name: str, x: Tensor) -> str:
-    """The kernel of this name for such numbers."""
-    return f"{name}_float" if x.dtype == torch.float32 else name
 
 
 def _rows(y: Tensor) -> tuple[int, int, int]:

@@ -171,7 +171,7 @@ def test_without_gradients_float32_has_kernels_too(dtype, calls, monkeypatch):
     exact = forward(torch.float64)
     assert calls == []
     ours = forward(dtype)
-    named = ["norm_forward", "activation_forward", "activation_forward", "heads", "attention_forward"]
+    named = ["norm_forward", "activation_forward", "activation_forward", "heads_forward", "attention_forward"]
     assert calls == [f"{name}_float" for name in named] if dtype == torch.float32 else named
     assert_no_bit_depends_on_threads(lambda: forward(dtype))
     monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
@@ -351,7 +351,9 @@ def test_a_whole_model_descends_the_same_gradient(calls, monkeypatch):
         return [total.detach(), *torch.autograd.grad(total, list(built.parameters()))]
 
     ours = gradients()
-    assert {"norm_forward", "activation_forward", "heads", "attention_forward", "softmax_minus_target"} < set(calls)
+    assert {"norm_forward", "activation_forward", "heads_forward", "attention_forward", "softmax_minus_target"} < set(
+        calls
+    )
     monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
     for found, expected in zip(ours, gradients(), strict=True):
         assert error(found, expected.double()) < 0.02
