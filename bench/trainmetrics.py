@@ -29,10 +29,10 @@ def kernels_detail(state: TrainState) -> dict[str, Any]:
     ffn, model, dtype = state.recipe.ffn, state.recipe.model, state.compute.dtype
     width, inner = model.width, getattr(ffn, "hidden_for", None)  # another package's need not have it
     hidden = inner(width) if inner else 0
-    kernel, reason = "torch", fused.unsuited(dtype, state.device)
+    kernel, reason = "torch", fused.unsuited(fused.ROW_FORMATS, dtype, state.device)
     if reason is None:
         widths = width, hidden, model.head_width // 2, model.vocab or 0, state.recipe.batching.length
-        reason = fused.unsuited(dtype, state.device, *widths)
+        reason = fused.unsuited(fused.ROW_FORMATS, dtype, state.device, *widths)
         kernel = "partly fused" if reason else "fused"
     if state.eager is not None:
         kernel, reason = "compiled", "the compiler fuses what it can itself"

@@ -160,7 +160,7 @@ def _room_bytes(recipe: Recipe) -> int:
 def _attention_bytes(recipe: Recipe) -> int:
     """Room of the attention kernel's threads, which they keep: as attention_fused.cpp asks for it, and a quarter."""
     length, width = recipe.batching.length, recipe.model.head_width
-    if length % native.MULTIPLE or width % native.MULTIPLE or not _native(recipe):
+    if length % native.MULTIPLE or width % native.MULTIPLE or not _native():
         return 0
     return (os.cpu_count() or 1) * (12 * length * width + 128 * (12 * length + 8 * width)) * 5 // 4
 
@@ -177,12 +177,13 @@ def _fused(recipe: Recipe) -> bool:
     ffn, width = recipe.ffn, recipe.model.width
     if not isinstance(ffn, Moe) or ffn.kernel != "auto":
         return False
-    return width % native.MULTIPLE == 0 and ffn.hidden_for(width) % native.MULTIPLE == 0 and _native(recipe)
+    whole = width % native.MULTIPLE == 0 and ffn.hidden_for(width) % native.MULTIPLE == 0
+    return recipe.precision.arithmetic == "bf16" and whole and _native()
 
 
-def _native(recipe: Recipe) -> bool:
+def _native() -> bool:
     """Whether training will have kernels of its own, as far as can be told without torch."""
-    return recipe.precision.arithmetic == "bf16" and not native.has_gpu() and native.obstacle() is None
+    return not native.has_gpu() and native.obstacle() is None
 
 
 def _expert_parameters(recipe: Recipe) -> int:

@@ -1,6 +1,6 @@
-// Causal attention in bfloat16 with its probabilities kept, forward and backward: blocks of queries against the keys up
-// to their end, as causal.py has it and in its order, so that either may go back where the other went forward. The
-// forward pass by itself in float32, too.
+// Causal attention with its probabilities kept, forward and backward, in bfloat16 and float32: blocks of queries against
+// the keys up to their end, as causal.py has it and in its order, so that either may go back where the other went
+// forward.
 //
 // Letters: B sequences of T tokens, H heads, K key heads that H / K of them share, C their width; T and C are multiples
 // of 16. A key head of a sequence, with the heads that share it, is one thread's: the bits do not depend on how many
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <set>
 #include <tuple>
-#include <type_traits>
 
 #include "products.h"
 
@@ -51,21 +50,30 @@ void softmax(int64_t seen, int64_t end, float scale, float* scores, Number* p) {
   std::fill(p + seen, p + end, Number(0));
 }
 
-// The gradient of the scores from that of p.
-void softmax_backward(int64_t seen, int64_t end, float scale, const half* p, const float* grad, half* to) {
+// The gradient of the scores from that of p; it may be where that is.
+template <typename Number>
+void softmax_backward(int64_t seen, int64_t end, float scale, const Number* p, const float* grad, Number* to) {
   Vec along(0);
   for (int64_t j = 0; j < filled_up(seen, kLanes); j += kLanes)  // p is 0 behind `seen`
     along = at::vec::fmadd(load(p + j), load(grad + j), along);
   const Vec less(_mm512_reduce_add_ps(along));
   for (int64_t j = 0; j < filled_up(seen, kLanes); j += kLanes)
     store(to + j, load(p + j) * (load(grad + j) - less) * Vec(scale));
-  std::fill(to + seen, to + end, half(0));
+  std::fill(to + seen, to + end, Number(0));
 }
 
-// to[column][row], where `from` has `rows` rows of `columns` numbers; `words` is room.
-void transposed(const half* from, int64_t rows, int64_t columns, word* words, half* to) {
+// [column][row] of `rows` rows of `columns` numbers.
+const half* transposed(Room& own, const half* from, int64_t rows, int64_t columns) {
+  auto* words = own.take<word>(rows / 2 * columns);
+  auto* to = own.take<word>(rows / 2 * columns);
   pack(from, columns, columns, rows, words, columns);
-  transpose(words, columns, reinterpret_cast<word*>(to), rows / 2, rows / 2, columns);
+  transpose(words, columns, to, rows / 2, rows / 2, columns);
+  return reinterpret_cast<const half*>(to);
+}
+const float* transposed(Room& own, const float* from, int64_t rows, int64_t columns) {
+  auto* to = own.take<float>(rows * columns);
+  transpose(from, columns, to, rows, rows, columns);
+  return to;
 }
 
 // float32 rows, `stride` numbers apart.
@@ -95,94 +103,98 @@ void each_key_head(const Shape& shape, int64_t bytes, const Work& work) {
   }
 }
 
-// The keys and values of a head as the second operands of products: keys transposed.
-struct HalfOperands {
-  const word *k_T, *v;
-
-  HalfOperands(Room& own, const Shape& shape, const half* keys, const half* values) {
-    const int64_t T = shape.T, C = shape.C;
-    auto* k_words = own.take<word>(C / 2 * T);
-    auto* v_words = own.take<word>(T / 2 * C);
-    pack_transposed(keys, C, T, C, k_words, T);
-    pack(values, C, C, T, v_words, C);
-    k_T = k_words, v = v_words;
-  }
+// The second operand of a product, and how many numbers its rows are apart.
+template <typename Word>
+struct Second {
+  const Word* numbers;
+  int64_t apart;
 };
-struct FloatOperands {
-  const float *k_T, *v;
 
-  FloatOperands(Room& own, const Shape& shape, const float* keys, const float* values) {
-    auto* turned = own.take<float>(shape.C * shape.T);
-    transpose(keys, shape.C, turned, shape.T, shape.T, shape.C);
-    k_T = turned, v = values;
-  }
-};
+// W^T, from `n` rows of W (n x k).
+Second<word> turned(Room& own, const half* w, int64_t ldw, int64_t n, int64_t k) {
+  auto* to = own.take<word>(k / 2 * n);
+  pack_transposed(w, ldw, n, k, to, n);
+  return {to, n};
+}
+Second<float> turned(Room& own, const float* w, int64_t ldw, int64_t n, int64_t k) {
+  auto* to = own.take<float>(k * n);
+  transpose(w, ldw, to, n, n, k);
+  return {to, n};
+}
+
+// W, from `n` columns of it (k x n).
+Second<word> upright(Room& own, const half* w, int64_t ldw, int64_t n, int64_t k) {
+  auto* to = own.take<word>(k / 2 * n);
+  pack(w, ldw, n, k, to, n);
+  return {to, n};
+}
+Second<float> upright(Room&, const float* w, int64_t ldw, int64_t, int64_t) { return {w, ldw}; }
+
+template <typename Number, typename Word>
+void product(int64_t m, int64_t n, int64_t k, const Number* a, int64_t lda, Second<Word> b, float* c,
+             bool add = false) {
+  lmopt::product(m, n, k, a, lda, b.numbers, b.apart, c, add);
+}
+
+// Where scores in float32 become numbers of the operands' kind: float32 ones stay in their place.
+half* room_for(Room& own, int64_t count, float*, half) { return own.take<half>(count); }
+float* room_for(Room&, int64_t, float* scores, float) { return scores; }
 
 // q (B x H x T x C), k and v (B x K x T x C) to out (B x T x H x C); `kept` is null where nothing is kept.
 template <typename Number>
 void forward(const Shape& shape, const Number* q, const Number* k, const Number* v, Number* out, Number* kept) {
-  constexpr bool halves = std::is_same_v<Number, half>;
   const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C;
   const int64_t bytes = filled_up(4 * (T * C + kBlock * (T + C)) + 2 * kBlock * T, 64) + 5 * 64;
   each_key_head(shape, bytes, [&](Room own, int64_t i, int64_t first_head, int64_t end_of_heads) {
-    const std::conditional_t<halves, HalfOperands, FloatOperands> operands(own, shape, k + i * T * C, v + i * T * C);
+    const auto keys = turned(own, k + i * T * C, C, T, C);
+    const auto values = upright(own, v + i * T * C, C, C, T);
     auto* scores = own.take<float>(kBlock * T);
     auto* result = own.take<float>(kBlock * C);
-    Number* room;
-    if constexpr (halves)
-      room = own.take<half>(kBlock * T);
-    else
-      room = scores;
+    Number* room = room_for(own, kBlock * T, scores, Number());
     for (int64_t start = 0; start < T; start += kBlock)
       for (int64_t h = first_head; h < end_of_heads; h++) {
         const Block block(shape, i / K, h, start);
         Number* p = kept == nullptr ? room : kept + block.kept;
-        product(block.rows, block.end, C, q + block.apart(shape), C, operands.k_T, T, scores);
+        product(block.rows, block.end, C, q + block.apart(shape), C, keys, scores);
         for (int64_t r = 0; r < block.rows; r++)
           softmax(start + r + 1, block.end, shape.scale(), scores + r * block.end, p + r * block.end);
-        product(block.rows, C, block.end, p, block.end, operands.v, C, result);
+        product(block.rows, C, block.end, p, block.end, values, result);
         store_rows(result, block.rows, C, out + block.together(shape), H * C);
       }
   });
 }
 
-void backward(const Shape& shape, const half* grad, const half* q, const half* k, const half* v, const half* kept,
-              half* grad_q, half* grad_k, half* grad_v) {
+template <typename Number>
+void backward(const Shape& shape, const Number* grad, const Number* q, const Number* k, const Number* v,
+              const Number* kept, Number* grad_q, Number* grad_k, Number* grad_v) {
   const int64_t H = shape.H, K = shape.K, T = shape.T, C = shape.C;
-  const int64_t bytes = filled_up(4 * (3 * T * C + kBlock * (3 * T / 2 + 2 * C)) + 6 * kBlock * T, 64) + 12 * 64;
+  const int64_t bytes = filled_up(4 * (3 * T * C + kBlock * (3 * T + 2 * C)), 64) + 12 * 64;
   each_key_head(shape, bytes, [&](Room own, int64_t i, int64_t first_head, int64_t end_of_heads) {
-    auto* v_T = own.take<word>(C / 2 * T);
-    auto* k_T = own.take<word>(T / 2 * C);
+    const auto values = turned(own, v + i * T * C, C, T, C);
+    const auto keys = upright(own, k + i * T * C, C, C, T);
     auto* sum_k = own.take<float>(T * C);
     auto* sum_v = own.take<float>(T * C);
     auto* grad_p = own.take<float>(kBlock * T);
     auto* result = own.take<float>(kBlock * C);
-    auto* grad_rows = own.take<word>(kBlock / 2 * C);
-    auto* q_rows = own.take<word>(kBlock / 2 * C);
-    auto* words = own.take<word>(kBlock / 2 * T);
-    auto* grad_scores = own.take<half>(kBlock * T);
-    auto* p_T = own.take<half>(T * kBlock);
-    auto* grad_scores_T = own.take<half>(T * kBlock);
-    pack_transposed(v + i * T * C, C, T, C, v_T, T);
-    pack(k + i * T * C, C, C, T, k_T, C);
+    Number* grad_scores = room_for(own, kBlock * T, grad_p, Number());
     std::fill_n(sum_k, T * C, 0.f);
     std::fill_n(sum_v, T * C, 0.f);
     for (int64_t start = 0; start < T; start += kBlock)
       for (int64_t h = first_head; h < end_of_heads; h++) {
         const Block block(shape, i / K, h, start);
         const int64_t rows = block.rows, end = block.end;
-        const half *block_grad = grad + block.together(shape), *p = kept + block.kept;
-        product(rows, end, C, block_grad, H * C, v_T, T, grad_p);
+        const Number *block_grad = grad + block.together(shape), *p = kept + block.kept;
+        product(rows, end, C, block_grad, H * C, values, grad_p);
         for (int64_t r = 0; r < rows; r++)
           softmax_backward(start + r + 1, end, shape.scale(), p + r * end, grad_p + r * end, grad_scores + r * end);
-        product(rows, C, end, grad_scores, end, k_T, C, result);
+        product(rows, C, end, grad_scores, end, keys, result);
         store_rows(result, rows, C, grad_q + block.apart(shape), C);
-        pack(block_grad, H * C, C, rows, grad_rows, C);
-        pack(q + block.apart(shape), C, C, rows, q_rows, C);
-        transposed(p, rows, end, words, p_T);
-        transposed(grad_scores, rows, end, words, grad_scores_T);
-        product(end, C, rows, p_T, rows, grad_rows, C, sum_v, true);
-        product(end, C, rows, grad_scores_T, rows, q_rows, C, sum_k, true);
+        Room block_own = own;
+        const Number* p_T = transposed(block_own, p, rows, end);
+        product(end, C, rows, p_T, rows, upright(block_own, block_grad, H * C, C, rows), sum_v, true);
+        block_own = own;
+        const Number* scores_T = transposed(block_own, grad_scores, rows, end);
+        product(end, C, rows, scores_T, rows, upright(block_own, q + block.apart(shape), C, C, rows), sum_k, true);
       }
     store_rows(sum_k, T, C, grad_k + i * T * C, C);
     store_rows(sum_v, T, C, grad_v + i * T * C, C);
@@ -208,6 +220,13 @@ bool lmopt_attention_forward_float(int64_t B, int64_t H, int64_t K, int64_t T, i
 bool lmopt_attention_backward(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads, const half* grad,
                               const half* q, const half* k, const half* v, const half* kept, half* grad_q, half* grad_k,
                               half* grad_v) {
+  const Shape shape{B, H, K, T, C, threads};
+  return enough_memory([&] { backward(shape, grad, q, k, v, kept, grad_q, grad_k, grad_v); });
+}
+
+bool lmopt_attention_backward_float(int64_t B, int64_t H, int64_t K, int64_t T, int64_t C, int threads,
+                                    const float* grad, const float* q, const float* k, const float* v,
+                                    const float* kept, float* grad_q, float* grad_k, float* grad_v) {
   const Shape shape{B, H, K, T, C, threads};
   return enough_memory([&] { backward(shape, grad, q, k, v, kept, grad_q, grad_k, grad_v); });
 }

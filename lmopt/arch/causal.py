@@ -4,9 +4,8 @@ Torch's fused CPU kernel spends most of its time outside the matrix units, and i
 at 8 sequences of 256 tokens in bfloat16 it takes four times as long as this. The price is memory, half of heads x
 length x length numbers a sequence, so longer sequences than `cost.KEPT_PROBABILITIES_LENGTH` go to the fused one.
 
-In bfloat16, where kernels can be had, both passes are attention_fused.cpp: the same blocks and probabilities, but
-scores that stay in a core's cache; so is the forward pass by itself in float32. What is here composes them of torch's
-products.
+Where kernels can be had, both passes are attention_fused.cpp: the same blocks and probabilities, but scores that stay
+in a core's cache. What is here composes them of torch's products.
 
 Both directions are operators of their own, so that a FLOP counter sees one product-bearing operation, length x length,
 as it does for a fused kernel (letters: see transformer.py; G query heads share a key head, R = G x rows of a block).
@@ -15,7 +14,7 @@ as it does for a fused kernel (letters: see transformer.py; G query heads share 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,13 +44,7 @@ def _group(x_BHTC: Tensor, key_heads: int, rows: slice) -> Tensor:
     return x_BHTC[:, :, rows].reshape(batch * key_heads, heads // key_heads * (rows.stop - rows.start), width)
 
 
-TRAINED, READ = (torch.bfloat16,), (torch.bfloat16, torch.float32)
-"""Formats that attention_fused.cpp takes with probabilities that are kept, and without."""
-
-
-def _has_kernel(
-    formats: Sequence[torch.dtype], q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, *others: Tensor
-) -> bool:
+def _has_kernel(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, *others: Tensor) -> bool:
     """Whether attention_fused.cpp is there, made for such operands, and has work for every thread: a key head each."""
     batch, heads, length, width = q_BHTC.shape
     key_heads = k_BKTC.shape[1]
@@ -59,7 +52,7 @@ def _has_kernel(
     shaped = k_BKTC.shape == v_BKTC.shape == (batch, key_heads, length, width) and q_BHTC.numel() > 0
     enough = key_heads and heads % key_heads == 0 and batch * key_heads >= torch.get_num_threads()
     whole = length % native.MULTIPLE == width % native.MULTIPLE == 0
-    made_for = q_BHTC.dtype in formats and q_BHTC.device.type == "cpu" and whole
+    made_for = q_BHTC.dtype in fused.ROW_FORMATS and q_BHTC.device.type == "cpu" and whole
     return alike and shaped and bool(enough) and made_for and fused.obstacle() is None
 
 
@@ -85,7 +78,7 @@ def causal_attention(
     key_heads = k_BKTC.shape[1]
     out_BTHC = q_BHTC.new_empty(batch, length, heads, width)
     kept = q_BHTC.new_empty(batch * heads * _kept(length) if keep else 0)
-    if segments_BT is None and _has_kernel(TRAINED if keep else READ, q_BHTC, k_BKTC, v_BKTC):
+    if segments_BT is None and _has_kernel(q_BHTC, k_BKTC, v_BKTC):
         operands = q_BHTC.contiguous(), k_BKTC.contiguous(), v_BKTC.contiguous()
         sizes = batch, heads, key_heads, length, width, torch.get_num_threads()
         name = fused.made_for("attention_forward", q_BHTC)
@@ -131,11 +124,11 @@ def causal_attention_backward(
     batch, heads, length, width = q_BHTC.shape
     key_heads = k_BKTC.shape[1]
     fits = grad_BTHC.shape == (batch, length, heads, width) and kept.numel() == batch * heads * _kept(length)
-    if fits and _has_kernel(TRAINED, q_BHTC, k_BKTC, v_BKTC, grad_BTHC, kept):
+    if fits and _has_kernel(q_BHTC, k_BKTC, v_BKTC, grad_BTHC, kept):
         operands = [each.contiguous() for each in (grad_BTHC, q_BHTC, k_BKTC, v_BKTC, kept)]
         made = _empty(q_BHTC), _empty(k_BKTC), _empty(v_BKTC)
         sizes = batch, heads, key_heads, length, width, torch.get_num_threads()
-        fused.run("attention_backward", *sizes, *operands, *made)
+        fused.run(fused.made_for("attention_backward", q_BHTC), *sizes, *operands, *made)
         return made
     grad_BHTC = grad_BTHC.transpose(1, 2)
     k, v = k_BKTC.flatten(0, 1), v_BKTC.flatten(0, 1)

@@ -23,7 +23,8 @@ Slots = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 def suits(x_ND: Tensor, up_EGD: Tensor, down_EDF: Tensor) -> bool:
     """Whether the kernel is there and made for such tensors, of a training."""
     weights = up_EGD.dtype == down_EDF.dtype and up_EGD.dtype in (torch.float32, torch.bfloat16)
-    made_for = fused.unsuited(x_ND.dtype, x_ND.device, x_ND.shape[1], down_EDF.shape[2]) is None
+    widths = x_ND.shape[1], down_EDF.shape[2]
+    made_for = fused.unsuited(fused.EXPERT_FORMATS, x_ND.dtype, x_ND.device, *widths) is None
     return torch.is_grad_enabled() and weights and made_for
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -13,6 +13,19 @@ from torch import Tensor
 from lmopt import native
 
 TYPES = {"b": ctypes.c_bool, "q": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "p": ctypes.c_void_p}
+ROWS = {
+    "norm_forward": "qqfi" + "p" * 4,
+    "norm_backward": "qqi" + "p" * 6,
+    "activation_forward": "bqqi" + "p" * 2,
+    "activation_backward": "bqqi" + "p" * 3,
+    "heads_forward": "qqqqqi" + "p" * 6,
+    "heads_backward": "qqqqqi" + "p" * 6,
+    "attention_forward": "qqqqqi" + "p" * 5,
+    "attention_backward": "qqqqqi" + "p" * 8,
+    "softmax_minus_target": "qqi" + "p" * 3,
+    "extend": "qqqqqqi" + "p" * 8,
+}
+"""Kernels of which there are two, for rows of bfloat16 and of float32: see `made_for`."""
 SIGNATURES = {
     "experts_work": "",
     "experts_forward": "bbqqqqqqi" + "p" * 11,
@@ -20,21 +33,8 @@ SIGNATURES = {
     "route_forward": "bbqqqqiff" + "p" * 8,
     "route_backward": "bbqqqqif" + "p" * 11,
     "place_slots": "qqqq" + "p" * 6,
-    "norm_forward": "qqfi" + "p" * 4,
-    "norm_backward": "qqi" + "p" * 6,
-    "activation_forward": "bqqi" + "p" * 2,
-    "activation_backward": "bqqi" + "p" * 3,
-    "heads_forward": "qqqqqi" + "p" * 6,
-    "heads_backward": "qqqqqi" + "p" * 6,
-    "norm_forward_float": "qqfi" + "p" * 4,
-    "activation_forward_float": "bqqi" + "p" * 2,
-    "heads_forward_float": "qqqqqi" + "p" * 6,
-    "attention_forward": "qqqqqi" + "p" * 5,
-    "attention_backward": "qqqqqi" + "p" * 8,
-    "attention_forward_float": "qqqqqi" + "p" * 5,
-    "softmax_minus_target": "qqi" + "p" * 3,
-    "extend": "qqqqqqi" + "p" * 8,
-    "extend_float": "qqqqqqi" + "p" * 8,
+    **ROWS,
+    **{f"{name}_float": signature for name, signature in ROWS.items()},
 }
 """Arguments of each kernel, by the letters of `TYPES`; all return a truth value. Numbers are bfloat16, or float32 where
 the name says so."""
@@ -57,10 +57,17 @@ def _obstacle() -> str | None:
     return None
 
 
-def unsuited(dtype: torch.dtype, device: torch.device, *widths: int) -> str | None:
-    """Why a training in this format, on this device, with rows of these widths has no kernels; None if it has them."""
-    if dtype != torch.bfloat16 or device.type != "cpu":
-        return f"made for bfloat16 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
+EXPERT_FORMATS = (torch.bfloat16,)
+"""Those in which experts and their routers have kernels."""
+ROW_FORMATS = (torch.bfloat16, torch.float32)
+"""Those in which all else has."""
+
+
+def unsuited(formats: Sequence[torch.dtype], dtype: torch.dtype, device: torch.device, *widths: int) -> str | None:
+    """Why kernels for these formats are not for this one, this device and rows of these widths; None where they are."""
+    if dtype not in formats or device.type != "cpu":
+        names = " and ".join(str(each).removeprefix("torch.") for each in formats)
+        return f"made for {names} on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
     if odd := [width for width in widths if width % native.MULTIPLE]:
         return f"{odd[0]} is no multiple of {native.MULTIPLE}"
     return obstacle()

@@ -116,5 +116,5 @@ def cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
     dtype = compute_dtype(weight_VD)
-    fused = dtype == x_ND.dtype == torch.bfloat16 and rows_fused.suits(x_ND, len(weight_VD))
+    fused = dtype == x_ND.dtype and rows_fused.suits(x_ND, len(weight_VD))
     return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, dtype, chunk, fused)

@@ -76,7 +76,7 @@ def kernel_in_use(config: Moe, width: int, dtype: torch.dtype, device: torch.dev
     """The kernel that trains a layer whose products are in this format, and why it is not the fused one."""
     if config.kernel != "auto":
         return config.kernel, "the recipe names another"
-    reason = fused.unsuited(dtype, device, width, config.hidden_for(width))
+    reason = fused.unsuited(fused.EXPERT_FORMATS, dtype, device, width, config.hidden_for(width))
     return ("fused" if reason is None else "grouped"), reason
 
 

@@ -25,7 +25,7 @@ def suits(x_ND: Tensor, weight_ED: Tensor, hidden: int) -> bool:
     `hidden`, the experts' inner width, is no matter to this kernel: it routes for experts that have theirs.
     """
     formats = x_ND.dtype in FORMATS and weight_ED.dtype == torch.float32
-    made_for = fused.unsuited(compute_dtype(x_ND), x_ND.device, x_ND.shape[1], hidden) is None
+    made_for = fused.unsuited(fused.EXPERT_FORMATS, compute_dtype(x_ND), x_ND.device, x_ND.shape[1], hidden) is None
     return torch.is_grad_enabled() and formats and made_for
 
 

@@ -1,6 +1,6 @@
-// What a training step does to each row of bfloat16 numbers beside products: norms, activations, positions and the
-// head's softmax, forward and backward; and what a forward pass by itself does to rows of float32. A row comes from
-// memory once and goes there once, and is float32 in between.
+// What a training step does to each row of numbers beside products: norms, activations, positions and the head's
+// softmax, forward and backward, in bfloat16 and float32. A row comes from memory once and goes there once, and is
+// float32 in between.
 //
 // Letters: N tokens, D width, F inner width, V vocabulary; B sequences of T tokens, H heads, K key heads, C their
 // width. Each row is one thread's; what is summed over rows is summed chunk by chunk, in their order: the bits do not
@@ -38,8 +38,9 @@ void norm(int64_t N, int64_t D, float eps, int threads, const Number* x, const f
   }
 }
 
-void norm_backward(int64_t N, int64_t D, int threads, const half* x, const float* weight, const float* scale,
-                   const half* grad, half* grad_x, float* grad_weight) {
+template <typename Number>
+void norm_backward(int64_t N, int64_t D, int threads, const Number* x, const float* weight, const float* scale,
+                   const Number* grad, Number* grad_x, float* grad_weight) {
   const int64_t chunks = blocks(N, kChunk);
   Scratch scratch(4 * chunks * D + 64);
   auto* sums = scratch.take<float>(chunks * D);
@@ -85,14 +86,14 @@ void activate(int64_t N, int64_t F, int threads, const Number* inner, Number* y)
     }
 }
 
-template <bool gated>
-void activate_backward(int64_t N, int64_t F, int threads, const half* inner, const half* grad, half* grad_inner) {
+template <bool gated, typename Number>
+void activate_backward(int64_t N, int64_t F, int threads, const Number* inner, const Number* grad, Number* grad_inner) {
   constexpr int64_t P = gated ? 2 : 1;
 #pragma omp parallel for num_threads(threads)
   for (int64_t n = 0; n < N; n++)
     for (int64_t f = 0; f < F; f += kLanes) {
-      const half* row = inner + n * P * F + f;
-      half* to = grad_inner + n * P * F + f;
+      const Number* row = inner + n * P * F + f;
+      Number* to = grad_inner + n * P * F + f;
       const Vec g = load(grad + n * F + f);
       const auto found = derived<gated>(load(row), gated ? load(row + F) : Vec(0));
       store(to, g * found.by_a);
@@ -128,7 +129,8 @@ void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, c
 
 // Logits become softmax - one_hot(target), the gradient of a token's loss, which is returned too, in nats. A token
 // whose target is negative has neither.
-void softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {
+template <typename Number>
+void softmax_minus_target(int64_t N, int64_t V, int threads, Number* logits, const int64_t* target, float* nats) {
   Scratch scratch(int64_t(4) * threads * filled_up(V, kLanes) + 64);
   auto* rows = scratch.take<float>(threads * filled_up(V, kLanes));
 #pragma omp parallel num_threads(threads)
@@ -136,9 +138,9 @@ void softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const
     float* e = rows + omp_get_thread_num() * filled_up(V, kLanes);
 #pragma omp for
     for (int64_t n = 0; n < N; n++) {
-      half* row = logits + n * V;
+      Number* row = logits + n * V;
       if (target[n] < 0) {
-        std::fill_n(row, V, half(0));
+        std::fill_n(row, V, Number(0));
         nats[n] = 0;
         continue;
       }
@@ -166,22 +168,13 @@ void softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const
 
 extern "C" {
 
-bool lmopt_norm_forward_float(int64_t N, int64_t D, float eps, int threads, const float* x, const float* weight,
-                              float* y, float* scale) {
+bool lmopt_norm_forward(int64_t N, int64_t D, float eps, int threads, const half* x, const float* weight, half* y,
+                        float* scale) {
   return enough_memory([&] { norm(N, D, eps, threads, x, weight, y, scale); });
 }
 
-bool lmopt_activation_forward_float(bool gated, int64_t N, int64_t F, int threads, const float* inner, float* y) {
-  return enough_memory([&] { (gated ? activate<true, float> : activate<false, float>)(N, F, threads, inner, y); });
-}
-
-bool lmopt_heads_forward_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const float* cosine,
-                               const float* sine, float* qkv, float* q, float* k, float* v) {
-  return enough_memory([&] { heads<false>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
-}
-
-bool lmopt_norm_forward(int64_t N, int64_t D, float eps, int threads, const half* x, const float* weight, half* y,
-                        float* scale) {
+bool lmopt_norm_forward_float(int64_t N, int64_t D, float eps, int threads, const float* x, const float* weight,
+                              float* y, float* scale) {
   return enough_memory([&] { norm(N, D, eps, threads, x, weight, y, scale); });
 }
 
@@ -190,13 +183,28 @@ bool lmopt_norm_backward(int64_t N, int64_t D, int threads, const half* x, const
   return enough_memory([&] { norm_backward(N, D, threads, x, weight, scale, grad, grad_x, grad_weight); });
 }
 
+bool lmopt_norm_backward_float(int64_t N, int64_t D, int threads, const float* x, const float* weight,
+                               const float* scale, const float* grad, float* grad_x, float* grad_weight) {
+  return enough_memory([&] { norm_backward(N, D, threads, x, weight, scale, grad, grad_x, grad_weight); });
+}
+
 bool lmopt_activation_forward(bool gated, int64_t N, int64_t F, int threads, const half* inner, half* y) {
   return enough_memory([&] { (gated ? activate<true, half> : activate<false, half>)(N, F, threads, inner, y); });
 }
 
+bool lmopt_activation_forward_float(bool gated, int64_t N, int64_t F, int threads, const float* inner, float* y) {
+  return enough_memory([&] { (gated ? activate<true, float> : activate<false, float>)(N, F, threads, inner, y); });
+}
+
 bool lmopt_activation_backward(bool gated, int64_t N, int64_t F, int threads, const half* inner, const half* grad,
                                half* grad_inner) {
-  auto* pass = gated ? activate_backward<true> : activate_backward<false>;
+  auto* pass = gated ? activate_backward<true, half> : activate_backward<false, half>;
+  return enough_memory([&] { pass(N, F, threads, inner, grad, grad_inner); });
+}
+
+bool lmopt_activation_backward_float(bool gated, int64_t N, int64_t F, int threads, const float* inner,
+                                     const float* grad, float* grad_inner) {
+  auto* pass = gated ? activate_backward<true, float> : activate_backward<false, float>;
   return enough_memory([&] { pass(N, F, threads, inner, grad, grad_inner); });
 }
 
@@ -205,12 +213,27 @@ bool lmopt_heads_forward(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, 
   return enough_memory([&] { heads<false>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
 }
 
+bool lmopt_heads_forward_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const float* cosine,
+                               const float* sine, float* qkv, float* q, float* k, float* v) {
+  return enough_memory([&] { heads<false>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+}
+
 bool lmopt_heads_backward(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const half* cosine,
                           const half* sine, half* qkv, half* q, half* k, half* v) {
   return enough_memory([&] { heads<true>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
 }
 
+bool lmopt_heads_backward_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const float* cosine,
+                                const float* sine, float* qkv, float* q, float* k, float* v) {
+  return enough_memory([&] { heads<true>(B, T, H, K, C, threads, cosine, sine, qkv, q, k, v); });
+}
+
 bool lmopt_softmax_minus_target(int64_t N, int64_t V, int threads, half* logits, const int64_t* target, float* nats) {
+  return enough_memory([&] { softmax_minus_target(N, V, threads, logits, target, nats); });
+}
+
+bool lmopt_softmax_minus_target_float(int64_t N, int64_t V, int threads, float* logits, const int64_t* target,
+                                      float* nats) {
   return enough_memory([&] { softmax_minus_target(N, V, threads, logits, target, nats); });
 }
 

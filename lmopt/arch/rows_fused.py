@@ -1,6 +1,4 @@
-"""What a training step does to bfloat16 rows beside products, on a CPU, by kernels of our own in C++ (rows_fused.cpp).
-
-Without gradients, as in evaluation, they take float32 as well.
+"""What a training step does to rows beside products, on a CPU, by kernels of our own in C++ (rows_fused.cpp).
 
 Torch composes each of these of several passes over memory, and of as many threads that start and meet. Where there are
 no kernels, the modules that call these functions compose them; so they do for a compiler, which fuses them itself, and
@@ -20,16 +18,12 @@ from torch.autograd.function import once_differentiable
 from lmopt import native
 from lmopt.arch import fused
 
-FORMATS = (torch.bfloat16, torch.float32)
-"""Of rows that go forward without gradients."""
-
 
 def suits(x: Tensor, *widths: int) -> bool:
     """Whether the kernels are there and made for such a tensor with rows of these widths."""
     if torch.compiler.is_compiling():
         return False
-    formats = (torch.bfloat16,) if torch.is_grad_enabled() else FORMATS
-    return type(x) is Tensor and x.dtype in formats and available(x.device, *widths)
+    return type(x) is Tensor and x.dtype in fused.ROW_FORMATS and available(x.device, *widths)
 
 
 def available(device: torch.device, *widths: int) -> bool:
@@ -54,12 +48,12 @@ class Norm(torch.autograd.Function):
         x, grad, weight = x.contiguous(), grad.contiguous(), weight_D.float().contiguous()
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         sizes = scale_N.numel(), x.shape[-1], torch.get_num_threads()
-        fused.run("norm_backward", *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
+        fused.run(fused.made_for("norm_backward", x), *sizes, x, weight, scale_N, grad, grad_x, grad_weight)
         return grad_x, grad_weight.to(weight_D.dtype), None
 
 
 def normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """The same without gradients, in bfloat16 or float32, where kernels are `available`."""
+    """The same without gradients, where kernels are `available`."""
     return _normed(x, weight_D, eps)[0]
 
 
@@ -88,7 +82,7 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         grad, grad_x = grad.contiguous(), torch.empty_like(x)
-        fused.run("activation_backward", ctx.gated, *_rows(grad), x, grad, grad_x)
+        fused.run(fused.made_for("activation_backward", x), ctx.gated, *_rows(grad), x, grad, grad_x)
         return grad_x, None
 
 
@@ -116,7 +110,8 @@ class Heads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         batch, length, heads, key_heads, width, _ = ctx.sizes
         grad_qkv = grads[0].new_empty(batch, length, heads + 2 * key_heads, width)
-        fused.run("heads_backward", *ctx.sizes, *ctx.saved_tensors, grad_qkv, *(each.contiguous() for each in grads))
+        name = fused.made_for("heads_backward", grad_qkv)
+        fused.run(name, *ctx.sizes, *ctx.saved_tensors, grad_qkv, *(each.contiguous() for each in grads))
         return grad_qkv, None, None, None, None
 
 
@@ -134,7 +129,8 @@ def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, ignored: int) -> 
     if bool((wrong_N := ((targets_N < 0) & (targets_N != ignored)) | (targets_N >= vocab)).any()):
         raise IndexError(f"target {int(targets_N[wrong_N][0])} of a vocabulary of {vocab}")
     nats_N = logits_NV.new_empty(tokens, dtype=torch.float32)
-    fused.run("softmax_minus_target", tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
+    name = fused.made_for("softmax_minus_target", logits_NV)
+    fused.run(name, tokens, vocab, torch.get_num_threads(), logits_NV, targets_N, nats_N)
     return nats_N
 
 

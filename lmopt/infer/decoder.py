@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmopt import native
-from lmopt.arch import activation, attention, extension_fused, rows_fused
+from lmopt.arch import activation, attention, extension_fused, fused, rows_fused
 from lmopt.arch.attention import rotate, torch_attention
 from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
@@ -44,7 +44,7 @@ class Norm:
         self.has_kernel = rows_fused.available(norm.weight.device, self.width)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.has_kernel and x.dtype in rows_fused.FORMATS:
+        if self.has_kernel and x.dtype in fused.ROW_FORMATS:
             return rows_fused.normed(x, self.weight_D, self.eps)
         high = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
         scale = torch.linalg.vector_norm(high, dim=-1, keepdim=True)

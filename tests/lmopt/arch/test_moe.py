@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lmopt.arch import experts, experts_cpu
+from lmopt.arch import experts, experts_cpu, fused
 from lmopt.arch.experts import ROW_BLOCK, experts_grouped, experts_loop, place_slots, sort_slots
 from lmopt.arch.experts_cpu import experts_backward, experts_forward
 from lmopt.arch.experts_cuda import grouped_backward, grouped_forward, grouped_linear, grouped_outer
@@ -80,7 +80,8 @@ def test_bfloat16_is_close_to_float32():
     [(24, torch.float32), (64, torch.float32), (24, torch.bfloat16), (568, torch.bfloat16)],
     ids=str,
 )
-def test_one_expert_is_the_dense_layer_exactly(hidden, dtype):
+def test_one_expert_is_the_dense_layer_exactly(hidden, dtype, monkeypatch):
+    monkeypatch.setattr(fused, "_obstacle", lambda: "left out")  # its exponentials are not torch's to the last bit
     module, dense = layer(Moe(experts=1, top_k=1, hidden=hidden), torch.float32), SwiGluFfn(WIDTH, hidden)
     with torch.no_grad():
         dense.gate_up.weight.copy_(module.up[0])
