@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py                            # needs the `bench` extra
     python benchmarks/decode.py --products                 # the matrix products alone, by width and rows
+    python benchmarks/decode.py --rows                     # what one more row takes, as a share of a pass over one
     python benchmarks/decode.py --attention                # new tokens over a cache: torch's operations and our kernel
     python benchmarks/decode.py --experts                  # sparse layers: expert by expert, or as in training
 
@@ -17,14 +18,14 @@ as many bytes reaches in the same rounds.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import statistics
 import time
+import unittest.mock
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.nn import functional
@@ -105,16 +106,10 @@ def theirs_s(model: Any, prompt: list[int], new: int, clock: Clock) -> float:
     return timed(new + 1) - timed(1)
 
 
-def _composed(decoder: Decoder) -> Decoder:
+def _composed(model: Transformer, format: Format) -> Decoder:
     """The same weights without kernels of our own."""
-    twin = copy.copy(decoder)
-    twin.layers = [copy.copy(layer) for layer in decoder.layers]
-    norms = [(twin, "norm"), *((layer, name) for layer in twin.layers for name in ("attention_norm", "ffn_norm"))]
-    for owner, name in norms:
-        setattr(owner, name, copy.copy(getattr(owner, name)))
-        getattr(owner, name).has_kernel = False
-    twin._extends = False
-    return twin
+    with unittest.mock.patch.object(fused, "_obstacle", return_value="left out"):
+        return Decoder(model, format)
 
 
 def read_s(buffer: torch.Tensor, clock: Clock) -> float:
@@ -130,7 +125,8 @@ def compare(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     model = transformer.build(recipe, seed=0).eval()
     decoders = {f"ours {format}": Decoder(model, format) for format in ("bf16", "int8", "int8_dynamic")}
     if args.composed:
-        decoders |= {f"{name}, by torch's operations": _composed(decoder) for name, decoder in decoders.items()}
+        formats: tuple[Format, ...] = ("bf16", "int8", "int8_dynamic")
+        decoders |= {f"ours {format}, by torch's operations": _composed(model, format) for format in formats}
     runners: dict[str, Callable[[], float]] = {
         name: lambda decoder=decoder: ours_s(decoder, prompt, args.new, clock) for name, decoder in decoders.items()
     }
@@ -160,6 +156,29 @@ def compare(args: argparse.Namespace, clock: Clock) -> dict[str, Any]:
         if name in decoders:
             shares = [decoders[name].nbytes / own / speed for own, speed in zip(found, bandwidth, strict=True)]
             result[name]["share_of_bandwidth"] = statistics.median(shares)
+    return result
+
+
+def rows(args: argparse.Namespace, clock: Clock, rounds: int = 25) -> dict[str, Any]:
+    """Time of one more row as a share of a pass over one, by how many there are; medians over interleaved rounds."""
+    model = transformer.build(describe(args.layers, args.width, args.vocab, args.context), seed=0).eval()
+    result: dict[str, Any] = {}
+    for format in get_args(Format):
+        decoder = Decoder(model, format)
+        cache = decoder.new_cache(batch=1, capacity=128)
+        cache.advance([64])
+        found: dict[int, list[float]] = {count: [] for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 24)}
+        for _ in range(rounds):
+            for count, seconds in found.items():
+                tokens_BT = torch.randint(0, args.vocab, (1, count))
+                start_s = clock()
+                decoder.logits(decoder.norm(decoder.run(decoder.embed(tokens_BT), cache)))
+                seconds.append(clock() - start_s)
+        times = {count: statistics.median(seconds) for count, seconds in found.items()}
+        shares = {
+            count: round((time_s / times[1] - 1) / (count - 1), 3) for count, time_s in times.items() if count > 1
+        }
+        result[format] = {"ms": round(1e3 * times[1], 2), "one_more": shares}
     return result
 
 
@@ -266,6 +285,7 @@ def main() -> None:
     parser.add_argument("--composed", action="store_true", help="ours by torch's operations, without our kernels, too")
     parser.add_argument("--products", action="store_true", help="time the matrix products alone")
     parser.add_argument("--attention", action="store_true", help="time attention over a cache alone")
+    parser.add_argument("--rows", action="store_true", help="time passes over a few rows")
     parser.add_argument("--experts", action="store_true", help="time sparse layers alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -275,6 +295,8 @@ def main() -> None:
     with torch.inference_mode():
         if args.attention:
             result = attention(args.threads)
+        elif args.rows:
+            result = rows(args, clock)
         elif args.experts:
             result = experts(clock)
         else:

@@ -22,11 +22,12 @@ from pathlib import Path
 
 NAMES = (
     *("kernels.h", "products.h"),
-    *("attention_fused.cpp", "experts_fused.cpp", "extension_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
+    *("attention_fused.cpp", "experts_fused.cpp", "extension_fused.cpp", "layers_fused.cpp"),
+    *("panels_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
 )
 SOURCES = tuple(Path(__file__).parent / "arch" / name for name in NAMES)
 """Of the one library that all kernels are in, headers among them."""
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
 """Instructions of the processor that the kernels are written for, as /proc/cpuinfo names them."""
 FLAGS = (
     *("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-w"),

@@ -33,6 +33,10 @@ SIGNATURES = {
     "route_forward": "bbqqqqiff" + "p" * 8,
     "route_backward": "bbqqqqif" + "p" * 11,
     "place_slots": "qqqq" + "p" * 6,
+    "multiply_panels": "qqqifi" + "p" * 5,
+    "decode_layers": "b" + "q" * 10 + "ifi" + "p" * 9,
+    "multiply_many": "qqqqi" + "p" * 5,
+    "multiply_byte_panels": "bqqqifi" + "p" * 7,
     **ROWS,
     **{f"{name}_float": signature for name, signature in ROWS.items()},
 }

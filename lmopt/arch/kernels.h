@@ -39,6 +39,19 @@ inline void store(half* to, Vec numbers) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(numbers));
 }
 
+// y = x scale gains with scale = 1 / sqrt(mean(x^2) + eps), which is returned.
+template <typename Number>
+inline float norm_row(int64_t D, float eps, const Number* x, const float* gains, Number* y) {
+  Vec squares(0);
+  for (int64_t d = 0; d < D; d += kLanes) {
+    const Vec numbers = load(x + d);
+    squares = at::vec::fmadd(numbers, numbers, squares);
+  }
+  const float scale = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / static_cast<float>(D) + eps);
+  for (int64_t d = 0; d < D; d += kLanes) store(y + d, load(x + d) * Vec(scale) * load(gains + d));
+  return scale;
+}
+
 inline Vec sigmoid(Vec x) { return Vec(1) / (Vec(1) + x.neg().exp_u20()); }
 
 // silu(a) u, or relu(a)^2 where there is one part.

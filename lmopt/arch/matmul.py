@@ -23,8 +23,6 @@ from lmopt.compute import memory
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     formulas.counted_by(formulas.linear_flops, "mkldnn::_linear_pointwise")
 
-MIN_ROWS = 4
-"""Fewer rows, as in decoding, are torch's."""
 MIN_WORK = 2**20
 """Multiply-adds below which a call's own cost is more than it gains."""
 
@@ -89,12 +87,10 @@ def _product(a_NK: Tensor, b_KF: Tensor) -> Tensor:
 
 def _suits(x: Tensor, weight_FD: Tensor) -> bool:
     """Whether x W^T is a product that oneDNN makes, and makes faster."""
-    outputs, inputs = weight_FD.shape
     return (
         x.dtype == weight_FD.dtype == torch.float32
         and x.device.type == "cpu"
-        and x.numel() >= MIN_ROWS * inputs
-        and x.numel() * outputs >= MIN_WORK
+        and x.numel() * len(weight_FD) >= MIN_WORK
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.enabled
         and not memory.spares()  # its code for each shape, made at first use, takes memory, too

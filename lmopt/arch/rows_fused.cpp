@@ -21,21 +21,12 @@ constexpr int64_t kChunk = 64;  // rows that are summed before chunks are
 
 // --- norms ---------------------------------------------------------------------------------------
 
-// y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept.
+// Each row's scale is kept.
 template <typename Number>
 void norm(int64_t N, int64_t D, float eps, int threads, const Number* x, const float* weight, Number* y,
           float* scale) {
 #pragma omp parallel for num_threads(threads)
-  for (int64_t n = 0; n < N; n++) {
-    Vec squares(0);
-    for (int64_t d = 0; d < D; d += kLanes) {
-      const Vec numbers = load(x + n * D + d);
-      squares = at::vec::fmadd(numbers, numbers, squares);
-    }
-    scale[n] = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / static_cast<float>(D) + eps);
-    for (int64_t d = 0; d < D; d += kLanes)
-      store(y + n * D + d, load(x + n * D + d) * Vec(scale[n]) * load(weight + d));
-  }
+  for (int64_t n = 0; n < N; n++) scale[n] = norm_row(D, eps, x + n * D, weight, y + n * D);
 }
 
 template <typename Number>

@@ -16,40 +16,25 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmopt import native
-from lmopt.arch import activation, attention, extension_fused, fused, rows_fused
+from lmopt.arch import attention, extension_fused
 from lmopt.arch.attention import rotate, torch_attention
 from lmopt.arch.experts_cpu import ROW_BLOCK
 from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
+from lmopt.arch.layers_fused import Layers, Matrices
 from lmopt.arch.moe import MoeFfn
-from lmopt.arch.norm import RmsNorm
 from lmopt.arch.numbers import compute_dtype
+from lmopt.arch.panels_fused import FEW_ROWS
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
-from lmopt.infer.weights import Format, activation_dtype, pack, row_cost
+from lmopt.infer.weights import Format, Norm, PanelWeight, activation_dtype, pack, row_cost
+from lmopt.recipe import Model
 
-FEW_ROWS = 8
+WANTED_ROWS = 8
 """Up to so many rows an expert's product is asked for as it is: kernels for these are soon made and often met."""
 
 
 class PromptTooLong(ValueError):
     """A prompt and what shall follow it do not fit the model's context."""
-
-
-class Norm:
-    """RMSNorm with its sum in float32; gains stay float32. Of a short row torch's bookkeeping takes longest."""
-
-    def __init__(self, norm: RmsNorm) -> None:
-        self.weight_D = norm.weight.detach().clone()
-        self.eps, self.width = norm.eps, len(norm.weight)
-        self.has_kernel = rows_fused.available(norm.weight.device, self.width)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.has_kernel and x.dtype in fused.ROW_FORMATS:
-            return rows_fused.normed(x, self.weight_D, self.eps)
-        high = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-        scale = torch.linalg.vector_norm(high, dim=-1, keepdim=True)
-        scale = scale.square_().mul_(1 / self.width).add_(self.eps).rsqrt_()
-        return high.mul_(scale).mul_(self.weight_D).to(x.dtype)
 
 
 def _normed(x_BTHC: Tensor, norm: Norm) -> Tensor:
@@ -61,17 +46,13 @@ class DenseFfn:
     """SwiGLU or squared ReLU over packed weights."""
 
     def __init__(self, ffn: SwiGluFfn | Relu2Ffn, format: Format) -> None:
-        self.gated = isinstance(ffn, SwiGluFfn)
-        inner = ffn.gate_up if isinstance(ffn, SwiGluFfn) else ffn.up
-        self.up, self.down = pack(inner.weight, format), pack(ffn.down.weight, format)
+        gated = isinstance(ffn, SwiGluFfn)
+        self.up = pack(ffn.gate_up.weight if gated else ffn.up.weight, format, "swiglu" if gated else "relu2")
+        self.down = pack(ffn.down.weight, format)
         self.nbytes = self.up.nbytes + self.down.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
-        inner = self.up(x)
-        if not self.gated:
-            return self.down(functional.relu(inner).square_())
-        gate, up = inner.chunk(2, -1)
-        return self.down(functional.silu(gate).mul_(up))
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, others: Tensor | None = None) -> Tensor:
+        return self.down(self.up(x, norm=norm), others=others)
 
 
 class ExpertsFfn:
@@ -82,8 +63,8 @@ class ExpertsFfn:
 
     def __init__(self, ffn: MoeFfn, format: Format) -> None:
         self.router = copy.deepcopy(ffn.router).eval().requires_grad_(False)
-        self.activate = activation.swiglu if ffn.config.activation == "swiglu" else activation.relu2
-        self.up, self.down = ([pack(each, format) for each in stack] for stack in (ffn.up, ffn.down))
+        self.up = [pack(each, format, ffn.config.activation) for each in ffn.up]
+        self.down = [pack(each, format) for each in ffn.down]
         self.shared = DenseFfn(ffn.shared, format) if isinstance(ffn.shared, SwiGluFfn | Relu2Ffn) else None
         self.nbytes = sum(weight.nbytes for weight in (*self.up, *self.down))
         self.nbytes += sum(parameter.nbytes for parameter in self.router.parameters())
@@ -95,14 +76,14 @@ class ExpertsFfn:
         y_ND = torch.zeros_like(x_ND) if self.shared is None else self.shared(x_ND)
         for expert in choice.expert_NK.unique().tolist():
             token, slot = torch.where(choice.expert_NK == expert)
-            own = self.down[expert](self.activate(self.up[expert](_rows(x_ND, token))))[: len(token)]
+            own = self.down[expert](self.up[expert](_rows(x_ND, token)))[: len(token)]
             y_ND.index_add_(0, token, own * choice.gate_NK[token, slot, None].to(own.dtype))
         return y_ND.view_as(x)
 
 
 def _rows(x_ND: Tensor, token: Tensor) -> Tensor:
     """These rows; where there are many in bfloat16, filled up to a multiple of `ROW_BLOCK`, as in training."""
-    spare = -len(token) % ROW_BLOCK if len(token) > FEW_ROWS and x_ND.dtype == torch.bfloat16 else 0
+    spare = -len(token) % ROW_BLOCK if len(token) > WANTED_ROWS and x_ND.dtype == torch.bfloat16 else 0
     return x_ND[functional.pad(token, (0, spare)) if spare else token]
 
 
@@ -150,6 +131,12 @@ class Layer:
         """Weights that one token's pass reads (all experts counted)."""
         return self.qkv.nbytes + self.output.nbytes + self.ffn.nbytes
 
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """The second half of the block, with its input added."""
+        if isinstance(self.ffn, DenseFfn):
+            return self.ffn(x_BTD, norm=self.ffn_norm, others=x_BTD)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
     def apart(self, qkv_BTF: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B x H x T x C, keys and values B x K x T x C, turned to their positions."""
         qkv_BTHC = qkv_BTF.unflatten(-1, (-1, self.head_width))
@@ -164,7 +151,7 @@ class Layer:
 
     def keys_and_values(self, x_BTD: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> tuple[Tensor, Tensor]:
         """Only keys and values of this layer for a state that goes no deeper: B x K x T x C each."""
-        kv_BTKC = self.key_value(self.attention_norm(x_BTD)).unflatten(-1, (-1, self.head_width))
+        kv_BTKC = self.key_value(x_BTD, norm=self.attention_norm).unflatten(-1, (-1, self.head_width))
         k, v = kv_BTKC.split([self.key_heads, self.key_heads], dim=2)
         k = k if self.key_norm is None else _normed(k, self.key_norm)
         return rotate(k, cos_T1C, sin_T1C).transpose(1, 2), v.transpose(1, 2)
@@ -184,6 +171,7 @@ class Decoder:
         self.sin_TC = model.rotary.sin_TC.to(self.dtype)
         suits = extension_fused.suits(self.dtype, self.device, self.model.head_width)
         self._extends = suits and not self.model.qk_norm
+        self._together = _together(self.layers, self.model) if self._extends else None
         self.nbytes = self.head.nbytes + sum(layer.nbytes for layer in self.layers)
         """Weights that are read for one token."""
 
@@ -231,12 +219,19 @@ class Decoder:
             ahead: tokens already written behind the lengths, not counted yet.
             rows: the cache's rows that the B sequences are; default: all.
         """
-        attend = self._attention(x_BTD, cache, _start(cache, ahead, rows), rows)
+        start, last = _start(cache, ahead, rows), len(self.layers) if last is None else last
+        few = x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS
+        if self._together is not None and few and first < last and self._suits(x_BTD):
+            return self._together.extend(
+                x_BTD, self.cos_TC, self.sin_TC, cache.keys_LBKSC, cache.values_LBKSC,
+                *_places(cache, start, rows, x_BTD.shape[1]), first=first, last=last,
+            )  # fmt: skip
+        attend = self._attention(x_BTD, cache, start, rows)
         with _ready_kernels(self.device):
-            for number in range(first, len(self.layers) if last is None else last):
+            for number in range(first, last):
                 layer = self.layers[number]
-                x_BTD = x_BTD + layer.output(attend(number, layer.qkv(layer.attention_norm(x_BTD))))
-                x_BTD = x_BTD + layer.ffn(layer.ffn_norm(x_BTD))
+                x_BTD = layer.output(attend(number, layer.qkv(x_BTD, norm=layer.attention_norm)), others=x_BTD)
+                x_BTD = layer.feed_forward(x_BTD)
         return x_BTD
 
     def _attention(
@@ -244,10 +239,8 @@ class Decoder:
     ) -> Callable[[int, Tensor], Tensor]:
         """What makes attention's result B x T x D of a layer's number and its queries, keys and values B x T x F."""
         count = x_BTD.shape[1]
-        one_type = compute_dtype(x_BTD) == self.dtype  # under autocast a product's result may be no cache's numbers
-        if self._extends and one_type and 0 < count <= extension_fused.MOST_TOKENS:
-            cache.refuse_beyond(max(start) + count)
-            start_B, rows_B = torch.tensor([list(start), list(rows or range(len(start)))])
+        if self._suits(x_BTD):
+            start_B, rows_B = _places(cache, start, rows, count)
             seen = sum(start) + count * len(start)
             return lambda number, qkv_BTF: extension_fused.extend(
                 qkv_BTF, self.cos_TC, self.sin_TC, cache.keys_LBKSC[number], cache.values_LBKSC[number],
@@ -265,6 +258,11 @@ class Decoder:
             return _attend(q, keys, values, mask).transpose(1, 2).flatten(2)
 
         return attend
+
+    def _suits(self, x_BTD: Tensor) -> bool:
+        """Whether the kernel for a few new tokens is there and made for these."""
+        one_type = compute_dtype(x_BTD) == self.dtype  # under autocast a product's result may be no cache's numbers
+        return self._extends and one_type and 0 < x_BTD.shape[1] <= extension_fused.MOST_TOKENS and len(x_BTD) > 0
 
     @torch.inference_mode()
     def fill(self, x_BTD: Tensor, cache: KvCache, *, first: int, rows: Sequence[int] | None = None) -> None:
@@ -292,6 +290,26 @@ class Decoder:
 def _start(cache: KvCache, ahead: int, rows: Sequence[int] | None) -> list[int]:
     lengths = cache.lengths if rows is None else [cache.lengths[row] for row in rows]
     return [length + ahead for length in lengths]
+
+
+def _places(cache: KvCache, start: Sequence[int], rows: Sequence[int] | None, count: int) -> Tensor:
+    """Where the kernel puts `count` new tokens of each sequence: starts and rows of the cache, 2 x B."""
+    cache.refuse_beyond(max(start) + count)
+    return torch.tensor([list(start), list(rows or range(len(start)))])
+
+
+def _together(layers: Sequence[Layer], model: Model) -> Layers | None:
+    """All layers in one kernel, where each of their matrices has one; their cores start it once a token."""
+    found: list[Matrices] = []
+    for layer in layers:
+        ffn = layer.ffn
+        weights = (layer.qkv, layer.output, ffn.up, ffn.down) if isinstance(ffn, DenseFfn) else ()
+        panels = [weight.panels for weight in weights if isinstance(weight, PanelWeight)]
+        if len(panels) < 4 or not (layer.attention_norm.has_kernel and layer.ffn_norm.has_kernel):
+            return None
+        qkv, output, up, down = panels
+        found.append(Matrices(layer.attention_norm.weight_D, qkv, output, layer.ffn_norm.weight_D, up, down))
+    return Layers(found, eps=model.norm_eps) if found else None
 
 
 def _mask(start: Sequence[int], count: int, like: Tensor) -> Tensor | bool | None:

@@ -2,9 +2,9 @@
 
 Decoding one token multiplies a vector by every matrix of the model, so its time is the time to read them. On a CPU a
 product of bfloat16 through `nn.Linear` spends a third of its time laying the matrix out anew for the matrix units; a
-matrix laid out beforehand takes the same time for one row as for eight, which is what makes drafts cheap to check.
-8 bits halve what is read (docs/techniques/int8-decoding.md); with activations in 8 bits too, the matrix units multiply
-bytes, and many rows take the time of one again.
+matrix laid out beforehand takes the same time for one row as for a few, which is what makes drafts cheap to check.
+8 bits halve what is read (docs/techniques/int8-decoding.md). Where there is a kernel of our own, products go there
+(lmopt.arch.panels_fused), and norms, activations and sums around them; the other classes are for where there is none.
 """
 
 from __future__ import annotations
@@ -15,21 +15,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lmopt.arch import matmul
+from lmopt.arch import fused, matmul, panels_fused, rows_fused
+from lmopt.arch.activation import Kind
 from lmopt.arch.linear import TILES
+from lmopt.arch.norm import RmsNorm
 from lmopt.arch.numbers import largest_magnitude
+from lmopt.arch.panels_fused import Panels
 from lmopt.techniques.decoding import Weights
 
 Format = Weights
 
 
+class Norm:
+    """RMSNorm with its sum in float32; gains stay float32. Of a short row torch's bookkeeping takes longest."""
+
+    def __init__(self, norm: RmsNorm) -> None:
+        self.weight_D = norm.weight.detach().float().clone(memory_format=torch.contiguous_format)
+        self.eps, self.width = norm.eps, len(norm.weight)
+        self.has_kernel = rows_fused.available(norm.weight.device, self.width)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.has_kernel and x.dtype in fused.ROW_FORMATS:
+            return rows_fused.normed(x, self.weight_D, self.eps)
+        high = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        scale = torch.linalg.vector_norm(high, dim=-1, keepdim=True)
+        scale = scale.square_().mul_(1 / self.width).add_(self.eps).rsqrt_()
+        return high.mul_(scale).mul_(self.weight_D).to(x.dtype)
+
+
 class Weight(Protocol):
-    """A matrix F x D to multiply rows ... x D by: ... x F."""
+    """A matrix F x D to multiply rows ... x D by: ... x F, or what an activation makes of these."""
 
     nbytes: int
     """What one product reads of it."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, others: Tensor | None = None) -> Tensor:
+        """The activation of x W^T: of normalised rows where there is a norm, added to others where there are some."""
+        ...
 
 
 INT8_LEVELS = 127
@@ -44,15 +66,19 @@ those that are missing."""
 
 
 ROW_COST: dict[Format, float] = {"fp32": 0.03, "bf16": 0.03, "int8": 0.35, "int8_dynamic": 0.06}
-"""Time of one more row as a share of a whole pass over one: what checking a draft takes. By `benchmarks/decode.py
---products` between one row and five, and not below the 3% that attention and the rest take in bfloat16."""
+"""Time of one more row as a share of a whole pass over one: what checking a draft takes. Of torch's operations, between
+one row and five, and not below the 3% that attention and the rest take in bfloat16."""
+PANEL_ROW_COST: dict[Format, float] = {"bf16": 0.03, "int8": 0.06, "int8_dynamic": 0.05}
+"""The same of kernels of our own, between one row and two to nine (`benchmarks/decode.py --rows`)."""
 VECTOR_ROW_COST = 0.057
-"""The same in bfloat16 on a processor without AMX, where rows of a product take longer: of 77M parameters with
-AVX512-BF16 (docs/techniques/speculative.md)."""
+"""The same in bfloat16 by torch's operations on a processor without AMX, where rows of a product take longer: of 77M
+parameters with AVX512-BF16."""
 
 
 def row_cost(format: Format, device: torch.device) -> float:
     """What one more row takes here, as a share of a pass over one."""
+    if format in PANEL_ROW_COST and device.type == "cpu" and fused.obstacle() is None:
+        return PANEL_ROW_COST[format]
     if format == "bf16" and device.type == "cpu" and not TILES:
         return VECTOR_ROW_COST
     return ROW_COST[format]
@@ -63,8 +89,11 @@ def activation_dtype(format: Format) -> torch.dtype:
     return torch.float32 if format == "fp32" else torch.bfloat16
 
 
-def pack(weight_FD: Tensor, format: Format) -> Weight:
+def pack(weight_FD: Tensor, format: Format, activation: Kind | None = None) -> Weight:
     """A product with `weight_FD` transposed, ready to be used many times; the tensor given is not kept.
+
+    Args:
+        activation: what is done to the outputs; of SwiGLU's the first half are the gate's.
 
     Raises:
         ValueError: no such format.
@@ -72,14 +101,57 @@ def pack(weight_FD: Tensor, format: Format) -> Weight:
     if format not in get_args(Format):
         raise ValueError(f"no weights are kept as {format!r}: {', '.join(get_args(Format))}")
     weight_FD = weight_FD.detach()
+    if format != "fp32" and panels_fused.suits(weight_FD.device, *weight_FD.shape, activation):
+        return PanelWeight(weight_FD, format, activation)
     if format == "int8":
-        return Int8Weight(weight_FD)
+        return Int8Weight(weight_FD, activation)
     if format == "int8_dynamic":
-        return Int8DynamicWeight(weight_FD)
+        return Int8DynamicWeight(weight_FD, activation)
     dtype = activation_dtype(format)
     if dtype == torch.bfloat16 and weight_FD.device.type == "cpu" and _can_lay_out():
-        return LaidOutWeight(weight_FD)
-    return PlainWeight(weight_FD.to(dtype, copy=True))
+        return LaidOutWeight(weight_FD, activation)
+    return PlainWeight(weight_FD.to(dtype, copy=True), activation)
+
+
+class PanelWeight:
+    """A matrix for a kernel of our own, in any format but float32.
+
+    In 8 bits activations of a few rows are whole numbers of 16 bits, or of 8 where they are `int8_dynamic`; of many
+    they are bfloat16, or multiplied by oneDNN in 8 bits.
+    """
+
+    def __init__(self, weight_FD: Tensor, format: Format, activation: Kind | None = None) -> None:
+        self.many = Int8DynamicWeight(weight_FD, activation) if format == "int8_dynamic" else None
+        matrix = (weight_FD.bfloat16(),) if format == "bf16" else quantize(weight_FD)
+        self.panels = Panels(*matrix, activation=activation, two_bytes=format == "int8")
+        self.nbytes = self.panels.nbytes
+
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, others: Tensor | None = None) -> Tensor:
+        if self.many is not None and x.numel() > panels_fused.FEW_ROWS * self.panels.inputs:
+            return self.many(x, norm=norm, others=others)
+        x_ND = x.reshape(-1, self.panels.inputs).contiguous()
+        others_NF = None if others is None else others.reshape(-1, self.panels.outputs).contiguous()
+        gains_D, eps = (None, 0.0) if norm is None else (norm.weight_D, norm.eps)
+        return self.panels.multiply(x_ND, gains_D, eps, others_NF).view(*x.shape[:-1], -1)
+
+
+class _Composed:
+    """What stands around a product by torch's operations."""
+
+    def __init__(self, activation: Kind | None = None) -> None:
+        self.activation = activation
+
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, others: Tensor | None = None) -> Tensor:
+        y = self._multiply(x if norm is None else norm(x))
+        if self.activation == "relu2":
+            y = functional.relu(y).square_()
+        elif self.activation == "swiglu":
+            gate, up = y.chunk(2, -1)
+            y = functional.silu(gate).mul_(up)
+        return y if others is None else others + y
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def _can_lay_out() -> bool:
@@ -88,32 +160,35 @@ def _can_lay_out() -> bool:
     return offered and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class PlainWeight:
+class PlainWeight(_Composed):
     """A matrix in its usual layout."""
 
-    def __init__(self, weight_FD: Tensor) -> None:
+    def __init__(self, weight_FD: Tensor, activation: Kind | None = None) -> None:
+        super().__init__(activation)
         self.weight_FD = weight_FD
         self.nbytes = weight_FD.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         return matmul.linear(x, self.weight_FD)
 
 
-class LaidOutWeight:
+class LaidOutWeight(_Composed):
     """A bfloat16 matrix in the layout of oneDNN's kernel."""
 
-    def __init__(self, weight_FD: Tensor) -> None:
+    def __init__(self, weight_FD: Tensor, activation: Kind | None = None) -> None:
+        super().__init__(activation)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_FD.bfloat16(), 1)
         self.nbytes = 2 * weight_FD.numel()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
 
 
-class Int8Weight:
+class Int8Weight(_Composed):
     """A matrix in 8 bits with one bfloat16 scale an output: w = q x scale, scale = absmax / 127, q rounded to even."""
 
-    def __init__(self, weight_FD: Tensor) -> None:
+    def __init__(self, weight_FD: Tensor, activation: Kind | None = None) -> None:
+        super().__init__(activation)
         self.q_FD, self.scale_F = quantize(weight_FD)
         self.kernel = self.q_FD.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm")
         self.spare = -weight_FD.shape[1] % INT8_COLUMNS if self.kernel else 0
@@ -121,7 +196,7 @@ class Int8Weight:
             self.q_FD = functional.pad(self.q_FD, (0, self.spare))
         self.nbytes = self.q_FD.nbytes + self.scale_F.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
         if self.spare:
             x_ND = functional.pad(x_ND, (0, self.spare))
@@ -132,10 +207,11 @@ class Int8Weight:
         return y_NF.view(*x.shape[:-1], -1)
 
 
-class Int8DynamicWeight:
+class Int8DynamicWeight(_Composed):
     """The same 8-bit matrix for activations in 8 bits: each row of them scaled by its own largest magnitude."""
 
-    def __init__(self, weight_FD: Tensor) -> None:
+    def __init__(self, weight_FD: Tensor, activation: Kind | None = None) -> None:
+        super().__init__(activation)
         self.q_FD, scale_F = quantize(weight_FD)
         self.scale_F = scale_F.float()
         self.nbytes = self.q_FD.nbytes + self.scale_F.nbytes
@@ -145,7 +221,7 @@ class Int8DynamicWeight:
             self.zeros_F = torch.zeros(len(self.q_FD), dtype=torch.int64)
             self.packed = torch.ops.onednn.qlinear_prepack(self.q_FD, [1, weight_FD.shape[1]])
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
         if self.packed is None:
             y_NF = int8_dynamic_reference(x_ND, self.q_FD, self.scale_F)

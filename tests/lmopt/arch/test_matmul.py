@@ -84,7 +84,6 @@ def test_a_product_is_not_made_again_where_activations_are() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        "few rows",
         "little work",
         "bfloat16",
         "float64",
@@ -99,8 +98,6 @@ def test_everything_else_is_torchs(case: str, monkeypatch: pytest.MonkeyPatch) -
     x, weight = (one.detach() for one in _operands())
     x = x.flatten(0, 1)
     match case:
-        case "few rows":
-            x = x[: matmul.MIN_ROWS - 1]
         case "little work":
             monkeypatch.setattr(matmul, "MIN_WORK", x.numel() * OUTPUTS + 1)
         case "bfloat16" | "float64":

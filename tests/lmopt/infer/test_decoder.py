@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lmopt.arch import fused
 from lmopt.infer import decoder as decoding
 from lmopt.infer import weights
 from lmopt.infer.decoder import Decoder
@@ -156,24 +157,33 @@ def apart(one, other):
     return float(((one.float() - other.float()).norm(dim=1) / other.float().norm(dim=1)).max())
 
 
+@pytest.fixture(params=["kernels", "torch"])
+def by(request, monkeypatch):
+    """By kernels of our own where this machine has them, and by torch's operations."""
+    if request.param == "torch":
+        monkeypatch.setattr(weights.panels_fused, "suits", lambda *_: False)
+    return request.param
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7, 40])
-def test_8_bit_activations_equal_the_slow_way_and_each_row_is_its_own(rows):
+def test_8_bit_activations_equal_the_slow_way_and_each_row_is_its_own(rows, by):
     draw = torch.Generator().manual_seed(rows)
-    weight = weights.pack(torch.randn(48, 64, generator=draw), "int8_dynamic")
+    matrix = torch.randn(48, 64, generator=draw)
+    weight, (q_FD, scale_F) = weights.pack(matrix, "int8_dynamic"), weights.quantize(matrix)
     x = torch.randn(rows, 64, generator=draw).bfloat16() * torch.logspace(-2, 2, rows)[:, None].bfloat16()
     found = weight(x)
-    slow = weights.int8_dynamic_reference(x.float(), weight.q_FD, weight.scale_F)
+    slow = weights.int8_dynamic_reference(x.float(), q_FD, scale_F.float())
     assert apart(found, slow) < 2**-7
     assert apart(found, torch.cat([weight(row[None]) for row in x])) < 2**-7
-    exact = torch.nn.functional.linear(x.float(), weight.q_FD.float() * weight.scale_F[:, None])
+    exact = torch.nn.functional.linear(x.float(), q_FD.float() * scale_F.float()[:, None])
     assert apart(slow, exact) < 0.02, "what rounding activations costs"
 
 
 def test_8_bit_activations_without_the_kernel(monkeypatch):
     matrix, x = torch.randn(16, 32), torch.randn(3, 32).bfloat16()
-    with_kernel = weights.pack(matrix, "int8_dynamic")
+    with_kernel = weights.Int8DynamicWeight(matrix)
     monkeypatch.setattr(weights, "_multiplies_bytes", lambda: False)
-    without = weights.pack(matrix, "int8_dynamic")
+    without = weights.Int8DynamicWeight(matrix)
     assert without.packed is None
     assert apart(without(x), with_kernel(x)) < 2**-7
     assert (without(torch.zeros(2, 32).bfloat16()) == 0).all()
@@ -192,6 +202,7 @@ def test_generation_on_cuda_waits_for_no_plan_of_cudnn():
 
 
 def test_a_row_more_takes_longer_where_bfloat16_is_multiplied_by_vectors(monkeypatch):
+    monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     costs = {}
     for tiles in (True, False):
@@ -210,7 +221,7 @@ def test_an_unknown_format_is_refused():
 
 @pytest.mark.parametrize("format", ["int8", "int8_dynamic"])
 @pytest.mark.parametrize("rows", [1, 2, 20])
-def test_what_is_no_number_stays_none_in_8_bits(format, rows):
+def test_what_is_no_number_stays_none_in_8_bits(format, rows, by):
     """A broken model must not decode as if it were sound."""
     matrix, x = torch.ones(48, 64), torch.ones(rows, 64, dtype=torch.bfloat16)
     matrix[3, 5] = float("nan")

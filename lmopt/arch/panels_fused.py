@@ -1,0 +1,123 @@
+"""Products with a matrix that is laid out for them once, on a CPU, by a kernel of our own in C++ (panels_fused.cpp).
+
+Decoding one token multiplies a vector by every matrix of a model, which takes the time of reading them. Here they are
+read in the order in which they lie; a norm before the product, an activation or a sum behind it are done on the way
+(docs/techniques/generation.md). Many rows are multiplied by oneDNN, with the same matrix.
+
+Letters: N rows, D inputs, F outputs (of each part where there is a gate beside them), P panels of `PANEL` outputs, W
+words of an output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lmopt import native
+from lmopt.arch import fused
+from lmopt.arch.activation import Kind
+from lmopt.arch.linear import TILES
+
+PANEL = 64
+"""Outputs that lie side by side."""
+FEW_ROWS = 8 if TILES else 32
+"""More rows are multiplied as matrices: where there are no tiles for that, 32 take 0.9 of the time of oneDNN's product
+in bfloat16, and as long as it in 8 bits (`benchmarks/decode.py --products`)."""
+BEHIND: dict[Kind | None, int] = {None: 0, "swiglu": 1, "relu2": 2}
+"""What is done to the outputs, as the kernel numbers it."""
+SHIFT = 128
+"""What bytes of activations, which have no sign, are more than the numbers they stand for."""
+
+
+def suits(device: torch.device, outputs: int, inputs: int, activation: Kind | None = None) -> bool:
+    """Whether the kernel is there and made for a matrix of this shape. The first call compiles it."""
+    parts = 2 if activation == "swiglu" else 1
+    whole = inputs % native.MULTIPLE == 0 and outputs % (parts * native.MULTIPLE) == 0 and inputs * outputs > 0
+    return device.type == "cpu" and whole and fused.obstacle() is None
+
+
+class Panels:
+    """A matrix F x D in panels, of bfloat16 or of 8-bit numbers with a scale an output.
+
+    Args:
+        weight_FD: bfloat16, or whole numbers w = q x scale (int8).
+        scale_F: of 8-bit numbers.
+        activation: what is done to the outputs; of SwiGLU's the first half are the gate's.
+        two_bytes: of 8-bit numbers, whether activations are whole numbers of 16 bits (65,025 levels a row, finer than
+            bfloat16's 8 bits) or of 8. Products of whole numbers and their sums are exact.
+    """
+
+    def __init__(
+        self,
+        weight_FD: Tensor,
+        scale_F: Tensor | None = None,
+        activation: Kind | None = None,
+        *,
+        two_bytes: bool = True,
+    ) -> None:
+        outputs, self.inputs = weight_FD.shape
+        self.parts = 2 if activation == "swiglu" else 1
+        self.outputs, self.activation, self.two_bytes = outputs // self.parts, activation, two_bytes
+        filled_FD = _filled(weight_FD.detach(), self.outputs)
+        words = filled_FD.view(-1, PANEL, self.inputs * weight_FD.itemsize // 4, 4 // weight_FD.itemsize)
+        self.panels_PWE = words.transpose(1, 2).contiguous()
+        self.scale_F = self.shift_F = None
+        if scale_F is not None:
+            self.scale_F = _filled(scale_F.float(), self.outputs)
+            self.shift_F = _filled(weight_FD.sum(1, dtype=torch.int32) * SHIFT, self.outputs)
+        self.nbytes = weight_FD.nbytes + (0 if scale_F is None else 4 * len(scale_F))
+
+    def multiply(
+        self, x_ND: Tensor, gains_D: Tensor | None = None, eps: float = 0.0, others_NF: Tensor | None = None
+    ) -> Tensor:
+        """The activation of x W^T, N x F. What it is given is trusted: contiguous bfloat16 rows, float32 gains.
+
+        Args:
+            gains_D: of an RMSNorm that the rows go through first.
+            others_NF: added to the result.
+        """
+        y_NF = x_ND.new_empty(len(x_ND), self.outputs)
+        many = len(x_ND) // native.MULTIPLE * native.MULTIPLE if len(x_ND) > FEW_ROWS else 0
+        if many and gains_D is not None:
+            x_ND, gains_D = _normed(x_ND, gains_D, eps), None
+        if many:
+            self._multiply_many(x_ND[:many], others_NF, y_NF[:many])
+        if many < len(x_ND):
+            rest_NF = None if others_NF is None else others_NF[many:]
+            self._multiply_few(x_ND[many:], gains_D, eps, rest_NF, y_NF[many:])
+        return y_NF
+
+    def _multiply_few(
+        self, x_ND: Tensor, gains_D: Tensor | None, eps: float, others_NF: Tensor | None, y_NF: Tensor
+    ) -> None:
+        sizes = len(x_ND), self.inputs, self.outputs, torch.get_num_threads(), eps, BEHIND[self.activation]
+        if self.scale_F is None:
+            fused.run("multiply_panels", *sizes, x_ND, self.panels_PWE, gains_D, others_NF, y_NF)
+            return
+        matrix = self.panels_PWE, self.scale_F, self.shift_F
+        fused.run("multiply_byte_panels", self.two_bytes, *sizes, x_ND, *matrix, gains_D, others_NF, y_NF)
+
+    def _multiply_many(self, x_ND: Tensor, others_NF: Tensor | None, y_NF: Tensor) -> None:
+        plain, threads = self.activation is None, torch.get_num_threads()
+        inner_NF = y_NF if plain else x_ND.new_empty(len(x_ND), self.parts * self.outputs)
+        sizes = len(x_ND), self.inputs, self.outputs, self.parts, threads
+        added_NF = others_NF if plain else None
+        fused.run("multiply_many", *sizes, x_ND, self.panels_PWE, self.scale_F, added_NF, inner_NF)
+        if not plain:
+            rows = len(x_ND), self.outputs, threads
+            fused.run("activation_forward", self.parts == 2, *rows, inner_NF, y_NF)
+            if others_NF is not None:
+                y_NF.add_(others_NF[: len(x_ND)])
+
+
+def _normed(x_ND: Tensor, gains_D: Tensor, eps: float) -> Tensor:
+    y_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(len(x_ND), dtype=torch.float32)
+    fused.run("norm_forward", *x_ND.shape, eps, torch.get_num_threads(), x_ND, gains_D, y_ND, scale_N)
+    return y_ND
+
+
+def _filled(x: Tensor, outputs: int) -> Tensor:
+    """With zeros behind every `outputs` of its first dimension, up to whole panels."""
+    parts = [functional.pad(part, (0, 0) * (x.dim() - 1) + (0, -outputs % PANEL)) for part in x.split(outputs)]
+    return torch.cat(parts).contiguous()
