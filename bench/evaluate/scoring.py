@@ -3,15 +3,16 @@
 A request is a token sequence whose last tokens are scored.
 - Requests with a common beginning share its computation (`tree`): the choices of a question, questions on one passage.
 - Trees are sorted by length and batched by a budget of padded tokens; padding lies to the right, where nothing sees it.
-- The last block's feed-forward, the output head and the softmax run only at the scored positions, once a position; the
-  last two in float32.
+- The last block's feed-forward, the output head and the softmax run only at the scored positions, once a position.
+  Logits and softmax are float32; where the model computes in bfloat16, so are the operands of the head's product.
+- In bfloat16 on a CPU matrices are cast and laid out once, not for every batch.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,10 @@ import torch
 from torch import Tensor
 
 from bench.evaluate.tree import Place, Tree, grow, states
+from lmopt.arch import rows_fused
+from lmopt.arch.laidout import laid_out
 from lmopt.arch.matmul import mm
+from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.transformer import Transformer
 from lmopt.step import Step
 
@@ -55,6 +59,15 @@ class Score:
     """Sum of their log-probabilities, in nats."""
     greedy: bool
     """Whether each is the most probable one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is behind the last norm."""
+
+    vocab: int
+    logits: Callable[[Tensor], Tensor]
+    """Float32 logits P x V of states P x D."""
 
 
 def window(request: Request, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,22 +116,38 @@ def score(
     for request, place in enumerate(places):
         asked[place.tree].append(request)
     scores: dict[int, Score] = {}
-    for number, batch in enumerate(batches(trees, batch_tokens), 1):
-        wanted_B = [_wanted([(places[request], len(windows[request][1])) for request in asked[tree]]) for tree in batch]
-        with forward():
-            states_WD = states(model, [trees[tree] for tree in batch], wanted_B)
-        read: list[tuple[int, np.ndarray, np.ndarray]] = []
-        first = 0
-        for tree, wanted in zip(batch, wanted_B, strict=True):
-            for request in asked[tree]:
-                targets = windows[request][1]
-                where = np.searchsorted(wanted, places[request].path[-len(targets) :])
-                read.append((request, first + where, targets))
-            first += len(wanted)
-        scores.update(_read(model, states_WD, read))
-        tokens = sum(len(trees[tree]) for tree in batch)
-        yield Step(number, tokens, notes={"requests": len(scores), "requests_total": len(requests)})
+    with _ready(model, forward) as head:
+        for number, batch in enumerate(batches(trees, batch_tokens), 1):
+            wanted_B = [
+                _wanted([(places[request], len(windows[request][1])) for request in asked[tree]]) for tree in batch
+            ]
+            with forward():
+                states_WD = states(model, [trees[tree] for tree in batch], wanted_B)
+            read: list[tuple[int, np.ndarray, np.ndarray]] = []
+            first = 0
+            for tree, wanted in zip(batch, wanted_B, strict=True):
+                for request in asked[tree]:
+                    targets = windows[request][1]
+                    where = np.searchsorted(wanted, places[request].path[-len(targets) :])
+                    read.append((request, first + where, targets))
+                first += len(wanted)
+            scores.update(_read(head, states_WD, read))
+            tokens = sum(len(trees[tree]) for tree in batch)
+            yield Step(number, tokens, notes={"requests": len(scores), "requests_total": len(requests)})
     return [scores[request] for request in range(len(requests))]
+
+
+@contextmanager
+def _ready(model: Transformer, forward: Forward) -> Generator[Head]:
+    """Within it the model's matrices lie as its products read them; yields what makes logits of states."""
+    with forward():
+        in_bfloat16 = compute_dtype(model.embedding.weight) == torch.bfloat16
+    with laid_out(model) if in_bfloat16 else nullcontext() as panels:
+        if panels is not None:
+            yield Head(panels.outputs, lambda states_PD: panels.multiply_to_float(states_PD.contiguous()))
+        else:
+            weight_VD = model.head_weight_VD.float()
+            yield Head(len(weight_VD), lambda states_PD: mm(states_PD.float(), weight_VD.T))
 
 
 def _tokens_at_once(device: torch.device) -> int:
@@ -131,12 +160,12 @@ def _wanted(scored: Sequence[tuple[Place, int]]) -> np.ndarray:
 
 
 def _read(
-    model: Transformer, states_WD: Tensor, wanted: Sequence[tuple[int, np.ndarray, np.ndarray]]
+    head: Head, states_WD: Tensor, wanted: Sequence[tuple[int, np.ndarray, np.ndarray]]
 ) -> Iterator[tuple[int, Score]]:
     """Scores of (request, rows of the states, targets)."""
     positions_W = np.concatenate([positions for _, positions, _ in wanted])
     targets_W = np.concatenate([targets for _, _, targets in wanted])
-    log_p_W, best_W = _head(model, states_WD, positions_W, targets_W)
+    log_p_W, best_W = _head(head, states_WD, positions_W, targets_W)
     start = 0
     for request, _, targets in wanted:
         part = slice(start, start + len(targets))
@@ -145,23 +174,29 @@ def _read(
 
 
 def _head(
-    model: Transformer, states_WD: Tensor, positions_W: np.ndarray, targets_W: np.ndarray
+    head: Head, states_WD: Tensor, positions_W: np.ndarray, targets_W: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log-probability, whether it is the most probable) of each wanted target; logits once a position, in float32."""
-    weight_VD = model.head_weight_VD.float()
     log_p_W, best_W = np.empty(len(targets_W)), np.empty(len(targets_W), dtype=bool)
-    chunk = max(1, HEAD_BYTES // (4 * weight_VD.shape[0]))
+    chunk = max(1, HEAD_BYTES // (4 * head.vocab))
     order_W = np.argsort(positions_W, kind="stable")
     distinct_P, first_P = np.unique(positions_W[order_W], return_index=True)
     ends_P = np.append(first_P[1:], len(order_W))
     for start in range(0, len(distinct_P), chunk):
         stop = min(start + chunk, len(distinct_P))
         rows_P = torch.from_numpy(distinct_P[start:stop]).to(states_WD.device)
-        logits_PV = mm(states_WD[rows_P].float(), weight_VD.T)
-        best_P, log_z_P = logits_PV.argmax(dim=-1), logits_PV.logsumexp(dim=-1)
+        logits_PV = head.logits(states_WD[rows_P])
+        log_z_P, best_P = _summarised(logits_PV)
         wanted = order_W[first_P[start] : ends_P[stop - 1]]
         place = torch.from_numpy(np.searchsorted(distinct_P[start:stop], positions_W[wanted])).to(states_WD.device)
         target = torch.from_numpy(targets_W[wanted]).to(states_WD.device)
         log_p_W[wanted] = (logits_PV[place, target] - log_z_P[place]).cpu().numpy()
         best_W[wanted] = (best_P[place] == target).cpu().numpy()
     return log_p_W, best_W
+
+
+def _summarised(logits_PV: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of the sum of exponentials, and the most probable token, of each row."""
+    if rows_fused.suits(logits_PV, logits_PV.shape[1]):
+        return rows_fused.summarised(logits_PV)
+    return logits_PV.logsumexp(dim=-1), logits_PV.argmax(dim=-1)

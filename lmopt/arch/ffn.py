@@ -5,6 +5,8 @@ A feed-forward maps B x T x D to the pair (B x T x D, auxiliary loss or None).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from lmopt.arch.activation import relu2, swiglu
@@ -21,7 +23,7 @@ class SwiGluFfn(nn.Module):
         self.down = Linear(hidden, width, copies=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
-        return self.down(swiglu(self.gate_up(x_BTD))), None
+        return self.down(_activated(self.gate_up, x_BTD, swiglu)), None
 
 
 class Relu2Ffn(nn.Module):
@@ -33,7 +35,12 @@ class Relu2Ffn(nn.Module):
         self.down = Linear(hidden, width, copies=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
-        return self.down(relu2(self.up(x_BTD))), None
+        return self.down(_activated(self.up, x_BTD, relu2)), None
+
+
+def _activated(layer: nn.Module, x_BTD: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """In one go where the layer can; other layers take the place of this one, as those of 8 bits."""
+    return layer.activated(x_BTD, activation) if isinstance(layer, Linear) else activation(layer(x_BTD))
 
 
 def build(config: SwiGlu | Relu2, model: Model) -> nn.Module:

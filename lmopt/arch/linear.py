@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmopt.arch import matmul
-from lmopt.arch.numbers import compute_dtype
+from lmopt.arch.numbers import TILES, compute_dtype
+from lmopt.arch.panels_fused import Panels
 
 WIDE = 320
 """Narrower layers are torch's. Measured on one core with AMX, 2,048 tokens (`python benchmarks/linear.py`): forward and
 backward pass 0.9 to 1.0 times as fast at 192 and 256 inputs, 1.0 to 1.1 at 320, 1.1 at 512."""
-TILES: bool = torch.cpu._is_amx_tile_supported()
-"""Whether the processor has AMX. Without, products are slower and the copy pays nowhere: 0.95 to 0.98 times as fast."""
 
 
 class Linear(nn.Linear):
@@ -33,8 +33,16 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, *, copies: bool = True) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.copies = copies
+        self.panels: Panels | None = None
+        """The matrix laid out for products without gradients, with the activation behind it (lmopt.arch.laidout)."""
+
+    def activated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the activation that follows this layer makes of its result."""
+        return self._read(x, self.panels) if self.panels is not None and _reads(x) else activation(self(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.panels is not None and self.panels.activation is None and _reads(x):
+            return self._read(x, self.panels)
         trains = TILES and torch.is_grad_enabled() and self.weight.requires_grad and x.device.type == "cpu"
         # as many outputs as inputs: no operand is the narrower one, and the copy takes what it saves
         pays = min(self.in_features, self.out_features) >= WIDE and self.in_features != self.out_features
@@ -42,6 +50,13 @@ class Linear(nn.Linear):
             return matmul.linear(x, self.weight)
         y_NF = _NarrowCopied.apply(x.flatten(0, -2).to(torch.bfloat16), self.weight)
         return y_NF.unflatten(0, x.shape[:-1])
+
+    def _read(self, x: Tensor, panels: Panels) -> Tensor:
+        return panels.multiply(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], panels.outputs)
+
+
+def _reads(x: Tensor) -> bool:
+    return type(x) is Tensor and x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
 
 
 class _NarrowCopied(torch.autograd.Function):

@@ -159,15 +159,15 @@ inline Vec outputs(TwoByteRows, const __m512i (*sum)[kRegisters], int64_t i, flo
 // What is done around a product: RMSNorm with `gains` before it, where there are some; `behind` it an activation; and
 // the sum with `others` (N x F), where there are some.
 struct Around {
-  const float* gains;
-  float eps;
-  Behind behind;
-  const half* others;
+  const float* gains = nullptr;
+  float eps = 0;
+  Behind behind = kNothing;
+  const half* others = nullptr;
 };
 
-template <typename Rows>
+template <typename Rows, typename Number>
 void multiply(int64_t N, int64_t D, int64_t F, int threads, const half* x, const word* panels, const Scales& scales,
-              const Around& around, half* y) {
+              const Around& around, Number* y) {
   const int64_t words = D / Rows::numbers, panel = words * kPanel, count = blocks(F, kPanel);
   const int64_t row_bytes = 4 * N * Rows::operands * words + 4 * N + 2 * D + 3 * 64;
   using Sum = typename Rows::Sum;
@@ -228,13 +228,12 @@ inline const word* in_halves(int64_t D, const word* panel, word* room, TwoByteRo
   return room;
 }
 
-// x W^T (+ others) of N rows, a multiple of 16, in the words of W that `Rows` stands for; `scale` of 8-bit weights.
-// W has P parts of F outputs, each in panels of its own.
-template <typename Rows>
-void multiply_many(int64_t N, int64_t D, int64_t F, int64_t P, int threads, const half* x, const word* panels,
-                   const float* scale, const half* others, half* y) {
-  const int64_t panel = D / Rows::numbers * kPanel, count = blocks(F, kPanel);
-  const int64_t own_bytes = filled_up(4 * kBlock * kPanel, 64) + filled_up(4 * D / 2 * kPanel, 64);
+// The same as `multiply`, of N rows that are a multiple of 16, bfloat16 as they are, and normalised before.
+template <typename Rows, typename Number>
+void multiply_many(int64_t N, int64_t D, int64_t F, int threads, const half* x, const word* panels, const float* scale,
+                   Behind behind, const half* others, Number* y) {
+  const int64_t panel = D / Rows::numbers * kPanel, count = blocks(F, kPanel), parts = behind == kGated ? 2 : 1;
+  const int64_t own_bytes = filled_up(4 * parts * (kBlock * kPanel + D / 2 * kPanel), 64);
   thread_local std::set<std::tuple<int64_t, int64_t, int>> met;
   const std::tuple products{D, N % kBlock, threads};
   if (!met.count(products)) refuse_without_room(threads * kCodeBytes);
@@ -244,20 +243,28 @@ void multiply_many(int64_t N, int64_t D, int64_t F, int64_t P, int threads, cons
 #pragma omp parallel num_threads(threads)
   {
     Room own(all + omp_get_thread_num() * own_bytes);
-    auto* found = own.take<float>(kBlock * kPanel);
-    auto* room = own.take<word>(D / 2 * kPanel);
+    auto* found = own.take<float>(parts * kBlock * kPanel);
+    auto* room = own.take<word>(parts * D / 2 * kPanel);
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < P * count; p++) {
-      const word* weights = in_halves(D, panels + p * panel, room, Rows());
-      const int64_t first = p % count * kPanel, wide = std::min(kPanel, F - first);
+    for (int64_t p = 0; p < count; p++) {
+      const word* weights[2];
+      for (int64_t part = 0; part < parts; part++)
+        weights[part] = in_halves(D, panels + (part * count + p) * panel, room + part * D / 2 * kPanel, Rows());
+      const int64_t first = p * kPanel, wide = std::min(kPanel, F - first);
       for (int64_t n = 0; n < N; n += kBlock) {
         const int64_t rows = std::min(kBlock, N - n);
-        product(rows, kPanel, D, x + n * D, D, weights, kPanel, found);
+        for (int64_t part = 0; part < parts; part++)
+          product(rows, kPanel, D, x + n * D, D, weights[part], kPanel, found + part * kBlock * kPanel);
         for (int64_t r = 0; r < rows; r++)
           for (int64_t j = 0; j < wide; j += kLanes) {
-            Vec result = load(found + r * kPanel + j);
-            if (scale != nullptr) result = result * load(scale + p * kPanel + j);
-            const int64_t at = ((n + r) * P + p / count) * F + first + j;
+            const auto result_of = [&](int64_t part) {
+              const Vec sum = load(found + (part * kBlock + r) * kPanel + j);
+              return scale == nullptr ? sum : sum * load(scale + (part * count + p) * kPanel + j);
+            };
+            const int64_t at = (n + r) * F + first + j;
+            Vec result = result_of(0);
+            if (behind == kGated) result = activated<true>(result, result_of(1));
+            if (behind == kSquared) result = activated<false>(result, Vec(0));
             if (others != nullptr) result = result + load(others + at);
             store(y + at, result);
           }
@@ -271,24 +278,35 @@ void multiply_many(int64_t N, int64_t D, int64_t F, int64_t P, int threads, cons
 
 extern "C" {
 
-bool lmopt_multiply_many(int64_t N, int64_t D, int64_t F, int64_t P, int threads, const half* x, const word* panels,
-                         const float* scale, const half* others, half* y) {
-  auto* pass = scale == nullptr ? multiply_many<HalfRows> : multiply_many<TwoByteRows>;
-  return enough_memory([&] { pass(N, D, F, P, threads, x, panels, scale, others, y); });
-}
-
 bool lmopt_multiply_panels(int64_t N, int64_t D, int64_t F, int threads, float eps, int behind, const half* x,
                            const word* panels, const float* gains, const half* others, half* y) {
   const Around around{gains, eps, static_cast<Behind>(behind), others};
   return enough_memory([&] { multiply<HalfRows>(N, D, F, threads, x, panels, {}, around, y); });
 }
 
+bool lmopt_multiply_panels_to_float(int64_t N, int64_t D, int64_t F, int threads, const half* x, const word* panels,
+                                    float* y) {
+  return enough_memory([&] { multiply<HalfRows>(N, D, F, threads, x, panels, {}, Around{}, y); });
+}
+
 bool lmopt_multiply_byte_panels(bool two_bytes, int64_t N, int64_t D, int64_t F, int threads, float eps, int behind,
                                 const half* x, const word* panels, const float* scale, const int32_t* shift,
                                 const float* gains, const half* others, half* y) {
   const Around around{gains, eps, static_cast<Behind>(behind), others};
-  auto* pass = two_bytes ? multiply<TwoByteRows> : multiply<ByteRows>;
+  auto* pass = two_bytes ? multiply<TwoByteRows, half> : multiply<ByteRows, half>;
   return enough_memory([&] { pass(N, D, F, threads, x, panels, {scale, shift}, around, y); });
+}
+
+bool lmopt_multiply_many(int64_t N, int64_t D, int64_t F, int threads, int behind, const half* x, const word* panels,
+                         const float* scale, const half* others, half* y) {
+  auto* pass = scale == nullptr ? multiply_many<HalfRows, half> : multiply_many<TwoByteRows, half>;
+  return enough_memory([&] { pass(N, D, F, threads, x, panels, scale, static_cast<Behind>(behind), others, y); });
+}
+
+bool lmopt_multiply_many_to_float(int64_t N, int64_t D, int64_t F, int threads, const half* x, const word* panels,
+                                  float* y) {
+  return enough_memory(
+      [&] { multiply_many<HalfRows>(N, D, F, threads, x, panels, nullptr, kNothing, nullptr, y); });
 }
 
 }  // extern "C"

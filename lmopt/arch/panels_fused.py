@@ -17,7 +17,7 @@ from torch.nn import functional
 from lmopt import native
 from lmopt.arch import fused
 from lmopt.arch.activation import Kind
-from lmopt.arch.linear import TILES
+from lmopt.arch.numbers import TILES
 
 PANEL = 64
 """Outputs that lie side by side."""
@@ -78,11 +78,12 @@ class Panels:
             others_NF: added to the result.
         """
         y_NF = x_ND.new_empty(len(x_ND), self.outputs)
-        many = len(x_ND) // native.MULTIPLE * native.MULTIPLE if len(x_ND) > FEW_ROWS else 0
+        many, how = _many(x_ND), (torch.get_num_threads(), BEHIND[self.activation])
         if many and gains_D is not None:
             x_ND, gains_D = _normed(x_ND, gains_D, eps), None
         if many:
-            self._multiply_many(x_ND[:many], others_NF, y_NF[:many])
+            operands = x_ND, self.panels_PWE, self.scale_F, others_NF, y_NF
+            fused.run("multiply_many", many, self.inputs, self.outputs, *how, *operands)
         if many < len(x_ND):
             rest_NF = None if others_NF is None else others_NF[many:]
             self._multiply_few(x_ND[many:], gains_D, eps, rest_NF, y_NF[many:])
@@ -98,17 +99,21 @@ class Panels:
         matrix = self.panels_PWE, self.scale_F, self.shift_F
         fused.run("multiply_byte_panels", self.two_bytes, *sizes, x_ND, *matrix, gains_D, others_NF, y_NF)
 
-    def _multiply_many(self, x_ND: Tensor, others_NF: Tensor | None, y_NF: Tensor) -> None:
-        plain, threads = self.activation is None, torch.get_num_threads()
-        inner_NF = y_NF if plain else x_ND.new_empty(len(x_ND), self.parts * self.outputs)
-        sizes = len(x_ND), self.inputs, self.outputs, self.parts, threads
-        added_NF = others_NF if plain else None
-        fused.run("multiply_many", *sizes, x_ND, self.panels_PWE, self.scale_F, added_NF, inner_NF)
-        if not plain:
-            rows = len(x_ND), self.outputs, threads
-            fused.run("activation_forward", self.parts == 2, *rows, inner_NF, y_NF)
-            if others_NF is not None:
-                y_NF.add_(others_NF[: len(x_ND)])
+    def multiply_to_float(self, x_ND: Tensor) -> Tensor:
+        """x W^T of a bfloat16 matrix without activation, in the float32 that sums have: N x F."""
+        y_NF = x_ND.new_empty(len(x_ND), self.outputs, dtype=torch.float32)
+        many, sizes = _many(x_ND), (self.inputs, self.outputs, torch.get_num_threads())
+        if many:
+            fused.run("multiply_many_to_float", many, *sizes, x_ND, self.panels_PWE, y_NF)
+        if many < len(x_ND):
+            rest = x_ND[many:], self.panels_PWE, y_NF[many:]
+            fused.run("multiply_panels_to_float", len(x_ND) - many, *sizes, *rest)
+        return y_NF
+
+
+def _many(x_ND: Tensor) -> int:
+    """How many rows are multiplied as matrices; the rest are a few."""
+    return len(x_ND) // native.MULTIPLE * native.MULTIPLE if len(x_ND) > FEW_ROWS else 0
 
 
 def _normed(x_ND: Tensor, gains_D: Tensor, eps: float) -> Tensor:

@@ -155,6 +155,21 @@ void softmax_minus_target(int64_t N, int64_t V, int threads, Number* logits, con
   }
 }
 
+// Of each row of logits the logarithm of the sum of their exponentials, and the first of the largest.
+void summarise(int64_t N, int64_t V, int threads, const float* logits, float* log_sum, int64_t* best) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t n = 0; n < N; n++) {
+    const float* row = logits + n * V;
+    Vec largest(-std::numeric_limits<float>::infinity()), sum(0);
+    for (int64_t v = 0; v < V; v += kLanes) largest = at::vec::maximum(largest, load(row + v));
+    const bool none = _mm512_cmp_ps_mask(largest, largest, _CMP_UNORD_Q) != 0;
+    const float most = none ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(largest);
+    for (int64_t v = 0; v < V; v += kLanes) sum = sum + (load(row + v) - Vec(most)).exp_u20();
+    log_sum[n] = std::isfinite(most) ? std::log(_mm512_reduce_add_ps(sum)) + most : most;
+    best[n] = std::find_if(row, row + V, [&](float x) { return none ? std::isnan(x) : x == most; }) - row;
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -226,6 +241,10 @@ bool lmopt_softmax_minus_target(int64_t N, int64_t V, int threads, half* logits,
 bool lmopt_softmax_minus_target_float(int64_t N, int64_t V, int threads, float* logits, const int64_t* target,
                                       float* nats) {
   return enough_memory([&] { softmax_minus_target(N, V, threads, logits, target, nats); });
+}
+
+bool lmopt_summarise(int64_t N, int64_t V, int threads, const float* logits, float* log_sum, int64_t* best) {
+  return enough_memory([&] { summarise(N, V, threads, logits, log_sum, best); });
 }
 
 }  // extern "C"

@@ -134,5 +134,14 @@ def softmax_minus_target(logits_NV: Tensor, targets_N: Tensor, ignored: int) -> 
     return nats_N
 
 
+def summarised(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """log(sum(exp)) of each row of float32 logits, and the first of its largest (int64); where `available`."""
+    tokens, vocab = logits_NV.shape
+    log_sum_N = logits_NV.new_empty(tokens)
+    best_N = torch.empty(tokens, dtype=torch.int64, device=logits_NV.device)
+    fused.run("summarise", tokens, vocab, torch.get_num_threads(), logits_NV.contiguous(), log_sum_N, best_N)
+    return log_sum_N, best_N
+
+
 def _rows(y: Tensor) -> tuple[int, int, int]:
     return y.numel() // y.shape[-1], y.shape[-1], torch.get_num_threads()

@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from lmopt.arch import fused, matmul, panels_fused, rows_fused
 from lmopt.arch.activation import Kind
-from lmopt.arch.linear import TILES
 from lmopt.arch.norm import RmsNorm
-from lmopt.arch.numbers import largest_magnitude
+from lmopt.arch.numbers import TILES, largest_magnitude
 from lmopt.arch.panels_fused import Panels
 from lmopt.techniques.decoding import Weights
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from bench.evaluate.scoring import Request, score, window
+from lmopt.arch.transformer import build
+from lmopt.recipe import FixedBatch, Model, Recipe
 from lmopt.step import run_to_end
 from tests.bench.evaluate.tiny import slow_score
 
@@ -115,3 +117,39 @@ def test_precision_context_is_entered_for_each_batch(model):
     assert entered > 1
     differences = [abs(a.log_likelihood - b.log_likelihood) for a, b in zip(exact, rounded, strict=True)]
     assert 0 < max(differences) < 2
+
+
+@pytest.mark.parametrize("vocab", [300, 304], ids=["head in float32", "head laid out"])
+def test_in_bfloat16_it_says_what_the_model_says(vocab):
+    model = _model(vocab)
+    requests = _requests(400, 70)
+
+    def forward():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    found = run_to_end(score(model, requests, forward=forward))
+    exact = [slow_score(model, request.tokens, request.scored)[0] for request in requests]
+    with forward():
+        slow = [slow_score(model, request.tokens, request.scored)[0] for request in requests]
+
+    def error(likelihoods):
+        return sum(abs(one - other) for one, other in zip(likelihoods, exact, strict=True)) / len(exact)
+
+    assert error([one.log_likelihood for one in found]) < 1.2 * error(slow)
+
+
+def test_a_model_is_left_as_it_was_even_where_scoring_is_broken_off():
+    model = _model(304)
+    steps = score(model, _requests(40, 40), forward=lambda: torch.autocast("cpu", torch.bfloat16), batch_tokens=50)
+    next(steps)
+    steps.close()
+    assert all(getattr(module, "panels", None) is None for module in model.modules())
+
+
+def _model(vocab):
+    shape = Model(layers=2, width=64, heads=2, kv_heads=2, vocab=vocab, context=48)
+    model = build(Recipe(model=shape, batching=FixedBatch(sequences=1, length=48), tokens=10**6), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model

@@ -250,6 +250,24 @@ def test_targets_are_one_integer_a_token():
     assert torch.equal(ours, other)
 
 
+def test_logits_are_summarised_as_torch_does():
+    logits = 5 * draw(50, 320).float()
+    logits[3, 100:] = logits[4] = -float("inf")
+    logits[7, [40, 200]] = logits[7].max() + 1  # the first of them counts
+    log_sum, best = rows_fused.summarised(logits)
+    torch.testing.assert_close(log_sum, logits.logsumexp(-1), rtol=1e-6, atol=1e-6)
+    assert best[7] == 40
+    others = torch.arange(50) != 4
+    assert torch.equal(best[others], logits.argmax(-1)[others])
+    for number, place in ((float("nan"), 17), (float("inf"), 250)):
+        logits[5] = draw(320)
+        logits[5, place] = number
+        log_sum, best = rows_fused.summarised(logits)
+        torch.testing.assert_close(log_sum, logits.logsumexp(-1), rtol=1e-6, atol=1e-6, equal_nan=True)
+        assert best[5] == place
+    assert_no_bit_depends_on_threads(lambda: rows_fused.summarised(logits[:4]))
+
+
 def test_what_torch_refuses_is_refused():
     with pytest.raises(RuntimeError, match="must match"):
         norm.RmsNorm(16, 1e-5)(draw(3, 32).requires_grad_())
