@@ -26,11 +26,11 @@ from lmopt.arch.numbers import compute_dtype
 from lmopt.arch.panels_fused import FEW_ROWS
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
-from lmopt.infer.weights import Format, Norm, PanelWeight, activation_dtype, pack, row_cost
+from lmopt.infer.weights import Format, LaidOutWeight, Norm, PanelWeight, activation_dtype, pack, row_cost
 from lmopt.recipe import Model
 
 WANTED_ROWS = 8
-"""Up to so many rows an expert's product is asked for as it is: kernels for these are soon made and often met."""
+"""Up to so many rows an expert's product is asked for as it is: products of these are soon compiled and often met."""
 
 
 class PromptTooLong(ValueError):
@@ -76,15 +76,15 @@ class ExpertsFfn:
         y_ND = torch.zeros_like(x_ND) if self.shared is None else self.shared(x_ND)
         for expert in choice.expert_NK.unique().tolist():
             token, slot = torch.where(choice.expert_NK == expert)
-            own = self.down[expert](self.up[expert](_rows(x_ND, token)))[: len(token)]
+            rows = x_ND[self._filled_up(token)]
+            own = self.down[expert](self.up[expert](rows))[: len(token)]
             y_ND.index_add_(0, token, own * choice.gate_NK[token, slot, None].to(own.dtype))
         return y_ND.view_as(x)
 
-
-def _rows(x_ND: Tensor, token: Tensor) -> Tensor:
-    """These rows; where there are many in bfloat16, filled up to a multiple of `ROW_BLOCK`, as in training."""
-    spare = -len(token) % ROW_BLOCK if len(token) > WANTED_ROWS and x_ND.dtype == torch.bfloat16 else 0
-    return x_ND[functional.pad(token, (0, spare)) if spare else token]
+    def _filled_up(self, token: Tensor) -> Tensor:
+        """To a multiple of `ROW_BLOCK`, as in training, where oneDNN would compile a product for each number of rows."""
+        compiled = isinstance(self.up[0], LaidOutWeight) and len(token) > WANTED_ROWS
+        return functional.pad(token, (0, -len(token) % ROW_BLOCK)) if compiled else token
 
 
 class ModuleFfn:
