@@ -25,6 +25,7 @@ import time
 import unittest.mock
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, get_args
 
 import torch
@@ -106,9 +107,14 @@ def theirs_s(model: Any, prompt: list[int], new: int, clock: Clock) -> float:
     return timed(new + 1) - timed(1)
 
 
+def _without_kernels() -> AbstractContextManager[object]:
+    """What is packed in it goes by torch's operations."""
+    return unittest.mock.patch.object(fused, "_obstacle", return_value="left out")
+
+
 def _composed(model: Transformer, format: Format) -> Decoder:
     """The same weights without kernels of our own."""
-    with unittest.mock.patch.object(fused, "_obstacle", return_value="left out"):
+    with _without_kernels():
         return Decoder(model, format)
 
 
@@ -190,9 +196,11 @@ def products(width: int, clock: Clock, rounds: int = 40) -> dict[str, Any]:
         weights = [torch.randn(outputs, width) for _ in range(copies)]
         formats: tuple[Format, ...] = ("bf16", "int8", "int8_dynamic")
         kinds: dict[str, list[Any]] = {format: [pack(weight, format) for weight in weights] for format in formats}
+        with _without_kernels():
+            kinds |= {f"{format}, torch": [pack(weight, format) for weight in weights] for format in formats}
         plain = [weight.bfloat16() for weight in weights]
         kinds["linear bf16"] = [lambda x, weight=weight: functional.linear(x, weight) for weight in plain]
-        for rows in (1, 5):
+        for rows in (1, 5, 32, 128):
             x = torch.randn(rows, width).bfloat16()
             for kind, matrices in kinds.items():
                 found = [_product_s(matrices[i % copies], x, clock) for i in range(rounds)]

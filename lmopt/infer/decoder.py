@@ -82,7 +82,7 @@ class ExpertsFfn:
         return y_ND.view_as(x)
 
     def _filled_up(self, token: Tensor) -> Tensor:
-        """To a multiple of `ROW_BLOCK`, as in training, where oneDNN would compile a product for each number of rows."""
+        """To a multiple of `ROW_BLOCK`, as in training, where oneDNN compiles a product for each number of rows."""
         compiled = isinstance(self.up[0], LaidOutWeight) and len(token) > WANTED_ROWS
         return functional.pad(token, (0, -len(token) % ROW_BLOCK)) if compiled else token
 
