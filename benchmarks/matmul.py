@@ -2,10 +2,12 @@
 
     python benchmarks/matmul.py --threads 1
     python benchmarks/matmul.py --threads 1 --step
+    python benchmarks/matmul.py --threads 1 --step --kernels
 
 For each shape (inputs x outputs) both ways multiply the same 2,048 rows in rounds A B B A: y = x W^T, and the gradients
 of x and of W. Printed: GFLOP/s of each, and how many times as fast ours is (median, least and most of the rounds).
-`--step`: the same of a decoder's whole training step in float32, 2,048 tokens, 8,192 in the vocabulary. On a processor
+`--step`: the same of a decoder's whole training step in float32, 2,048 tokens, 8,192 in the vocabulary. `--kernels`:
+of that step, all beside products by torch's operations, and by kernels of our own. On a processor
 where `lmopt.arch.matmul` leaves products to torch it says so and forces them through oneDNN: this shows
 whether it should. With one thread the clock is processor time, which neighbours on the machine disturb less than wall
 time; with more it is wall time.
@@ -21,7 +23,7 @@ import torch
 from turns import Work, compare
 
 from lmopt import cost
-from lmopt.arch import matmul
+from lmopt.arch import fused, matmul
 from lmopt.recipe import Recipe
 from lmopt.train import loop
 
@@ -41,8 +43,8 @@ def products(inputs: int, outputs: int) -> dict[str, tuple[Work, Work]]:
     }
 
 
-def steps(size: str) -> tuple[tuple[Work, Work], float]:
-    """(a training step with torch's products, one with ours), and the FLOPs of each."""
+def steps(size: str, kernels: bool) -> tuple[tuple[Work, Work], float]:
+    """(a training step with torch's products, or without kernels; one with ours), and the FLOPs of each."""
     layers, width, heads = STEPS[size]
     recipe = Recipe.model_validate(
         {
@@ -55,8 +57,13 @@ def steps(size: str) -> tuple[tuple[Work, Work], float]:
     batch = torch.randint(VOCAB, (SEQUENCES, LENGTH + 1))
     training = loop.train(loop.start(recipe, seed=0), itertools.repeat(batch))
 
-    def step(through_onednn: bool) -> object:
-        matmul.mkl_is_slow = lambda: through_onednn
+    there = fused._obstacle
+
+    def step(ours: bool) -> object:
+        if kernels:
+            fused._obstacle = there if ours else lambda: "left out"
+        else:
+            matmul.mkl_is_slow = lambda: ours
         return next(training)
 
     flops = cost.train_flops_per_token(recipe).executed * SEQUENCES * LENGTH
@@ -67,6 +74,7 @@ def main() -> None:
     """Print a line for each product."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", action="store_true", help="training steps instead of products")
+    parser.add_argument("--kernels", action="store_true", help="with --step: without and with kernels of our own")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -79,7 +87,7 @@ def main() -> None:
         for inputs, outputs in ([] if arguments.step else SHAPES)
         for name, pair in products(inputs, outputs).items()
     }
-    works |= {f"step of {size}": steps(size) for size in (STEPS if arguments.step else ())}
+    works |= {f"step of {size}": steps(size, arguments.kernels) for size in (STEPS if arguments.step else ())}
     print(f"{'':<28}{'torch GFLOP/s':>14}{'ours':>8}   times as fast")
     for name, (pair, flops) in works.items():
         found = compare(*pair, rounds=arguments.rounds, warmup_rounds=1, threads=arguments.threads)
