@@ -5,8 +5,10 @@ Letters: transformer.py; L layers, R rows of a cache.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,10 @@ class Layers:
     def __init__(self, layers: Sequence[Matrices], *, eps: float) -> None:
         self.layers, self.eps = list(layers), eps
         self._table_LA = torch.tensor([layer.addresses() for layer in layers])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Addresses are not copied: a copy's tensors have their own."""
+        return functools.partial(Layers, eps=self.eps), (self.layers,)
 
     def extend(
         self, x_BTD: Tensor, cos_SC: Tensor, sin_SC: Tensor, keys_LRKSC: Tensor, values_LRKSC: Tensor,

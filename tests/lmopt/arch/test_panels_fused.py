@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
@@ -163,3 +165,18 @@ class TestLayers:
         decoder = Decoder(tiny(**shape), format)
         with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
             decoder.extend(tokens(1, 9), decoder.new_cache(batch=1, capacity=8))
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8"])
+def test_a_copied_decoder_reads_its_own_weights(format):
+    decoder = Decoder(tiny(**WIDE, vocab=64), format)
+    copied = copy.deepcopy(decoder)
+
+    def states(decoder):
+        return decoder.extend(tokens(1, 3), decoder.new_cache(batch=1, capacity=8))
+
+    before = states(decoder)
+    for layer in decoder.layers:
+        layer.qkv.panels.panels_PWE.zero_()
+    assert torch.equal(states(copied), before)
+    assert not torch.equal(states(decoder), before)
