@@ -67,6 +67,16 @@ def test_training_and_float32_go_on_as_before(calls):
 
 
 @torch.no_grad()
+def test_a_compiler_sees_the_products_themselves(calls):
+    model, text_BT = build(), tokens(2, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(model.hidden, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16), laid_out(model):
+        compiled(text_BT)
+    assert not products(calls)
+
+
+@torch.no_grad()
 def test_nothing_is_left_behind():
     model = build()
     linear = [module for module in model.modules() if isinstance(module, Linear)]
