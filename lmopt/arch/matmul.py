@@ -39,12 +39,12 @@ def linear(x: Tensor, weight_FD: Tensor) -> Tensor:
     """`torch.nn.functional.linear` without bias; differentiable once."""
     if compute_dtype(x) != torch.float32 or not _suits(x, weight_FD):
         return functional.linear(x, weight_FD)
-    x_ND = x.flatten(0, -2)
+    x_ND = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and (x.requires_grad or weight_FD.requires_grad):
         y_NF = _Product.apply(_Kept.apply(x_ND, weight_FD), x_ND.detach(), weight_FD.detach())
     else:
         y_NF = _product(x_ND, weight_FD.T)
-    return y_NF.unflatten(0, x.shape[:-1])
+    return y_NF.view(*x.shape[:-1], len(weight_FD))
 
 
 class _Kept(torch.autograd.Function):

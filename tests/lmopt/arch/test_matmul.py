@@ -57,6 +57,13 @@ def test_products_and_gradients_are_torchs(asks: tuple[bool, bool]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("wants_grad", [False, True])
+def test_a_row_may_stand_alone(wants_grad: bool) -> None:
+    x, weight = (one.detach() for one in _operands())
+    row = x[0, 0].requires_grad_(wants_grad)
+    torch.testing.assert_close(matmul.linear(row, weight), functional.linear(row, weight), rtol=1e-5, atol=1e-5)
+
+
 def test_each_of_the_three_products_goes_through_onednn() -> None:
     x, weight = _operands()
     assert _used(lambda: matmul.linear(x, weight).sum().backward()) == 3
