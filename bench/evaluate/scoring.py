@@ -144,7 +144,7 @@ def _ready(model: Transformer, forward: Forward) -> Generator[Head]:
         in_bfloat16 = compute_dtype(model.embedding.weight) == torch.bfloat16
     with laid_out(model) if in_bfloat16 else nullcontext() as panels:
         if panels is not None:
-            yield Head(panels.outputs, lambda states_PD: panels.multiply_to_float(states_PD.contiguous()))
+            yield Head(panels.outputs, lambda states_PD: panels.multiply_to_float(states_PD.bfloat16().contiguous()))
         else:
             weight_VD = model.head_weight_VD.float()
             yield Head(len(weight_VD), lambda states_PD: mm(states_PD.float(), weight_VD.T))

@@ -138,6 +138,18 @@ def test_in_bfloat16_it_says_what_the_model_says(vocab):
     assert error([one.log_likelihood for one in found]) < 1.2 * error(slow)
 
 
+def test_a_feed_forward_may_answer_in_float32():
+    """States behind one of another package's, say, that ends with a softmax: under autocast they are float32 then."""
+    model = _model(304)
+    requests = _requests(40, 40)
+    for block in model.blocks:
+        block.ffn.register_forward_hook(lambda _, __, result: (result[0].float(), result[1]))
+    found = run_to_end(score(model, requests, forward=lambda: torch.autocast("cpu", torch.bfloat16)))
+    exact = run_to_end(score(model, requests))
+    for one, other in zip(found, exact, strict=True):
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=0.05, abs=0.5)
+
+
 def test_a_model_is_left_as_it_was_even_where_scoring_is_broken_off():
     model = _model(304)
     steps = score(model, _requests(40, 40), forward=lambda: torch.autocast("cpu", torch.bfloat16), batch_tokens=50)
