@@ -4,8 +4,9 @@ A request is a token sequence whose last tokens are scored.
 - Requests with a common beginning share its computation (`tree`): the choices of a question, questions on one passage.
 - Trees are sorted by length and batched by a budget of padded tokens; padding lies to the right, where nothing sees it.
 - The last block's feed-forward, the output head and the softmax run only at the scored positions, once a position.
-  Logits and softmax are float32; where the model computes in bfloat16, so are the operands of the head's product.
-- In bfloat16 on a CPU matrices are cast and laid out once, not for every batch.
+  Logits and softmax are float32.
+- In bfloat16 on a CPU matrices are cast and laid out once, not for every batch, where there is a kernel for them; the
+  operands of the head's product are bfloat16 then.
 """
 
 from __future__ import annotations
