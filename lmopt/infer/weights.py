@@ -126,12 +126,13 @@ class PanelWeight:
         self.nbytes = self.panels.nbytes
 
     def __call__(self, x: Tensor, *, norm: Norm | None = None, others: Tensor | None = None) -> Tensor:
+        x, others = x.bfloat16(), None if others is None else others.bfloat16()
         if self.many is not None and x.numel() > panels_fused.FEW_ROWS * self.panels.inputs:
             return self.many(x, norm=norm, others=others)
         x_ND = x.reshape(-1, self.panels.inputs).contiguous()
         others_NF = None if others is None else others.reshape(-1, self.panels.outputs).contiguous()
         gains_D, eps = (None, 0.0) if norm is None else (norm.weight_D, norm.eps)
-        return self.panels.multiply(x_ND, gains_D, eps, others_NF).view(*x.shape[:-1], -1)
+        return self.panels.multiply(x_ND, gains_D, eps, others_NF).view(*x.shape[:-1], self.panels.outputs)
 
 
 class _Composed:

@@ -8,6 +8,7 @@ from lmopt.infer import decoder as decoding
 from lmopt.infer import weights
 from lmopt.infer.decoder import Decoder
 from lmopt.recipe import Moe
+from tests.lmopt.arch.kernels import needs_kernel
 from tests.lmopt.infer.models import SHAPES, tiny, tokens
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.1}
@@ -177,6 +178,18 @@ def test_8_bit_activations_equal_the_slow_way_and_each_row_is_its_own(rows, by):
     assert apart(found, torch.cat([weight(row[None]) for row in x])) < 2**-7
     exact = torch.nn.functional.linear(x.float(), q_FD.float() * scale_F.float()[:, None])
     assert apart(slow, exact) < 0.02, "what rounding activations costs"
+
+
+@needs_kernel
+@pytest.mark.parametrize("format", ["bf16", "int8", "int8_dynamic"])
+@pytest.mark.parametrize("rows", [0, 3, 40])
+def test_a_matrix_in_panels_takes_any_number_of_rows_of_any_type(format, rows):
+    weight = weights.pack(tokens(48, 64) / 8 - 4, format)
+    assert isinstance(weight, weights.PanelWeight)
+    x, others = (torch.randn(rows, width).bfloat16() for width in (64, 48))
+    found = weight(x.float(), others=others.float())
+    assert found.shape == (rows, 48)
+    assert torch.equal(found, weight(x, others=others))
 
 
 def test_8_bit_activations_without_the_kernel(monkeypatch):
