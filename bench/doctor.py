@@ -216,9 +216,7 @@ def _own_kernels() -> Check:
 
     found = fused.obstacle()
     if found is None:
-        return _check(
-            "fused kernels", True, "training in bfloat16, decoding and evaluation on this CPU have kernels of their own"
-        )
+        return _check("fused kernels", True, "training, decoding and evaluation on this CPU have kernels of their own")
     return _check(
         "fused kernels", False, found, "training, decoding and evaluation take torch's operations, which take longer"
     )
