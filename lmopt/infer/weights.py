@@ -212,18 +212,20 @@ class Int8DynamicWeight(_Composed):
 
     def __init__(self, weight_FD: Tensor, activation: Kind | None = None) -> None:
         super().__init__(activation)
-        self.q_FD, scale_F = quantize(weight_FD)
+        q_FD, scale_F = quantize(weight_FD)
         self.scale_F = scale_F.float()
-        self.nbytes = self.q_FD.nbytes + self.scale_F.nbytes
-        self.packed = self.zeros_F = None
-        self.middle_1 = torch.tensor([ZERO_POINT + 0.5], device=self.q_FD.device)
-        if self.q_FD.device.type == "cpu" and _multiplies_bytes():
-            self.zeros_F = torch.zeros(len(self.q_FD), dtype=torch.int64)
-            self.packed = torch.ops.onednn.qlinear_prepack(self.q_FD, [1, weight_FD.shape[1]])
+        self.nbytes = q_FD.nbytes + self.scale_F.nbytes
+        self.q_FD = self.packed = self.zeros_F = None  # packed where there is the kernel, else as it is
+        self.middle_1 = torch.tensor([ZERO_POINT + 0.5], device=q_FD.device)
+        if q_FD.device.type == "cpu" and _multiplies_bytes():
+            self.zeros_F = torch.zeros(len(q_FD), dtype=torch.int64)
+            self.packed = torch.ops.onednn.qlinear_prepack(q_FD, [1, weight_FD.shape[1]])
+        else:
+            self.q_FD = q_FD
 
     def _multiply(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
-        if self.packed is None:
+        if self.q_FD is not None:
             y_NF = int8_dynamic_reference(x_ND, self.q_FD, self.scale_F)
         elif len(x_ND) == 1:  # decoding: the scale goes into the kernel
             scale = float(largest_magnitude(x_ND, 1)) / INT8_LEVELS or 1.0

@@ -198,6 +198,7 @@ def test_8_bit_activations_without_the_kernel(monkeypatch):
     monkeypatch.setattr(weights, "_multiplies_bytes", lambda: False)
     without = weights.Int8DynamicWeight(matrix)
     assert without.packed is None
+    assert with_kernel.packed is None or with_kernel.q_FD is None, "a copy that nothing reads"
     assert apart(without(x), with_kernel(x)) < 2**-7
     assert (without(torch.zeros(2, 32).bfloat16()) == 0).all()
     assert (with_kernel(torch.zeros(1, 32).bfloat16()) == 0).all()
