@@ -28,13 +28,16 @@ def test_rows_and_experts_have_kernels_where_there_are_any(monkeypatch: pytest.M
     assert sparse["experts"] == {"kernel": "fused", "reason": None}
     named = kernels_detail(state(ffn={"kind": "moe", "kernel": "grouped"}))
     assert named["experts"] == {"kernel": "grouped", "reason": "the recipe names another"}
+    single = kernels_detail(state(torch.float32, ffn={"kind": "moe"}))
+    assert single["rows"] == {"kernel": "fused", "reason": None}
+    assert single["experts"] == {"kernel": "grouped", "reason": "made for bfloat16 on a CPU, not for float32 on cpu"}
 
 
 def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_obstacle", lambda: "no C++ compiler")
     assert kernels_detail(state())["rows"] == {"kernel": "torch", "reason": "no C++ compiler"}
-    single = kernels_detail(state(torch.float32))["rows"]
-    assert single == {"kernel": "torch", "reason": "made for bfloat16 on a CPU, not for float32 on cpu"}
+    double = kernels_detail(state(torch.float64))["rows"]
+    assert double == {"kernel": "torch", "reason": "made for bfloat16 and float32 on a CPU, not for float64 on cpu"}
     compiled = state()
     compiled.eager = object()
     assert kernels_detail(compiled)["rows"]["kernel"] == "compiled"
