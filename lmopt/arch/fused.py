@@ -44,7 +44,7 @@ SIGNATURES = {
     **{f"{name}_float": signature for name, signature in ROWS.items()},
 }
 """Arguments of each kernel, by the letters of `TYPES`; all return a truth value. Numbers are bfloat16, or float32 where
-the name says so."""
+the name says so; `summarise` takes float32."""
 
 
 @torch.compiler.assume_constant_result

@@ -24,6 +24,8 @@ PANEL = 64
 FEW_ROWS = 8 if TILES else 32
 """More rows are multiplied as matrices: where there are no tiles for that, 32 take 0.9 of the time of oneDNN's product
 in bfloat16, and as long as it in 8 bits (`benchmarks/decode.py --products`)."""
+MOST_INPUTS = 2**16
+"""So many products of bytes have a sum within 32 bits."""
 BEHIND: dict[Kind | None, int] = {None: 0, "swiglu": 1, "relu2": 2}
 """What is done to the outputs, as the kernel numbers it."""
 SHIFT = 128
@@ -33,8 +35,8 @@ SHIFT = 128
 def suits(device: torch.device, outputs: int, inputs: int, activation: Kind | None = None) -> bool:
     """Whether the kernel is there and made for a matrix of this shape. The first call compiles it."""
     parts = 2 if activation == "swiglu" else 1
-    whole = inputs % native.MULTIPLE == 0 and outputs % (parts * native.MULTIPLE) == 0 and inputs * outputs > 0
-    return device.type == "cpu" and whole and fused.obstacle() is None
+    whole = inputs % native.MULTIPLE == 0 and outputs % (parts * native.MULTIPLE) == 0 and outputs > 0
+    return device.type == "cpu" and whole and 0 < inputs <= MOST_INPUTS and fused.obstacle() is None
 
 
 class Panels:

@@ -125,6 +125,7 @@ def test_for_which_matrices_it_is_made(monkeypatch):
     assert not panels_fused.suits(cpu, 48, 32, "swiglu"), "halves of 24"
     assert not panels_fused.suits(cpu, 40, 32)
     assert not panels_fused.suits(cpu, 48, 24)
+    assert not panels_fused.suits(cpu, 16, 2**16 + 16), "sums beyond 32 bits"
     assert not panels_fused.suits(torch.device("meta"), 48, 32)
     monkeypatch.setattr(fused, "_obstacle", lambda: "left out")
     assert not panels_fused.suits(cpu, 48, 32)
