@@ -57,12 +57,13 @@ class Scripted:
     def __init__(self, decoder: Decoder, script: Sequence[int]) -> None:
         self.inner, self.script = CachedTarget(decoder, capacity=len(script)), script
 
+    @torch.inference_mode()
     def check(self, tokens: Sequence[int], drafted: Sequence[int]) -> Tensor:
         """As `lmopt.infer.speculative.Target`."""
         logits_GV = self.inner.check(tokens, drafted)
         chosen = self.script[len(tokens) : len(tokens) + len(drafted) + 1]
         chosen += [0] * (len(drafted) + 1 - len(chosen))
-        return torch.zeros_like(logits_GV).scatter_(1, torch.tensor(chosen)[:, None], 1.0)
+        return logits_GV.zero_().scatter_(1, torch.tensor(chosen)[:, None], 1.0)
 
 
 def plain_s(decoder: Decoder, script: Sequence[int], prompt: int, clock: Clock) -> float:

@@ -106,15 +106,17 @@ struct HalfValues {
   void add(int64_t count, const float* p, int64_t c, Vec (&sum)[registers]) const {
     alignas(64) half rounded[kKeys];  // with a 0 behind the last one
     store(rounded, load(p));
-    for (int64_t j = 0; j < count; j += 2) {
+    const auto add_pair = [&](int64_t j, __m512i seen) {
       const __m512i share = _mm512_set1_epi32(reinterpret_cast<const int*>(rounded)[j / 2]);
-      const __m512i seen = _mm512_set1_epi32(j + 1 < count ? -1 : 0xffff);  // nothing times infinity would not be 0
 #pragma GCC unroll 4
       for (int n = 0; n < registers; n++) {
         const __m512i two = _mm512_and_si512(seen, _mm512_loadu_si512(pairs + j / 2 * C + c + n * kLanes));
         sum[n] = _mm512_dpbf16_ps(sum[n], (__m512bh)share, (__m512bh)two);
       }
-    }
+    };
+    const __m512i both = _mm512_set1_epi32(-1);
+    for (int64_t j = 0; j + 1 < count; j += 2) add_pair(j, both);
+    if (count % 2 == 1) add_pair(count - 1, _mm512_set1_epi32(0xffff));  // nothing times infinity would not be 0
   }
 };
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.sampling import Choose, probabilities
+from lmopt.infer.sampling import Choose, largest, probabilities
 from lmopt.infer.speculative import CachedTarget, Proposal, rollback
 from lmopt.quantities import possible
 from lmopt.techniques.decoding import Sampling
@@ -26,7 +26,7 @@ def draw(
         logits_V = following(text)
         vocab = len(logits_V)
         if sampling.greedy:
-            text.append(int(logits_V.argmax()))
+            text.append(int(largest(logits_V)))
         else:
             rows.append(probabilities(logits_V, sampling))
             text.append(choose(rows[-1]))

@@ -18,7 +18,7 @@ from torch import Tensor
 from lmopt import native
 from lmopt.infer.cache import KvCache
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.sampling import probabilities
+from lmopt.infer.sampling import largest, probabilities
 from lmopt.infer.sequence import Decoded, Stops, Text, begin
 from lmopt.techniques.decoding import Sampling
 
@@ -107,7 +107,7 @@ def _of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 def append_next(logits_BV: Tensor, texts: Sequence[Text], sampling: Sampling) -> None:
     """Choose each text's next token and append it; text i has row i."""
     if sampling.greedy:
-        chosen = logits_BV.argmax(-1).tolist()
+        chosen = largest(logits_BV).tolist()
     else:
         p_BV = probabilities(logits_BV, sampling)
         chosen = [text.choose(p_V) for text, p_V in zip(texts, p_BV, strict=True)]

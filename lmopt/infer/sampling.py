@@ -17,6 +17,14 @@ Choose = Callable[[Tensor], int]
 """Probabilities (V, sum 1) -> one index, drawn with them."""
 
 
+def largest(logits: Tensor) -> Tensor:
+    """The first of the likeliest tokens of each row, ... x V to ... (int64).
+
+    By `max`: of 32,000 bfloat16 numbers `argmax` takes six times as long on a CPU.
+    """
+    return logits.max(-1).indices
+
+
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities of the next token after all transforms, ... x V; float32, or float64 for float64 logits.
 

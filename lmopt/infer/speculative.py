@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from lmopt.infer.cache import KvCache
 from lmopt.infer.decoder import Decoder
-from lmopt.infer.sampling import Choose, probabilities
+from lmopt.infer.sampling import Choose, largest, probabilities
 from lmopt.infer.sequence import Decoded, Stops, Text, begin
 from lmopt.techniques.decoding import Sampling
 
@@ -96,7 +96,7 @@ def agree(drafted: Sequence[int], logits_GV: Tensor) -> tuple[int, int]:
     """The rule where the target puts all probability on its likeliest token: how many drafted tokens are that, and
     the token after them. Whatever they were drawn from, p(x)/q(x) is 0 for any other, and the residual is p.
     """
-    likeliest: list[int] = logits_GV.argmax(-1).tolist()
+    likeliest: list[int] = largest(logits_GV).tolist()
     kept = next((i for i, token in enumerate(drafted) if token != likeliest[i]), len(drafted))
     return kept, likeliest[kept]
 

@@ -67,7 +67,7 @@ those that are missing."""
 ROW_COST: dict[Format, float] = {"fp32": 0.03, "bf16": 0.03, "int8": 0.35, "int8_dynamic": 0.06}
 """Time of one more row as a share of a whole pass over one: what checking a draft takes. Of torch's operations, between
 one row and five, and not below the 3% that attention and the rest take in bfloat16."""
-PANEL_ROW_COST: dict[Format, float] = {"bf16": 0.03, "int8": 0.06, "int8_dynamic": 0.05}
+PANEL_ROW_COST: dict[Format, float] = {"bf16": 0.04, "int8": 0.08, "int8_dynamic": 0.06}
 """The same of kernels of our own, between one row and two to nine (`benchmarks/decode.py --rows`)."""
 VECTOR_ROW_COST = 0.057
 """The same in bfloat16 by torch's operations on a processor without AMX, where rows of a product take longer: of 77M
