@@ -18,6 +18,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NAMES = (
@@ -104,14 +106,12 @@ def _compile(sources: tuple[Path, ...], place: Path) -> None:
     """Beside its place first: processes that compile at once do not see each other's halves."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as folder:
-        torch, made = _torch(), Path(folder) / place.name
-        files = [str(source) for source in sources if source.suffix == ".cpp"]
-        command = [*_compiler(), *FLAGS, "-isystem", str(torch / "include"), *files, "-L", str(torch / "lib")]
-        complaint = _complaint([*command, "-o", str(made), "-ltorch_cpu", "-lc10"])
+        compiler, made = [*_compiler(), *FLAGS], Path(folder) / place.name
+        complaint = _build([source for source in sources if source.suffix == ".cpp"], compiler, made)
         if complaint is None and not made.exists():
             complaint = "wrote no library"
         if complaint is not None:
-            failed = f"{os.path.basename(command[0])}: {complaint}"
+            failed = f"{os.path.basename(compiler[0])}: {complaint}"
             _failure(place).write_text(failed, encoding="utf-8")
             raise BuildError(failed)
         with made.open("ab") as file:
@@ -119,6 +119,22 @@ def _compile(sources: tuple[Path, ...], place: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         made.replace(place)
+
+
+def _build(sources: Sequence[Path], compiler: Sequence[str], made: Path) -> str | None:
+    """The files side by side, then all of them as one library; the first complaint."""
+    torch = _torch()
+    objects = [made.with_name(f"{source.stem}.o") for source in sources]
+    commands = [
+        [*compiler, "-isystem", str(torch / "include"), "-c", str(source), "-o", str(each)]
+        for source, each in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        complaints = [found for found in threads.map(_complaint, commands) if found is not None]
+    if complaints:
+        return complaints[0]
+    link = [*compiler, *map(str, objects), "-L", str(torch / "lib"), "-o", str(made), "-ltorch_cpu", "-lc10"]
+    return _complaint(link)
 
 
 def _complaint(command: list[str]) -> str | None:
