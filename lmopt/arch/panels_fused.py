@@ -35,7 +35,8 @@ SHIFT = 128
 def suits(device: torch.device, outputs: int, inputs: int, activation: Kind | None = None) -> bool:
     """Whether the kernel is there and made for a matrix of this shape. The first call compiles it."""
     parts = 2 if activation == "swiglu" else 1
-    whole = inputs % native.MULTIPLE == 0 and outputs % (parts * native.MULTIPLE) == 0 and outputs > 0
+    unit = 1 if activation is None else parts * native.MULTIPLE
+    whole = inputs % native.MULTIPLE == 0 and outputs % unit == 0 and outputs > 0
     return device.type == "cpu" and whole and 0 < inputs <= MOST_INPUTS and fused.obstacle() is None
 
 
@@ -59,8 +60,9 @@ class Panels:
         two_bytes: bool = True,
     ) -> None:
         outputs, self.inputs = weight_FD.shape
-        self.parts = 2 if activation == "swiglu" else 1
-        self.outputs, self.activation, self.two_bytes = outputs // self.parts, activation, two_bytes
+        self.outputs = outputs // 2 if activation == "swiglu" else outputs
+        self.computed = -(-self.outputs // native.MULTIPLE) * native.MULTIPLE  # with those that fill up a register
+        self.activation, self.two_bytes = activation, two_bytes
         filled_FD = _filled(weight_FD.detach(), self.outputs)
         words = filled_FD.view(-1, PANEL, self.inputs * weight_FD.itemsize // 4, 4 // weight_FD.itemsize)
         self.panels_PWE = words.transpose(1, 2).contiguous()
@@ -79,22 +81,24 @@ class Panels:
             gains_D: of an RMSNorm that the rows go through first.
             others_NF: added to the result.
         """
-        y_NF = x_ND.new_empty(len(x_ND), self.outputs)
+        if others_NF is not None and self.computed > self.outputs:
+            others_NF = functional.pad(others_NF, (0, self.computed - self.outputs))
+        y_NF = x_ND.new_empty(len(x_ND), self.computed)
         many, how = _many(x_ND), (torch.get_num_threads(), BEHIND[self.activation])
         if many and gains_D is not None:
             x_ND, gains_D = _normed(x_ND, gains_D, eps), None
         if many:
             operands = x_ND, self.panels_PWE, self.scale_F, others_NF, y_NF
-            fused.run("multiply_many", many, self.inputs, self.outputs, *how, *operands)
+            fused.run("multiply_many", many, self.inputs, self.computed, *how, *operands)
         if many < len(x_ND):
             rest_NF = None if others_NF is None else others_NF[many:]
             self._multiply_few(x_ND[many:], gains_D, eps, rest_NF, y_NF[many:])
-        return y_NF
+        return y_NF[:, : self.outputs]
 
     def _multiply_few(
         self, x_ND: Tensor, gains_D: Tensor | None, eps: float, others_NF: Tensor | None, y_NF: Tensor
     ) -> None:
-        sizes = len(x_ND), self.inputs, self.outputs, torch.get_num_threads(), eps, BEHIND[self.activation]
+        sizes = len(x_ND), self.inputs, self.computed, torch.get_num_threads(), eps, BEHIND[self.activation]
         if self.scale_F is None:
             fused.run("multiply_panels", *sizes, x_ND, self.panels_PWE, gains_D, others_NF, y_NF)
             return
@@ -103,14 +107,14 @@ class Panels:
 
     def multiply_to_float(self, x_ND: Tensor) -> Tensor:
         """x W^T of a bfloat16 matrix without activation, in the float32 that sums have: N x F."""
-        y_NF = x_ND.new_empty(len(x_ND), self.outputs, dtype=torch.float32)
-        many, sizes = _many(x_ND), (self.inputs, self.outputs, torch.get_num_threads())
+        y_NF = x_ND.new_empty(len(x_ND), self.computed, dtype=torch.float32)
+        many, sizes = _many(x_ND), (self.inputs, self.computed, torch.get_num_threads())
         if many:
             fused.run("multiply_many_to_float", many, *sizes, x_ND, self.panels_PWE, y_NF)
         if many < len(x_ND):
             rest = x_ND[many:], self.panels_PWE, y_NF[many:]
             fused.run("multiply_panels_to_float", len(x_ND) - many, *sizes, *rest)
-        return y_NF
+        return y_NF[:, : self.outputs]
 
 
 def _many(x_ND: Tensor) -> int:

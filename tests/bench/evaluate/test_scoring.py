@@ -119,7 +119,7 @@ def test_precision_context_is_entered_for_each_batch(model):
     assert 0 < max(differences) < 2
 
 
-@pytest.mark.parametrize("vocab", [300, 304], ids=["head in float32", "head laid out"])
+@pytest.mark.parametrize("vocab", [300, 304], ids=["odd vocabulary", "whole registers"])
 def test_in_bfloat16_it_says_what_the_model_says(vocab):
     model = _model(vocab)
     requests = _requests(400, 70)

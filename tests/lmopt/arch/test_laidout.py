@@ -91,7 +91,7 @@ def test_nothing_is_left_behind():
 
 @torch.no_grad()
 def test_layers_without_a_kernel_are_left_as_they_are(calls):
-    model, text_BT = build(width=72, vocab=97), tokens(2, 16)
+    model, text_BT = build(ffn=SwiGlu(hidden=200), width=72, vocab=97), tokens(2, 16)
     model.blocks[0].attention.output.weight.mul_(2)
     with torch.autocast("cpu", torch.bfloat16):
         plain = model(text_BT)

@@ -21,7 +21,7 @@ KINDS = ["bf16", "two bytes", "a byte"]
 ROUNDING = {"bf16": 2**-8, "two bytes": 2**-8, "a byte": 0.02}
 """Largest error of a row, as a share of its length: rounding the result, and activations where they have 8 bits."""
 ROWS = [1, 2, 3, 4, 5, 6, 7, 9, 13, FEW_ROWS, FEW_ROWS + 1, 48, 64, 79, 130]
-SHAPES = [(16, 16), (96, 32), (64, 704), (208, 176), (320, 1040)]
+SHAPES = [(16, 16), (96, 32), (64, 704), (208, 176), (320, 1040), (17, 16), (97, 48), (383, 64)]
 
 
 def draw(*shape, seed=0):
@@ -83,6 +83,18 @@ def test_what_stands_around_a_product(kind, activation, rows):
     assert furthest(panels.multiply(x_ND, gains_D, 1e-5), exact) < 3 * ROUNDING[kind]
 
 
+@pytest.mark.parametrize("rows", [2, FEW_ROWS + 5])
+@pytest.mark.parametrize("outputs", [64, 41])
+def test_outputs_in_float32_and_sums(outputs, rows):
+    panels, exact_FD = matrix("bf16", outputs, 48)
+    x_ND, others_NF = draw(rows, 48, seed=2).bfloat16(), draw(rows, outputs, seed=3).bfloat16()
+    exact = x_ND.double() @ exact_FD.T
+    found = panels.multiply_to_float(x_ND)
+    assert found.dtype == torch.float32
+    assert furthest(found, exact) < 1e-6
+    assert furthest(panels.multiply(x_ND, others_NF=others_NF), exact + others_NF.double()) < 2**-8
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_whole_numbers_are_multiplied_exactly(rows):
     """Those that the largest of a row makes whole again: a step of 1/256 in two bytes, of 1 in one."""
@@ -123,7 +135,8 @@ def test_for_which_matrices_it_is_made(monkeypatch):
     assert panels_fused.suits(cpu, 48, 32)
     assert panels_fused.suits(cpu, 64, 32, "swiglu")
     assert not panels_fused.suits(cpu, 48, 32, "swiglu"), "halves of 24"
-    assert not panels_fused.suits(cpu, 40, 32)
+    assert not panels_fused.suits(cpu, 40, 32, "relu2")
+    assert panels_fused.suits(cpu, 41, 32), "a vocabulary is what it is"
     assert not panels_fused.suits(cpu, 48, 24)
     assert not panels_fused.suits(cpu, 16, 2**16 + 16), "sums beyond 32 bits"
     assert not panels_fused.suits(torch.device("meta"), 48, 32)
