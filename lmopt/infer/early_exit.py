@@ -103,22 +103,26 @@ def read(decoder: Decoder, last_B1: Tensor, cache: KvCache, rule: ExitRule) -> t
     x_R1D, first = decoder.embed(last_B1), 0
     for layer in exits:
         within = rows if len(rows) < len(last_B1) else None
-        before_R1D = decoder.run(x_R1D, cache, first=first, last=layer - 1, rows=within)
-        x_R1D = decoder.run(before_R1D, cache, first=layer - 1, last=layer, rows=within)
+        before_R1D = x_R1D
+        if rule.measure == "similarity":
+            before_R1D = decoder.run(x_R1D, cache, first=first, last=layer - 1, rows=within)
+            first = layer - 1
+        x_R1D = decoder.run(before_R1D, cache, first=first, last=layer, rows=within)
         first = layer
         leaves_R, logits_RV = _sure(decoder, before_R1D, x_R1D, rule)
         gone = [number for number, leaves in enumerate(leaves_R.tolist()) if leaves]
-        if gone:
-            there = [rows[number] for number in gone]
-            if logits_RV is None:
-                logits_BV[there] = decoder.logits(decoder.norm(x_R1D[gone, 0]))
-            else:
-                logits_BV[there] = logits_RV[gone]
-            decoder.fill(x_R1D[gone], cache, first=layer, rows=there)
-            for row in there:
-                left[row] = layer
-            stay = [number for number in range(len(rows)) if number not in gone]
-            rows, x_R1D = [rows[number] for number in stay], x_R1D[stay]
+        if not gone:
+            continue
+        there = [rows[number] for number in gone]
+        if logits_RV is None:
+            logits_BV[there] = decoder.logits(decoder.norm(x_R1D[gone, 0]))
+        else:
+            logits_BV[there] = logits_RV[gone]
+        decoder.fill(x_R1D[gone], cache, first=layer, rows=there)
+        for row in there:
+            left[row] = layer
+        stay = [number for number in range(len(rows)) if number not in gone]
+        rows, x_R1D = [rows[number] for number in stay], x_R1D[stay]
         if not rows:
             break
     if rows:
@@ -129,7 +133,8 @@ def read(decoder: Decoder, last_B1: Tensor, cache: KvCache, rule: ExitRule) -> t
 
 
 def _sure(decoder: Decoder, before_R1D: Tensor, x_R1D: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor | None]:
-    """Which rows may leave here, and the exit's logits where these were computed to know it."""
+    """Which rows may leave here, and the exit's logits where these were computed to know it. `before` is the state
+    before the layer where similarity asks for it."""
     if rule.measure == "similarity":
         return functional.cosine_similarity(before_R1D[:, 0].float(), x_R1D[:, 0].float()) >= rule.threshold, None
     logits_RV = decoder.logits(decoder.norm(x_R1D[:, 0]))
