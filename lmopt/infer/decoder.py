@@ -23,7 +23,7 @@ from lmopt.arch.ffn import Relu2Ffn, SwiGluFfn
 from lmopt.arch.layers_fused import Layers, Matrices
 from lmopt.arch.moe import MoeFfn
 from lmopt.arch.numbers import compute_dtype
-from lmopt.arch.panels_fused import FEW_ROWS
+from lmopt.arch.panels_fused import FEW_ROWS, is_watched
 from lmopt.arch.transformer import Block, Transformer
 from lmopt.infer.cache import KvCache
 from lmopt.infer.weights import Format, LaidOutWeight, Norm, PanelWeight, activation_dtype, pack, row_cost
@@ -221,7 +221,7 @@ class Decoder:
         """
         start, last = _start(cache, ahead, rows), len(self.layers) if last is None else last
         few = x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS
-        if self._together is not None and few and first < last and self._suits(x_BTD):
+        if self._together is not None and few and first < last and self._suits(x_BTD) and not is_watched():
             return self._together.extend(
                 x_BTD, self.cos_TC, self.sin_TC, cache.keys_LBKSC, cache.values_LBKSC,
                 *_places(cache, start, rows, x_BTD.shape[1]), first=first, last=last,

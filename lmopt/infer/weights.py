@@ -128,6 +128,7 @@ class PanelWeight:
     def __call__(self, x: Tensor, *, norm: Norm | None = None, others: Tensor | None = None) -> Tensor:
         x, others = x.bfloat16(), None if others is None else others.bfloat16()
         if self.many is not None and x.numel() > panels_fused.FEW_ROWS * self.panels.inputs:
+            self.panels.tell(x)  # no counter knows oneDNN's product of bytes
             return self.many(x, norm=norm, others=others)
         x_ND = x.reshape(-1, self.panels.inputs).contiguous()
         others_NF = None if others is None else others.reshape(-1, self.panels.outputs).contiguous()

@@ -14,6 +14,7 @@ from bench.instruments import flops, formulas
 from lmopt import cost
 from lmopt.arch import attention
 from lmopt.arch.extension_fused import extend
+from lmopt.arch.panels_fused import announce
 from lmopt.arch.transformer import build
 from lmopt.compute.int8 import filled_up_product
 from lmopt.recipe import (
@@ -286,6 +287,7 @@ NEEDED = {
     "lmopt::grouped_linear": (experts_backward_on_a_gpu, 6 * GROUPED, 4 * GROUPED),
     "lmopt::grouped_outer": (experts_backward_on_a_gpu, 6 * GROUPED, 2 * GROUPED),
     "aten::_grouped_mm": (grouped_backward, 3 * GROUPED, 3 * GROUPED),
+    "lmopt::panels_multiplied": (lambda: announce(torch.empty(3, 32), 48), 2 * 3 * 32 * 48, 2 * 3 * 32 * 48),
     "lmopt::extend_attention": (
         lambda: extend(  # 3 tokens of 2 texts, 30 tokens in all, 4 heads on 2 of 32
             *(torch.empty(shape, device="meta") for shape in EXTENDED), 30

@@ -190,6 +190,20 @@ def test_flops_are_those_of_torchs_attention(monkeypatch):
     assert by_kernel == counted()
 
 
+@pytest.mark.parametrize("format", ["bf16", "int8", "int8_dynamic"])
+@pytest.mark.parametrize("prompt", [9, 40], ids=["few rows", "many rows"])
+def test_a_counter_sees_as_many_flops_in_every_format(format, prompt):
+    def counted(format):
+        decoder = Decoder(tiny(**WIDE), format)
+        with FlopCounterMode(display=False, custom_mapping=known_operators(FORMULAS)) as counter:
+            written(generate(decoder, [list(range(prompt))] * 2, max_new=6))
+        return counter.get_total_flops()
+
+    expected = counted("fp32")
+    assert expected > 0
+    assert counted(format) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("shape", [{"width": 64, "heads": 4}, {**WIDE, "qk_norm": True}], ids=["heads of 16", "normed"])
 def test_other_models_do_without(kernels, shape):
     decoder = Decoder(tiny(**shape))

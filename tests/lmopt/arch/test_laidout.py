@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lmopt.arch import fused, laidout, transformer
 from lmopt.arch.laidout import laid_out
@@ -53,6 +54,20 @@ def test_a_model_says_the_same(ffn, length, calls):
     assert head is not None
     exact = found.flatten(0, 1).double() @ model.head_weight_VD.bfloat16().double().T
     torch.testing.assert_close(head.multiply_to_float(found.flatten(0, 1)).double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_counter_sees_as_many_flops():
+    model, text_BT = build(), tokens(2, 40)
+
+    def counted():
+        with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+            model.hidden(text_BT)
+        return counter.get_total_flops()
+
+    plain = counted()
+    with laid_out(model):
+        assert counted() == plain > 0
 
 
 def test_training_and_float32_go_on_as_before(calls):
