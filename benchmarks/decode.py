@@ -35,7 +35,8 @@ from turns import compare as in_turn
 from lmopt.arch import fused, transformer
 from lmopt.arch.transformer import Transformer
 from lmopt.compute.memory import tune_allocator
-from lmopt.infer.decoder import Decoder, ModuleFfn
+from lmopt.infer.decoder import Decoder
+from lmopt.infer.feedforward import ModuleFfn
 from lmopt.infer.generate import generate
 from lmopt.infer.weights import Format, pack
 from lmopt.recipe import FixedBatch, Model, Moe, Recipe, SwiGlu

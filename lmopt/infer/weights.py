@@ -9,6 +9,7 @@ matrix laid out beforehand takes the same time for one row as for a few, which i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol, get_args
 
 import torch
@@ -136,7 +137,7 @@ class PanelWeight:
         return self.panels.multiply(x_ND, gains_D, eps, others_NF).view(*x.shape[:-1], self.panels.outputs)
 
 
-class _Composed:
+class _Composed(ABC):
     """What stands around a product by torch's operations."""
 
     def __init__(self, activation: Kind | None = None) -> None:
@@ -151,8 +152,8 @@ class _Composed:
             y = functional.silu(gate).mul_(up)
         return y if others is None else others + y
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _multiply(self, x: Tensor) -> Tensor: ...
 
 
 def _can_lay_out() -> bool:

@@ -5,7 +5,7 @@ import torch
 
 from lmopt.arch import fused
 from lmopt.infer import decoder as decoding
-from lmopt.infer import weights
+from lmopt.infer import feedforward, weights
 from lmopt.infer.decoder import Decoder
 from lmopt.recipe import Moe
 from tests.lmopt.arch.kernels import needs_kernel
@@ -126,9 +126,9 @@ def test_experts_say_what_they_say_in_the_model(moe, rows):
     if moe.routing.kind == "loss_free":
         ffn.router.bias_E.copy_(torch.tensor([0.3, 0, -0.2, 0.1, -0.3]))
     x = torch.randn(2, rows, 32, generator=torch.Generator().manual_seed(rows))
-    torch.testing.assert_close(decoding.ExpertsFfn(ffn, "fp32")(x), ffn(x)[0], rtol=1e-5, atol=1e-5)
-    found = decoding.ExpertsFfn(ffn, "bf16")(x.bfloat16()).flatten(0, 1)
-    assert apart(found, decoding.ModuleFfn(ffn, "bf16")(x.bfloat16()).flatten(0, 1)) < 2**-6
+    torch.testing.assert_close(feedforward.ExpertsFfn(ffn, "fp32")(x), ffn(x)[0], rtol=1e-5, atol=1e-5)
+    found = feedforward.ExpertsFfn(ffn, "bf16")(x.bfloat16()).flatten(0, 1)
+    assert apart(found, feedforward.ModuleFfn(ffn, "bf16")(x.bfloat16()).flatten(0, 1)) < 2**-6
 
 
 @pytest.mark.parametrize("format", ["int8", "int8_dynamic"])
