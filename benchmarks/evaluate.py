@@ -10,7 +10,8 @@ texts of about 600 words) and `generation` (64 tokens a context).
 A Llama of random weights is written by `save_hf` and read by transformers; both sides get the requests that the harness
 builds for the tasks, and answer them in turn, A B B A, in one process. The backend runs at the best of several batch
 sizes. Printed: seconds and their ratio (median over rounds), the largest difference between two log-likelihoods, and
-whether every item is judged the same (of generation: the share of texts that are). Differences: rounding alone in
+whether every item is judged the same (of generation: the share of texts that are); GFLOP/s of our side, and of a large
+product. Differences: rounding alone in
 float32; with --bf16 both compute in bfloat16.
 """
 
@@ -32,6 +33,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.evaluate.asking import TASK_FILES
 from bench.evaluate.language_model import DecoderLM
@@ -155,6 +157,20 @@ def work(ours: DecoderLM, requests: Sequence[Any]) -> dict[str, int]:
     return {"tokens": sum(min(len(row.tokens) - 1, ours.max_length) for row in rows), "tokens_computed": computed}
 
 
+def rate(ours: DecoderLM, requests: Sequence[Any], ours_s: float, bf16: bool) -> dict[str, float]:
+    """GFLOP/s that our side computes at, and that a product of 2,048 x 2,048 matrices does: what is left to gain."""
+    with FlopCounterMode(display=False) as counter:
+        timed(ours, requests)
+    x = torch.randn(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32)
+    seconds: list[float] = []
+    for _ in range(7):
+        start_s = time.perf_counter()
+        matmul.mm(x, x)
+        seconds.append(time.perf_counter() - start_s)
+    found = {"ours": counter.get_total_flops() / ours_s, "large_product": 2 * 2048**3 / min(seconds)}
+    return {name: round(flops / 1e9, 1) for name, flops in found.items()}
+
+
 def same_choices(requests: Sequence[Any], one: Sequence[tuple[float, bool]], two: Sequence[tuple[float, bool]]) -> bool:
     """Whether every item's most likely choice is the same, near ties aside."""
     items: dict[tuple[str, int], list[int]] = {}
@@ -190,14 +206,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.rounds):
         (a_s, a), (b_s, b), (c_s, _), (d_s, _) = (timed(side, requests) for side in (ours, theirs, theirs, ours))
         rounds.append((a_s + d_s, b_s + c_s))
+    ours_s = statistics.median(one for one, _ in rounds) / 2
     return {
         "requests": len(requests),
         **work(ours, requests),
-        "ours_s": statistics.median(one for one, _ in rounds) / 2,
+        "ours_s": ours_s,
         "backend_s": statistics.median(other for _, other in rounds) / 2,
         "times_faster": statistics.median(other / one for one, other in rounds),
         "rounds": [other / one for one, other in rounds],
         **agreement(requests, a, b),
+        "gflop_per_s": rate(ours, requests, ours_s, arguments.bf16),
     }
 
 
