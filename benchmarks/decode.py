@@ -172,8 +172,8 @@ def rows(args: argparse.Namespace, clock: Clock, rounds: int = 25) -> dict[str, 
     result: dict[str, Any] = {}
     for format in get_args(Format):
         decoder = Decoder(model, format)
-        cache = decoder.new_cache(batch=1, capacity=128)
-        cache.advance([64])
+        cache = decoder.new_cache(batch=1, capacity=args.prompt + 24)
+        cache.advance([args.prompt])
         found: dict[int, list[float]] = {count: [] for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 24)}
         for _ in range(rounds):
             for count, seconds in found.items():
