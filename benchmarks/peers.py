@@ -104,8 +104,9 @@ def hf_llama(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[i
     return _hugging_face(LlamaForCausalLM(config), compiled)
 
 
-def litgpt(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:  # noqa: ARG001
+def litgpt(size: Size, compiled: bool, options: argparse.Namespace) -> tuple[int, Callable[[], float]]:
     """litgpt's Llama shape with the head tied to the embedding, as ours is; its own chunked cross-entropy."""
+    sys.path.append(str(options.litgpt))  # behind what is installed: of its folder, only what is missing here
     import torch
     from litgpt.config import Config
     from litgpt.model import GPT

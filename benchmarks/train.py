@@ -1,10 +1,12 @@
 """Our training step against peers' at equal parameters, batch and sequence, in bf16: tokens/s and ratios.
 
-    python benchmarks/train.py --sizes 3M,10M,30M --nanogpt PATH --nanochat PATH
+    pip install --no-deps --target LITGPT -r benchmarks/litgpt.txt
+    python benchmarks/train.py --sizes 3M,10M,30M --nanogpt PATH --nanochat PATH --litgpt LITGPT
 
 Each contender lives in a process of its own, as it ships: its own allocator, its own compiled code. One works at a
 time, in palindromic rounds (A B C C B A), so that a drift of the machine's speed falls on all alike; a ratio compares
-blocks of the same round. Peers: Hugging Face GPT-2 and Llama from `transformers`, litgpt's Llama from PyPI, nanoGPT's
+blocks of the same round. Peers: Hugging Face GPT-2 and Llama from `transformers` (the extra `bench`); litgpt's Llama
+from PyPI, in a folder of its own, since it wants older packages than ours (its model runs beside ours); nanoGPT's
 `model.py` with the training step of its `train.py`, and nanochat's `gpt.py` with the optimizer it sets up itself (it
 has value embeddings, so more parameters), from checkouts given by path. Suffixes: `+compiled` (torch.compile), `+heap`
 (our allocator thresholds given to the peer too), `+composed` (ours by torch's operations, without kernels in C++).
@@ -58,6 +60,8 @@ class Contender:
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DEFAULT = "ours,ours+compiled,ours+composed,nanogpt,nanogpt+heap,nanogpt+compiled,nanochat,litgpt,hf-gpt2,hf-llama"
+BY_PATH = {"nanogpt": "model.py", "nanochat": "nanochat/gpt.py", "litgpt": "litgpt/model.py"}
+"""Peers that are given by path, and the file that must be there."""
 
 
 # --- a contender's process -----------------------------------------------------------------------
@@ -219,6 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", default=DEFAULT, help="the first is the reference (default: %(default)s)")
     parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT; without it that peer is left out")
     parser.add_argument("--nanochat", metavar="PATH", help="the same for nanochat")
+    parser.add_argument("--litgpt", metavar="PATH", help="the folder that litgpt is in; without it, left out, too")
     parser.add_argument("--ffn", choices=("swiglu", "relu2"), default="swiglu", help="our feed-forward")
     parser.add_argument("--rounds", type=int, default=6, help="palindromic rounds (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps a block (default: %(default)s)")
@@ -235,7 +240,8 @@ def arguments() -> argparse.Namespace:
     wrong += [c for c in options.contenders.split(",") if c.partition("+")[0] not in CONTENDERS]
     if wrong:
         parser.error(f"unknown: {', '.join(wrong)}")
-    for path, file in ((options.nanogpt, "model.py"), (options.nanochat, "nanochat/gpt.py")):
+    for peer, file in BY_PATH.items():
+        path = getattr(options, peer)
         if path and not (Path(path) / file).is_file():
             parser.error(f"{path}: no {file} there")
     if options.clock == "cpu" and options.threads != 1:
@@ -246,8 +252,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure every size and print its table."""
     options = arguments()
-    given = {"nanogpt": options.nanogpt, "nanochat": options.nanochat}
-    names = [name for name in options.contenders.split(",") if given.get(name.partition("+")[0], True)]
+    asked = [(name, name.partition("+")[0]) for name in options.contenders.split(",")]
+    names = [name for name, peer in asked if peer not in BY_PATH or getattr(options, peer)]
     sizes = []
     for name in options.sizes.split(","):
         size = SIZES[name]
