@@ -166,6 +166,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool, Tensor | None], 
         raise ValueError("causal_attention: a gradient needs keep=True")
     ctx.save_for_backward(q_BHTC, k_BKTC, v_BKTC, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the gradient of what is kept
 
 
 def _backward(ctx: Any, grad_BTHC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
