@@ -6,6 +6,7 @@ bfloat16. Where something is missing their callers do without. No torch is loade
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -38,6 +39,8 @@ FLAGS = (
 TIMEOUT_S = 300
 FAILURE_S = 3600
 """For so long a compiler's complaint is believed, before it is asked again."""
+UNUSED_S = 90 * 86_400
+"""A library that nobody has asked for so long is removed when another is compiled."""
 DIGEST_BYTES = 32
 """Of a library's end: the SHA-256 of what stands before. Loading half a file would end the process."""
 CPUINFO = Path("/proc/cpuinfo")
@@ -99,6 +102,9 @@ def library(*sources: Path) -> Path:
             raise BuildError(
                 f"{error}; kernels are kept in {place.parent}: XDG_CACHE_HOME names another place"
             ) from error
+        _remove_unused(place.parent)
+    with contextlib.suppress(OSError):  # a cache that can only be read
+        os.utime(place)
     return place
 
 
@@ -236,6 +242,14 @@ def _place(sources: tuple[Path, ...]) -> Path:
     parts = (*texts, version, str(_torch()), *FLAGS, name, *sorted(flags))
     identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return Path(home) / "lmbench" / "kernels" / f"{sources[0].stem}-{identity}.so"
+
+
+def _remove_unused(folder: Path) -> None:
+    """Of other sources, versions of torch and processors; a process that has loaded one keeps it."""
+    for path in folder.glob("*.*"):
+        with contextlib.suppress(OSError):  # somebody else removes it, too
+            if path.suffix in (".so", ".failed") and time.time() - path.stat().st_mtime > UNUSED_S:
+                path.unlink()
 
 
 def _failure(place: Path) -> Path:
