@@ -14,9 +14,11 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from bench.casefolder import write_atomically
+from bench.executors import Exit
 from bench.executors.local import SERVER_ENVIRONMENT
 from bench.process import resident_bytes
 from lmopt import children
@@ -135,3 +137,48 @@ def attendance(place: Path) -> dict[str, object] | None:
         return json.loads((place / ATTENDANCE).read_text())
     except (OSError, ValueError):
         return None
+
+
+class Attended(ABC):
+    """A case that an attendant stays beside, as the runner sees it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ended: Exit | None = None
+
+    def poll(self) -> Exit | None:
+        """How it ended; a case whose machine was taken away is lost. None while it runs or waits."""
+        if self._ended is None and self.is_done():
+            self._ended = self.end()
+        return self._ended
+
+    def is_waiting(self) -> bool:
+        """Whether it has no machine yet."""
+        return is_waiting(self.folder)
+
+    def resident_bytes(self) -> int | None:
+        """What its attendant saw last."""
+        return seen_resident_bytes(self.folder)
+
+    def terminate(self) -> None:
+        """SIGTERM, through the case folder; a case that still waits for a machine is taken back."""
+        ask(self.folder, signal.SIGTERM)
+        if self.is_waiting():
+            self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        ask(self.folder, signal.SIGKILL)
+        self.cancel()
+
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Whether whoever started the attendant says that it ended."""
+
+    @abstractmethod
+    def end(self) -> Exit:
+        """How an ended one ended."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Take it back from whoever started the attendant, as far as that can be done."""

@@ -116,47 +116,28 @@ class RayExecutor:
         return found
 
 
-class RayRunning:
+class RayRunning(attend.Attended):
     """A case on some node."""
 
     def __init__(self, reference: Any, folder: Path) -> None:
+        super().__init__(folder)
         self._reference = reference
-        self._folder = folder
-        self._ended: Exit | None = None
 
-    def poll(self) -> Exit | None:
-        """How it ended; a node or process that went away is a lost case."""
-        if self._ended is None and ray.wait([self._reference], timeout=0)[0]:
-            self._ended = self._end()
-        return self._ended
+    def is_done(self) -> bool:
+        return bool(ray.wait([self._reference], timeout=0)[0])
 
-    def _end(self) -> Exit:
+    def end(self) -> Exit:
+        """A node or process that went away is a lost case."""
         try:
             code, number = ray.get(self._reference)
         except RayTaskError as error:  # the attendant itself failed: its message says why
             return Exit(None, None, reason=str(error.cause or error).strip().splitlines()[-1])
         except RayError as error:
-            asked = attend.was_asked(self._folder)
+            asked = attend.was_asked(self.folder)
             return Exit(None, signal.SIGKILL, lost=not asked, reason=f"its node or process was lost: {_short(error)}")
-        return Exit(code, number, lost=code == interruption.EXIT_CODE and not attend.was_asked(self._folder))
+        return Exit(code, number, lost=code == interruption.EXIT_CODE and not attend.was_asked(self.folder))
 
-    def is_waiting(self) -> bool:
-        """Whether it has no machine yet."""
-        return attend.is_waiting(self._folder)
-
-    def resident_bytes(self) -> int | None:
-        """What its attendant saw last."""
-        return attend.seen_resident_bytes(self._folder)
-
-    def terminate(self) -> None:
-        """SIGTERM, through the case folder; a case that still waits for a machine is taken back."""
-        attend.ask(self._folder, signal.SIGTERM)
-        if self.is_waiting():
-            self.kill()
-
-    def kill(self) -> None:
-        """End it now."""
-        attend.ask(self._folder, signal.SIGKILL)
+    def cancel(self) -> None:
         with contextlib.suppress(RayError, ValueError, TypeError):
             ray.cancel(self._reference, force=True)
 

@@ -95,22 +95,19 @@ class SlurmExecutor:
         self._running.clear()
 
 
-class SlurmRunning:
+class SlurmRunning(attend.Attended):
     """A job."""
 
     def __init__(self, job: Any, folder: Path) -> None:
+        super().__init__(folder)
         self._job = job
-        self._folder = folder
-        self._ended: Exit | None = None
 
-    def poll(self) -> Exit | None:
-        """How it ended; a job that the scheduler or a node took away is a lost case."""
-        if self._ended is None and self._job.done():
-            self._ended = self._end()
-        return self._ended
+    def is_done(self) -> bool:
+        return bool(self._job.done())
 
-    def _end(self) -> Exit:
-        asked = attend.was_asked(self._folder)
+    def end(self) -> Exit:
+        """A job that the scheduler or a node took away is a lost case."""
+        asked = attend.was_asked(self.folder)
         try:
             code, number = self._job.result()
         except FailedJobError as error:  # the attendant itself failed: its message says why
@@ -121,25 +118,6 @@ class SlurmRunning:
             return Exit(None, signal.SIGKILL, lost=lost, reason=f"its job ended as {state} without a result")
         return Exit(code, number, lost=code == interruption.EXIT_CODE and not asked)
 
-    def is_waiting(self) -> bool:
-        """Whether it is still in the queue."""
-        return attend.is_waiting(self._folder)
-
-    def resident_bytes(self) -> int | None:
-        """What its attendant saw last."""
-        return attend.seen_resident_bytes(self._folder)
-
-    def terminate(self) -> None:
-        """SIGTERM, through the case folder; a job that still waits is taken back."""
-        attend.ask(self._folder, signal.SIGTERM)
-        if self.is_waiting():
-            self._cancel()
-
-    def kill(self) -> None:
-        """End it now."""
-        attend.ask(self._folder, signal.SIGKILL)
-        self._cancel()
-
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
         with contextlib.suppress(RuntimeError, OSError):
             self._job.cancel(check=False)
