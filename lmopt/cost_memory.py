@@ -144,7 +144,7 @@ def _compiled_bytes(recipe: Recipe) -> int:
 
 
 def _room_bytes(recipe: Recipe) -> int:
-    """Room of the experts' kernel, which it keeps: as experts_fused.cpp asks for it in backward, and a quarter.
+    """Room of the experts' kernel, which it keeps: as experts_backward_fused.cpp asks for it, and a quarter.
 
     For each thread where there is an expert for each; one expert is taken to have half as many rows again as the mean.
     """

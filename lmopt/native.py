@@ -24,9 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NAMES = (
-    *("kernels.h", "products.h"),
-    *("attention_fused.cpp", "experts_fused.cpp", "extension_fused.cpp", "layers_fused.cpp"),
-    *("panels_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
+    *("kernels.h", "products.h", "experts.h"),
+    *("attention_fused.cpp", "experts_fused.cpp", "experts_backward_fused.cpp", "extension_fused.cpp"),
+    *("layers_fused.cpp", "panels_fused.cpp", "routing_fused.cpp", "rows_fused.cpp"),
 )
 SOURCES = tuple(Path(__file__).parent / "arch" / name for name in NAMES)
 """Of the one library that all kernels are in, headers among them."""

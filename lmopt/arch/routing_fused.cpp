@@ -298,4 +298,30 @@ bool lmopt_route_backward(bool full, bool sum_to_one, int64_t N, int64_t D, int6
   });
 }
 
+// The row of each slot and the token of each row: one expert's rows after the other's, each in the order of the tokens.
+// With a capacity (none: -1) an expert has so many rows, and what finds none is not kept and names row 0. `next` is
+// room for E numbers. False where an expert is none of E.
+bool lmopt_place_slots(int64_t N, int64_t K, int64_t E, int64_t capacity, const int64_t* expert, int64_t* token,
+                       int64_t* slot, int32_t* ends, bool* kept, int64_t* next) {
+  for (int64_t i = 0; i < N * K; i++)
+    if (expert[i] < 0 || expert[i] >= E) return false;
+  std::fill_n(ends, E, static_cast<int32_t>(std::max(capacity, int64_t(0))));
+  if (capacity < 0)
+    for (int64_t i = 0; i < N * K; i++) ends[expert[i]]++;
+  for (int64_t e = 0; e < E; e++) {
+    next[e] = e == 0 ? 0 : ends[e - 1];
+    ends[e] += static_cast<int32_t>(next[e]);
+  }
+  if (capacity >= 0) std::fill_n(token, E * capacity, int64_t(0));
+  for (int64_t n = 0; n < N; n++)
+    for (int64_t i = n * K; i < (n + 1) * K; i++) {
+      const int64_t row = next[expert[i]]++;
+      const bool fits = row < ends[expert[i]];
+      if (fits) token[row] = n;
+      slot[i] = fits ? row : 0;
+      if (capacity >= 0) kept[i] = fits;
+    }
+  return true;
+}
+
 }  // extern "C"
