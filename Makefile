@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SUITE ?= suites/quickstart.yaml
+KERNELS := $(wildcard lmopt/arch/*.cpp lmopt/arch/*.h)
 
 .PHONY: run test test-slow test-gpu check format docs audit clean
 
@@ -23,6 +24,7 @@ test-gpu: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_docs.py
@@ -30,6 +32,7 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(KERNELS)
 
 docs: $(VENV)/.installed-dev
 	LMBENCH_UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/test_docs.py -k documented

@@ -1,6 +1,6 @@
-// Causal attention with its probabilities kept, forward and backward, in bfloat16 and float32: blocks of queries against
-// the keys up to their end, as causal.py has it and in its order, so that either may go back where the other went
-// forward.
+// Causal attention with its probabilities kept, forward and backward, in bfloat16 and float32: blocks of queries
+// against the keys up to their end, as causal.py has it and in its order, so that either may go back where the other
+// went forward.
 //
 // Letters: B sequences of T tokens, H heads, K key heads that H / K of them share, C their width; T and C are multiples
 // of 16. A key head of a sequence, with the heads that share it, is one thread's: the bits do not depend on how many

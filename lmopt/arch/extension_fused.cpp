@@ -194,15 +194,13 @@ extern "C" {
 bool lmopt_extend_float(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int64_t S, int threads, const float* qkv,
                         const float* cosine, const float* sine, float* keys, float* values, const int64_t* start,
                         const int64_t* rows, float* out) {
-  return enough_memory(
-      [&] { extend(B, T, H, K, C, S, threads, qkv, cosine, sine, keys, values, start, rows, out); });
+  return enough_memory([&] { extend(B, T, H, K, C, S, threads, qkv, cosine, sine, keys, values, start, rows, out); });
 }
 
 bool lmopt_extend(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int64_t S, int threads, const half* qkv,
                   const half* cosine, const half* sine, half* keys, half* values, const int64_t* start,
                   const int64_t* rows, half* out) {
-  return enough_memory(
-      [&] { extend(B, T, H, K, C, S, threads, qkv, cosine, sine, keys, values, start, rows, out); });
+  return enough_memory([&] { extend(B, T, H, K, C, S, threads, qkv, cosine, sine, keys, values, start, rows, out); });
 }
 
 }  // extern "C"

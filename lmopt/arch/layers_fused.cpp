@@ -1,8 +1,8 @@
 // All layers of a decoder over a few new tokens, in one call: what is asked of several kernels a layer otherwise, of
 // which each takes as long to be called as a small matrix to be read.
 //
-// Letters: L layers; B sequences of T new tokens of width D; H heads, K key heads, C their width; F inner width; a cache
-// of R rows with room for S tokens each.
+// Letters: L layers; B sequences of T new tokens of width D; H heads, K key heads, C their width; F inner width; a
+// cache of R rows with room for S tokens each.
 
 #include "products.h"
 

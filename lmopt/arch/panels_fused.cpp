@@ -2,10 +2,10 @@
 // stands around the product is done to the rows on the way: a norm before it, an activation or a sum behind it. Many
 // rows are multiplied with the same panels by oneDNN.
 //
-// Letters: N rows, D inputs, F outputs; D and F are multiples of 16. The matrix is laid out in panels of 64 outputs, the
-// last one filled up with zeros: [panel][D / numbers of a word][64] words of two bfloat16 numbers or four bytes. What a
-// gate makes of F outputs has F of its own, in panels behind those of the gate. A panel is one thread's, and a row's sums
-// go in the order of inputs: the bits depend neither on the number of threads nor on the other rows.
+// Letters: N rows, D inputs, F outputs; D and F are multiples of 16. The matrix is laid out in panels of 64 outputs,
+// the last one filled up with zeros: [panel][D / numbers of a word][64] words of two bfloat16 numbers or four bytes.
+// What a gate makes of F outputs has F of its own, in panels behind those of the gate. A panel is one thread's, and a
+// row's sums go in the order of inputs: the bits depend neither on the number of threads nor on the other rows.
 
 #include <omp.h>
 
@@ -20,11 +20,11 @@ using namespace lmopt;
 namespace {
 
 constexpr int64_t kPanel = 64, kRegisters = kPanel / kLanes;
-constexpr int kTogether = 6;           // rows that are multiplied by a weight while it is in a register, at most
-constexpr int64_t kPiece = 64;         // words of an output that all rows are multiplied by at a time: 16 KiB of a panel
-constexpr int64_t kFetched = 4096;     // words between those that are multiplied and those that are fetched
-constexpr float kByte = 127;           // the largest whole number of a byte
-constexpr float kTwoBytes = 256 * 127; // and of two: 256 x the first, and the second
+constexpr int kTogether = 6;        // rows that are multiplied by a weight while it is in a register, at most
+constexpr int64_t kPiece = 64;      // words of an output that all rows are multiplied by at a time: 16 KiB of a panel
+constexpr int64_t kFetched = 4096;  // words between those that are multiplied and those that are fetched
+constexpr float kByte = 127;        // the largest whole number of a byte
+constexpr float kTwoBytes = 256 * 127;  // and of two: 256 x the first, and the second
 
 enum Behind { kNothing, kGated, kSquared };  // what is done to the outputs, as Python numbers it
 
@@ -141,11 +141,14 @@ struct Scales {
 };
 
 // Outputs of a row from what its words added up to; `at` is the first of the 16.
-inline Vec outputs(HalfRows, const Vec (*sum)[kRegisters], int64_t i, float, const Scales&, int64_t) { return sum[0][i]; }
+inline Vec outputs(HalfRows, const Vec (*sum)[kRegisters], int64_t i, float, const Scales&, int64_t) {
+  return sum[0][i];
+}
 inline Vec whole(const __m512i (*sum)[kRegisters], int64_t i, const Scales& scales, int64_t at) {
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[0][i], _mm512_loadu_si512(scales.shift + at)));
 }
-inline Vec outputs(ByteRows, const __m512i (*sum)[kRegisters], int64_t i, float scale, const Scales& scales, int64_t at) {
+inline Vec outputs(ByteRows, const __m512i (*sum)[kRegisters], int64_t i, float scale, const Scales& scales,
+                   int64_t at) {
   return whole(sum, i, scales, at) * Vec(scale) * load(scales.of + at);
 }
 inline Vec outputs(TwoByteRows, const __m512i (*sum)[kRegisters], int64_t i, float scale, const Scales& scales,
@@ -305,8 +308,7 @@ bool lmopt_multiply_many(int64_t N, int64_t D, int64_t F, int threads, int behin
 
 bool lmopt_multiply_many_to_float(int64_t N, int64_t D, int64_t F, int threads, const half* x, const word* panels,
                                   float* y) {
-  return enough_memory(
-      [&] { multiply_many<HalfRows>(N, D, F, threads, x, panels, nullptr, kNothing, nullptr, y); });
+  return enough_memory([&] { multiply_many<HalfRows>(N, D, F, threads, x, panels, nullptr, kNothing, nullptr, y); });
 }
 
 }  // extern "C"

@@ -1,6 +1,6 @@
 // Products of matrices, and what lays out their operands. They are oneDNN's, as torch offers them to its own kernels
-// (at::native::cpublas::brgemm): A is row-major, C is float32, and B row-major in float32; in bfloat16 it holds pairs of
-// rows as words, [K/2][columns].
+// (at::native::cpublas::brgemm): A is row-major, C is float32, and B row-major in float32; in bfloat16 it holds pairs
+// of rows as words, [K/2][columns].
 
 #pragma once
 

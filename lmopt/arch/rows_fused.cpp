@@ -23,8 +23,7 @@ constexpr int64_t kChunk = 64;  // rows that are summed before chunks are
 
 // Each row's scale is kept.
 template <typename Number>
-void norm(int64_t N, int64_t D, float eps, int threads, const Number* x, const float* weight, Number* y,
-          float* scale) {
+void norm(int64_t N, int64_t D, float eps, int threads, const Number* x, const float* weight, Number* y, float* scale) {
 #pragma omp parallel for num_threads(threads)
   for (int64_t n = 0; n < N; n++) scale[n] = norm_row(D, eps, x + n * D, weight, y + n * D);
 }
@@ -97,8 +96,8 @@ void activate_backward(int64_t N, int64_t F, int threads, const Number* inner, c
 // qkv (B x T x (H + 2K) x C) to q (B x H x T x C), k and v (B x K x T x C), queries and keys turned; or back, with
 // gradients.
 template <bool back, typename Number>
-void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const Number* cosine,
-           const Number* sine, Number* qkv, Number* q, Number* k, Number* v) {
+void heads(int64_t B, int64_t T, int64_t H, int64_t K, int64_t C, int threads, const Number* cosine, const Number* sine,
+           Number* qkv, Number* q, Number* k, Number* v) {
   const int64_t all = H + 2 * K;
 #pragma omp parallel for collapse(2) num_threads(threads)
   for (int64_t b = 0; b < B; b++)
