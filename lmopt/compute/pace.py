@@ -191,8 +191,8 @@ class Adapting(Scheduled):
         self._best: int | None = None
         """The size in use when no other is on trial."""
         self._judgements = self._trials = 0
-        self._squeezed_from: int | None = None
-        """The size in use before memory became short."""
+        self._squeezed_from: list[int] = []
+        """Sizes in use whenever memory became short, descending: the way back, the last one first."""
         self._since: tuple[float, int] | None = None
         """Clock and step at which this size began to be timed; the clock is put forward by all that was not steps."""
         self._first_step = 0
@@ -236,13 +236,13 @@ class Adapting(Scheduled):
     def next(self) -> Update:
         allowed = self.allowed()
         if self.micro > allowed:
-            self._squeezed_from = max(self.micro, self._squeezed_from or 0)
+            self._squeezed_from.append(self.micro)
             memory.give_back()
             self._used_bytes = 0
             self._settle(allowed, "less memory is free")
-        elif self._squeezed_from is not None and allowed >= self._squeezed_from:
-            self._settle(self._squeezed_from, "memory is free again")
-            self._squeezed_from = None
+        elif self._squeezed_from and allowed >= self._squeezed_from[-1]:
+            self._settle(max(size for size in self._squeezed_from if size <= allowed), "memory is free again")
+            self._squeezed_from = [size for size in self._squeezed_from if size > allowed]
         elif self._since is not None and self.step - self._since[1] >= self.config.every:
             self._judge(allowed)
         if self._since is None and self.step > self._first_step:
@@ -256,7 +256,7 @@ class Adapting(Scheduled):
 
     def back_off(self, micro: int, error: BaseException) -> int:
         self._failed, self._free_when_failed, self._used_bytes = micro, None, 0
-        self._squeezed_from = max(micro, self._squeezed_from or 0)
+        self._squeezed_from.append(micro)
         smaller = [size for size in self.config.sizes if size < micro]
         if not smaller:
             if not memory.ran_out(error):  # not for want of memory, as it seems
@@ -319,13 +319,13 @@ class Adapting(Scheduled):
             "micro": self.micro,
             "failed": self._failed,
             "free_when_failed": self._free_when_failed,
-            "squeezed_from": self._squeezed_from,
+            "squeezed_from": [*self._squeezed_from],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         self.micro, self._failed, self._since = state["micro"], state["failed"], None
-        self._free_when_failed, self._squeezed_from = state["free_when_failed"], state["squeezed_from"]
+        self._free_when_failed, self._squeezed_from = state["free_when_failed"], [*state["squeezed_from"]]
         self._best, self._first_step = self.micro, self.step
 
 

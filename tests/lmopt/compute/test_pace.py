@@ -613,6 +613,22 @@ def test_a_size_that_failed_comes_back_when_clearly_more_is_free():
     assert adapting.decisions[-1].why == "memory is free again"
 
 
+def test_beside_a_size_that_failed_it_grows_back_to_the_largest_that_did_not():
+    machine = Machine(100)
+    adapting = machine.pace()
+    machine.steps(adapting, 1)
+    machine.free(100)
+    assert adapting.back_off(8, torch.OutOfMemoryError("no")) == 4
+    assert machine.steps(adapting, 2) == [4, 4]
+    machine.free(1.5)
+    assert machine.steps(adapting, 2) == [1, 1]
+    machine.free(100)
+    assert machine.steps(adapting, 2) == [4, 4]
+    assert adapting.decisions[-1].why == "memory is free again"
+    machine.free(1000)
+    assert machine.steps(adapting, 2) == [8, 8]
+
+
 def test_what_memory_took_from_it_outlives_a_checkpoint():
     machine = Machine(100)
     adapting = machine.pace()
