@@ -173,9 +173,8 @@ def allocation_counts(root: Path = Path("/")) -> dict[int, dict[str, int]]:
     found: dict[int, dict[str, int]] = {}
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
         try:
-            lines = (folder / "numastat").read_text().splitlines()
+            counts = re.findall(r"^(\w+) (\d+)$", (folder / "numastat").read_text(), re.MULTILINE)
         except OSError:
             continue
-        counts = (line.split() for line in lines)
         found[int(folder.name.removeprefix("node"))] = {name: int(value) for name, value in counts}
     return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+LIST = re.compile(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?")
+"""Numbers as the kernel lists them: `0-3,8`, or none (cpuset(7), list format)."""
 
 
 class NoSuchNode(ValueError):
@@ -49,6 +51,7 @@ def nodes(root: Path = ROOT) -> list[Node]:
             continue
         memory = re.search(r"MemTotal:\s+(\d+) kB", _text(folder / "meminfo"))
         number, cpus = int(folder.name.removeprefix("node")), _text(folder / "cpulist")
+        cpus = cpus if LIST.fullmatch(cpus) else ""
         found.append(
             Node(
                 node=number,
@@ -65,7 +68,7 @@ def nodes(root: Path = ROOT) -> list[Node]:
 def _kept_to(what: str, status: str) -> frozenset[int] | None:
     """The processors or memory nodes that this process is kept to; None where the kernel does not say."""
     found = re.search(rf"^{what}_allowed_list:[ \t]*(\S+)$", status, re.MULTILINE)
-    return frozenset(parse_list(found[1])) if found else None
+    return frozenset(parse_list(found[1])) if found and LIST.fullmatch(found[1]) else None
 
 
 def parse_list(text: str) -> list[int]:

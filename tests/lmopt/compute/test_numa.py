@@ -115,6 +115,18 @@ def test_what_the_kernel_would_not_write_is_passed_over(tmp_path):
     assert first.distances == (10,)
 
 
+@pytest.mark.parametrize("said", ["(null)", "4 5", "0-6:2/4", "a-b", "0,,1"])
+def test_a_list_that_cannot_be_read_says_nothing(said, tmp_path):
+    plant(TWO_SOCKETS | {"node1/cpulist": f"{said}\n", "node1/numastat": "numa_hit 5\n\nunknown\n"}, tmp_path)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text(f"Cpus_allowed_list:\t{said}\nMems_allowed_list:\t{said}\n")
+    first, second = topology.nodes(tmp_path)
+    assert (first.cpus, second.cpus) == ("0-27,56-83", "")
+    assert first.allowed
+    assert first.runs
+    assert numa.allocation_counts(tmp_path)[1] == {"numa_hit": 5}
+
+
 def kept_to(nodes: str, root):
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/status").write_text(f"Name:\tpython\nMems_allowed:\tff\nMems_allowed_list:\t{nodes}\n")
