@@ -68,7 +68,7 @@ BUSY_SHARE = 0.1
 """Share of the usable cores that other processes may take meanwhile. A load average of the last minute does not know
 what has just begun."""
 TIMEOUT_S = 300.0
-SCHEMA = 6
+SCHEMA = 7
 
 
 class CalibrationError(RuntimeError):
@@ -271,11 +271,11 @@ def _forever(batch: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _bandwidth(device: str, clock: Clock) -> float:
-    """Bytes read and written a second by a copy."""
+    """Bytes read and written a second by a copy to memory that was written before: new pages cost many times more."""
     import torch
 
     source = torch.ones(COPY_BYTES // 4, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
+    target = torch.ones_like(source)
     return 2 * COPY_BYTES / _best_s(lambda: target.copy_(source), SLICE_S, device, clock)
 
 

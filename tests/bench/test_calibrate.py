@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +89,26 @@ def test_rates_are_flops_over_the_shortest_time(monkeypatch: pytest.MonkeyPatch)
     assert found.bytes_per_s == pytest.approx(2 * calibrate.COPY_BYTES / 1e-6)
     assert found.train_flops_per_s == {"fp32": 7.0, "bf16": 7.0, "bf16+moe": 7.0}
     assert found.fixed_s == {"fp32": 0.5, "bf16": 0.5, "bf16+moe": 0.5}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are counted on Linux")
+def test_bandwidth_is_that_of_memory_and_not_of_new_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first copy may be the only one in its time."""
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    taken: list[int] = []
+
+    def once(work: Callable[[], object], *_: object) -> float:
+        before = faults()
+        work()
+        taken.append(faults() - before)
+        return 1.0
+
+    monkeypatch.setattr(calibrate, "_best_s", once)
+    calibrate._bandwidth("cpu", lambda: 0)
+    assert taken[0] < calibrate.COPY_BYTES / resource.getpagesize() / 100
 
 
 @pytest.mark.parametrize(("others_s", "busy"), [(0.0, False), (1e6, True)])
