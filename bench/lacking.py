@@ -5,14 +5,19 @@ A suite is right or wrong wherever it is read; a package may be installed tomorr
 
 from __future__ import annotations
 
+from bench.machine import device_capability
 from bench.suite import Suite
 from bench.toolchain import likely_device, toolchain
 from lmopt.data import needs
 from lmopt.data.spec import Holdout
+from lmopt.techniques.precision import BF16_CAPABILITY
 
 
 def lacking(suite: Suite) -> tuple[str, ...]:
-    """A sentence, with a hint on its own line, for each source, data step or compiled step that cannot work here."""
+    """A sentence, with a hint on its own line, for each part that cannot work here.
+
+    Parts are sources, data steps, number formats and compiled steps.
+    """
     data, found = suite.data, dict[str, list[str]]()
     for options in (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout))):
         if said := needs.of_source(options):
@@ -22,6 +27,11 @@ def lacking(suite: Suite) -> tuple[str, ...]:
             if said := needs.of_step(step):
                 arms = found.setdefault(f"data step {step.kind}: {said}", [])
                 arms += [arm.name] if arm.name not in arms else []
+    if said := _no_bfloat16():
+        for arm in suite.all_arms():
+            precision = suite.resolve(arm.name, suite.over.scale[0].name).precision
+            if precision.arithmetic == "bf16":
+                found.setdefault(f"precision {precision.kind}: {said}", []).append(arm.name)
     if said := _uncompilable():
         compiled = [arm.name for arm in suite.all_arms() if _is_compiled(suite, arm.name)]
         if compiled:
@@ -32,6 +42,18 @@ def lacking(suite: Suite) -> tuple[str, ...]:
 def _is_compiled(suite: Suite, arm: str) -> bool:
     """Whether an arm insists: `auto` goes on without a compiler."""
     return any(suite.resolve(arm, scale.name).compile is True for scale in suite.over.scale)
+
+
+def _no_bfloat16() -> str | None:
+    """Why the GPU that cases run on, if there is one, trains in float32 alone; None where it does not."""
+    device = device_capability() if likely_device() == "cuda" else None
+    if device is None or device[1] >= BF16_CAPABILITY:
+        return None
+    newer = ".".join(map(str, BF16_CAPABILITY))
+    return (
+        f"{device[0]} has no bfloat16 arithmetic (compute capability {newer} or newer has)"
+        "\nhint: use precision {kind: fp32} on this device"
+    )
 
 
 def _uncompilable() -> str | None:

@@ -109,6 +109,13 @@ def device_memory_bytes(nvml: Nvml | None = None) -> int | None:
     return nvml.free_bytes() if probe(nvml).available else None
 
 
+def device_capability(nvml: Nvml | None = None) -> tuple[str, tuple[int, int]] | None:
+    """Name and compute capability of the GPU that cases run on; None without one, or where NVML does not say."""
+    nvml = nvml or Nvml()
+    capability = nvml.capability() if probe(nvml).available else None
+    return None if capability is None else (nvml.names()[0], capability)
+
+
 def numa(root: Path = ROOT) -> list[dict[str, Any]]:
     """NUMA nodes: number, its CPUs as the kernel lists them, memory in bytes, distances to all nodes.
 

@@ -187,6 +187,14 @@ class Nvml:
         except (IndexError, *self._errors):
             return None
 
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA's compute capability of the first device; None before a successful `probe`, or where NVML is silent."""
+        try:
+            major, minor = self._library.nvmlDeviceGetCudaComputeCapability(self._gpus[0].handle)
+            return int(major), int(minor)
+        except (IndexError, *self._errors):
+            return None
+
     @property
     def _errors(self) -> tuple[type[BaseException], ...]:
         """What NVML raises: its own error, and whatever ctypes makes of a library that lacks a function."""

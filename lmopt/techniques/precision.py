@@ -11,6 +11,8 @@ from typing import ClassVar, Literal
 from lmopt.techniques.technique import Technique
 
 Arithmetic = Literal["fp32", "bf16"]
+BF16_CAPABILITY = (8, 0)
+"""First CUDA compute capability with bfloat16 arithmetic (Ampere)."""
 
 
 class Fp32(Technique):

@@ -87,6 +87,15 @@ def test_a_guest_says_so(root: Path) -> None:
     assert machine.fingerprint(root, nvml=no_gpu())["virtual"] is True
 
 
+def test_capability_of_the_device_that_cases_run_on() -> None:
+    gpus = [FakeGpu("GPU-0", "Tesla T4", capability=(7, 5)), FakeGpu("GPU-1")]
+    assert machine.device_capability(Nvml(FakeNvml(gpus), environment={})) == ("Tesla T4", (7, 5))
+    second = Nvml(FakeNvml(gpus), environment={"CUDA_VISIBLE_DEVICES": "1"})
+    assert machine.device_capability(second) == ("NVIDIA H200", (9, 0))
+    assert machine.device_capability(Nvml(FakeNvml(gpus), environment={"CUDA_VISIBLE_DEVICES": ""})) is None
+    assert machine.device_capability(Nvml(FakeNvml([FakeGpu("GPU-0", dead=True)]), environment={})) is None
+
+
 def test_memory_of_the_device_that_cases_run_on() -> None:
     gpus = [FakeGpu("GPU-0", free_bytes=70), FakeGpu("GPU-1", free_bytes=20)]
     assert machine.device_memory_bytes(Nvml(FakeNvml(gpus), environment={})) == 70

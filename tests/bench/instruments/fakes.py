@@ -61,6 +61,7 @@ class FakeGpu:
     """None: the device has no counter."""
     power_mw: int | None = 200_000
     free_bytes: int = 80 * 2**30
+    capability: tuple[int, int] = (9, 0)
     slices: tuple[str, ...] | None = None
     """UUIDs of the slices of a device in MIG mode."""
     dead: bool = False
@@ -117,6 +118,11 @@ class FakeNvml:
         if gpu.dead:
             raise FakeNvmlError("GPU is lost")
         return SimpleNamespace(free=gpu.free_bytes, total=140 * 2**30)
+
+    def nvmlDeviceGetCudaComputeCapability(self, gpu: FakeGpu) -> tuple[int, int]:
+        if gpu.dead:
+            raise FakeNvmlError("GPU is lost")
+        return gpu.capability
 
     def nvmlDeviceGetPowerUsage(self, gpu: FakeGpu) -> int:
         if gpu.dead:
