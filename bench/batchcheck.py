@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench.datapaths import has
-from bench.draft import Draft, Variant
+from bench.draft import Draft, Variant, value_of
 from bench.findings import Finding, split_hint, validate
 from bench.source import DataPath
 from lmopt import cost_memory
-from lmopt.compute.decisions import ReplayError, fitting_decisions
+from lmopt.compute.decisions import ReplayError, fitting_decisions, sha256_of
 from lmopt.recipe import AdaptiveMicro, NoiseRamp, Recipe
 
 
@@ -30,13 +31,19 @@ def memory(draft: Draft) -> Iterator[Finding]:
 
 
 def foreign(place: DataPath, draft: Draft, variant: Variant) -> Iterator[Finding]:
-    """A file of decisions that cannot be read or that the variant's recipe could not have made, at one scale or all."""
+    """A file of decisions that cannot be read, that the variant's recipe could not have made, or not what was said."""
+    said = value_of(draft.own_words(variant)[1], "batching", "sha256")
     for scale in draft.scales.values():
         recipe = validate(Recipe, draft.expanded(variant, scale))[0]
         if recipe is None or not isinstance(recipe.batching, NoiseRamp | AdaptiveMicro) or not recipe.batching.replay:
             continue
         try:
             fitting_decisions(recipe.batching.model_copy(update={"sha256": None}))
+            found = sha256_of(Path(recipe.batching.replay))
         except ReplayError as error:
             yield Finding(place, *split_hint(str(error)))
+            return
+        if said not in (None, found):
+            message = f"{recipe.batching.replay} holds other decisions: its SHA-256 is {found}"
+            yield Finding((*place[:-1], "sha256"), message, "remove `sha256` to take it as it is")
             return

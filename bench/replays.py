@@ -16,11 +16,11 @@ _BATCHING = "batching"
 
 
 def pinned(baseline: Baseline, arms: tuple[Arm, ...]) -> tuple[Baseline, tuple[Arm, ...], list[Finding]]:
-    """Baseline and arms with the hash of each file that they replay, and the files that are not what was said."""
+    """Baseline and arms with the hash of each file that they replay, and the files that cannot be read."""
     wrong: list[Finding] = []
 
     def with_hash(change: Mapping[str, Any], path: DataPath) -> dict[str, Any]:
-        replay, said = value_of(change, _BATCHING, "replay"), value_of(change, _BATCHING, "sha256")
+        replay = value_of(change, _BATCHING, "replay")
         if not isinstance(replay, str):
             return dict(change)
         try:
@@ -28,9 +28,6 @@ def pinned(baseline: Baseline, arms: tuple[Arm, ...]) -> tuple[Baseline, tuple[A
         except ReplayError as error:
             wrong.append(Finding((*path, _BATCHING, "replay"), *split_hint(str(error))))
             return dict(change)
-        if said not in (None, found):
-            message = f"{replay} holds other decisions: its SHA-256 is {found}"
-            wrong.append(Finding((*path, _BATCHING, "sha256"), message, "remove `sha256` to take it as it is"))
         return {**change, _BATCHING: {**change[_BATCHING], "sha256": found}}
 
     of_baseline = baseline.model_copy(update={"recipe": with_hash(baseline.recipe, ("baseline", "recipe"))})

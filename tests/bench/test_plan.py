@@ -490,6 +490,7 @@ def test_a_case_that_replays_decisions_is_known_by_what_they_are(tmp_path: Path)
     decisions.write_text('{"step": 0, "portions": 1, "micro": 8, "why": ""}\n')
     with pytest.raises(SuiteError, match="holds other decisions"):
         load_suite(resolved)
+    assert any("holds other decisions" in found.message for found in check(resolved))
     decisions.write_text('{"step": 0, "portions": 2, "micro": 8, "why": ""}\n')
     with pytest.raises(SuiteError, match=r"does not fit this recipe: its batch is always 8"):
         loaded(tmp_path, replaying)
