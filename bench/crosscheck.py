@@ -293,6 +293,7 @@ def _files(draft: Draft) -> Iterator[Finding]:
                 continue
             place = (*path, "source") if isinstance(item, Mapping) else path
             yield from _missing(place, text.removeprefix("file:"))
+    inherited = value_of(draft.recipe, "batching", "replay")
     for variant in draft.variants:
         here, said = draft.own_words(variant)
         replay = value_of(said, "batching", "replay")
@@ -300,6 +301,10 @@ def _files(draft: Draft) -> Iterator[Finding]:
             place = (*here, "batching", "replay")
             missing = list(_missing(place, replay, folder=False))
             yield from missing or batchcheck.foreign(place, draft, variant)
+        elif isinstance(inherited, str) and isinstance(value_of(said, "batching"), Mapping):
+            place = (*here, "batching")
+            if not list(_missing(place, inherited, folder=False)):  # said of the baseline
+                yield from batchcheck.foreign(place, draft, variant)
 
 
 def _missing(place: DataPath, file: str, *, folder: bool = True) -> Iterator[Finding]:

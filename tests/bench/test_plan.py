@@ -495,6 +495,11 @@ def test_a_case_that_replays_decisions_is_known_by_what_they_are(tmp_path: Path)
     with pytest.raises(SuiteError, match=r"does not fit this recipe: its batch is always 8"):
         loaded(tmp_path, replaying)
     assert any("its batch is always 8" in found.message for found in check(tmp_path / "s.yaml"))
+    decisions.write_text('{"step": 0, "portions": 1, "micro": 4, "why": ""}\n')
+    of_all = ("{sequences: 8, length: 64}", f"{{kind: adaptive, sequences: 8, length: 64, replay: {decisions}}}")
+    loaded(tmp_path, of_all)
+    with pytest.raises(SuiteError, match=r"6 sequences, 4 at once, (.|\n)*: it may have 1, 2, 3, 6 at once"):
+        loaded(tmp_path, of_all, (MOE, "change: {batching: {sequences: 6}}"))
     decisions.write_text("nonsense\n")
     with pytest.raises(SuiteError, match=r"batching.jsonl:1: not a decision"):
         loaded(tmp_path, replaying)
