@@ -181,7 +181,7 @@ class Adapting(Scheduled):
         self._held_bytes = self._needs_bytes[1] - cost_memory.memory_parts(recipe)[1]
         """What it takes beside its activations."""
         self._used_bytes = 0
-        """Bytes of activations that the present size is taken to hold already."""
+        """Bytes of activations that are taken to be held already: a smaller size gives back nothing by itself."""
         self._failed: int | None = None
         """A size at which memory ran out; it and larger ones wait until more is free."""
         self._free_when_failed: float | None = None
@@ -270,7 +270,7 @@ class Adapting(Scheduled):
 
     def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:
         super().took(update, small_norm, norm)
-        self._used_bytes = self._needs_bytes[self.micro] - self._held_bytes
+        self._used_bytes = max(self._used_bytes, self._needs_bytes[self.micro] - self._held_bytes)
 
     def _judge(self, allowed: int) -> None:
         """Note the present size's speed; stay, return to the best, or try a neighbour."""

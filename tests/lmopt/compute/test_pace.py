@@ -405,6 +405,23 @@ def test_a_neighbour_that_takes_cores_makes_smaller_parts_pay():
     assert adapting._best == 8
 
 
+def test_where_memory_is_tight_a_trial_ends_where_it_began():
+    """What a step let go of stays with the process: free is what the largest size so far has left."""
+    machine, sizes = Machine(8.1), []
+    room, kept = machine.free_bytes, 0
+    adapting = machine.pace()
+    for _ in range(40):
+        update = adapting.next()
+        sizes.append(update.micro)
+        machine.now_s += 1 / update.micro
+        adapting.took(update)
+        kept = max(kept, machine.first + (update.micro - 1) * machine.each)
+        machine.free_bytes = room - machine.held - kept
+    assert sizes[0] == sizes[-1] == 8
+    assert 4 in sizes
+    assert sizes.count(8) > 30
+
+
 def test_what_the_caller_does_between_two_steps_is_not_timed():
     machine = Machine(100)
     undisturbed, disturbed = machine.pace(), machine.pace()
