@@ -110,8 +110,10 @@ def _misfit(decision: Decision, before: int, batching: NoiseRamp | AdaptiveMicro
             return f"its batch is always {batching.sequences}"
         return None if decision.micro in batching.sizes else f"it may have {_listed(batching.sizes)} at once"
     portions, most = decision.portions, batching.sequences // batching.portion
-    if portions < before or portions > most or portions.bit_count() != 1:
+    if portions > most or portions != (2 * before if decision.step else 1):
         return f"its batch begins with {batching.start}, doubles up to {batching.sequences} and never shrinks"
+    if decision.step % batching.every:
+        return f"it decides every {batching.every} steps"
     return None if decision.micro == batching.micro_sequences else f"it has {batching.micro_sequences} at once"
 
 

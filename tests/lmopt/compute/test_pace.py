@@ -715,6 +715,12 @@ def test_a_limit_below_one_sequence_is_said_before_work():
         loop.start(recipe({**ADAPTIVE, "memory": 1000}), seed=0)
 
 
+def growing(*pairs: tuple[int, int]) -> str:
+    """A file of decisions from (step, portions)."""
+    lines = [{"step": step, "portions": portions, "micro": 1, "why": ""} for step, portions in pairs]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 @pytest.mark.parametrize(
     ("text_of_file", "message"),
     [
@@ -733,10 +739,10 @@ def test_a_limit_below_one_sequence_is_said_before_work():
         ("\udcff", "not a file of decisions"),
         ('{"step": 0, "portions": 8, "micro": 1, "why": ""}\n', "takes 16 sequences.*doubles up to 8 and never"),
         ('{"step": 0, "portions": 3, "micro": 1, "why": ""}\n', "begins with 2, doubles"),
-        (
-            '{"step": 0, "portions": 2, "micro": 1, "why": ""}\n{"step": 3, "portions": 1, "micro": 1, "why": ""}\n',
-            "step 3 .*never shrinks\nhint: it was written by another recipe",
-        ),
+        ('{"step": 0, "portions": 2, "micro": 1, "why": ""}\n', "step 0 .*begins with 2, doubles"),
+        (growing((0, 1), (2, 2), (4, 1)), "step 4 .*never shrinks\nhint: it was written by another recipe"),
+        (growing((0, 1), (4, 4)), "step 4 takes 8 sequences.*begins with 2, doubles"),
+        (growing((0, 1), (3, 2)), "step 3 .*it decides every 2 steps"),
         ('{"step": 0, "portions": 1, "micro": 2, "why": ""}\n', "does not fit this recipe: it has 1 at once"),
         ('{"step": 0, "portions": 1, "micro": null, "why": ""}\n', "it has 1 at once"),
         ('{"step": 0, "portions": 1, "micro": 1, "why": 7}\n', "why must be text, got 7"),
