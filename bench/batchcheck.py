@@ -32,7 +32,8 @@ def memory(draft: Draft) -> Iterator[Finding]:
 
 def foreign(place: DataPath, draft: Draft, variant: Variant) -> Iterator[Finding]:
     """A file of decisions that cannot be read, that the variant's recipe could not have made, or not what was said."""
-    said = value_of(draft.own_words(variant)[1], "batching", "sha256")
+    here, words = draft.own_words(variant)
+    said = value_of(words, "batching", "sha256")
     for scale in draft.scales.values():
         recipe = validate(Recipe, draft.expanded(variant, scale))[0]
         if recipe is None or not isinstance(recipe.batching, NoiseRamp | AdaptiveMicro) or not recipe.batching.replay:
@@ -45,5 +46,5 @@ def foreign(place: DataPath, draft: Draft, variant: Variant) -> Iterator[Finding
             return
         if said not in (None, found):
             message = f"{recipe.batching.replay} holds other decisions: its SHA-256 is {found}"
-            yield Finding((*place[:-1], "sha256"), message, "remove `sha256` to take it as it is")
+            yield Finding((*here, "batching", "sha256"), message, "remove `sha256` to take it as it is")
             return
