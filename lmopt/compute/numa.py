@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +80,12 @@ def _placed(config: Anywhere | Bound | FirstTouch | Interleaved, there: list[Nod
         raise PlacementError(
             f"placement {config.kind}: this process may run on none of the processors of nodes {chosen}"
         )
-    pin(cpus)
-    set_policy(*policy_of(config, chosen))
-    try:
+    with ExitStack() as undo:
+        undo.callback(pin, allowed)
+        pin(cpus)
+        set_policy(*policy_of(config, chosen))
+        undo.callback(set_policy, MPOL_DEFAULT, ())
         yield Placed(config.kind, chosen, tuple(sorted(cpus)))
-    finally:
-        set_policy(MPOL_DEFAULT, ())
-        pin(allowed)
 
 
 def chosen_nodes(config: Bound | FirstTouch | Interleaved, there: list[Node]) -> tuple[int, ...]:

@@ -160,6 +160,16 @@ def test_left_as_it_was_when_the_work_fails(two, calls):
     assert calls[-2:] == [(MPOL_DEFAULT, ()), ("cpus", list(range(112)))]
 
 
+def test_left_as_it_was_when_the_kernel_refuses(two, calls, monkeypatch):
+    def refuse(policy, _nodes):
+        raise numa.PlacementError(f"memory policy {policy} refused")
+
+    monkeypatch.setattr(numa, "set_policy", refuse)
+    with pytest.raises(numa.PlacementError, match="policy 2 refused"), numa.build(Bound(), two):
+        pass
+    assert calls[-1] == ("cpus", list(range(112)))
+
+
 def test_anywhere_asks_for_nothing(two, calls):
     with numa.build(Anywhere(), two) as placed:
         assert placed.nodes == ()
