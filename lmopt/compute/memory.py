@@ -125,6 +125,13 @@ def spares() -> bool:
     return _spares
 
 
+def keeps_freed() -> bool:
+    """Whether what a step lets go of stays with this process: in CUDA's cache, or in a heap that is never trimmed."""
+    import torch
+
+    return torch.cuda.is_available() or not _spares
+
+
 def economise() -> None:
     """After memory ran out: give back what is free, and take no more than is asked for while the process lives.
 

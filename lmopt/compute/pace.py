@@ -270,7 +270,8 @@ class Adapting(Scheduled):
 
     def took(self, update: Update, small_norm: Tensor | None = None, norm: Tensor | None = None) -> None:
         super().took(update, small_norm, norm)
-        self._used_bytes = max(self._used_bytes, self._needs_bytes[self.micro] - self._held_bytes)
+        if memory.keeps_freed():
+            self._used_bytes = max(self._used_bytes, self._needs_bytes[self.micro] - self._held_bytes)
 
     def _judge(self, allowed: int) -> None:
         """Note the present size's speed; stay, return to the best, or try a neighbour."""

@@ -422,6 +422,18 @@ def test_where_memory_is_tight_a_trial_ends_where_it_began():
     assert sizes.count(8) > 30
 
 
+@pytest.mark.parametrize(("gpu", "size"), [(False, 4), (True, 8)])
+def test_what_goes_back_to_the_system_by_itself_is_not_counted_twice(gpu, size, monkeypatch):
+    """Once memory ran out a CPU keeps nothing of a step for the next one."""
+    machine = Machine(100)
+    adapting = machine.pace()
+    monkeypatch.setattr(memory, "_spares", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    adapting.took(adapting.next())
+    machine.free(4.5)
+    assert adapting.allowed() == size
+
+
 def test_what_the_caller_does_between_two_steps_is_not_timed():
     machine = Machine(100)
     undisturbed, disturbed = machine.pace(), machine.pace()
