@@ -211,21 +211,35 @@ def _is_filled_in(draft: Draft, said: Mapping[str, Any]) -> bool:
 
 
 def _differences(draft: Draft) -> Iterator[Finding]:
-    """Every arm must be another run than the baseline and than every other arm."""
-    seen: dict[tuple[str, ...], Variant] = {}
+    """Every arm must be another run than the baseline and than every other arm, at every scale."""
+    seen: dict[tuple[int, str], Variant] = {}
     for variant in draft.variants:
-        same = tuple(_identity(draft.expanded(variant, scale)) for scale in draft.sizes().values())
-        other = seen.setdefault(same, variant)
-        if other is variant:
-            continue
-        path = (*variant.path, "change" if variant.change else "name")
-        if other.index is None:
-            message = f"arm `{variant.name}` changes nothing: its recipe is the baseline's"
-            hint = "a placebo draws another initialisation: `change: {model: {init_stream: 1}}`"
-            yield Finding(path, message, hint, at_key=True)
-        else:
-            message = f"arm `{variant.name}` is the same as arm `{other.name}`"
-            yield Finding(path, message, "remove one of them", at_key=True)
+        like: dict[str, Variant] = {}
+        for index, scale in draft.sizes().items():
+            other = seen.setdefault((index, _identity(draft.expanded(variant, scale))), variant)
+            if other is not variant:
+                like[scale.name] = other
+        if like:
+            yield _likeness(draft, variant, like)
+
+
+def _likeness(draft: Draft, variant: Variant, like: Mapping[str, Variant]) -> Finding:
+    """An arm that is another one again: everywhere, or at the scales that `like` names with what it is there."""
+    path = (*variant.path, "change" if variant.change else "name")
+    other = next(iter(like.values()))
+    same = [name for name, found in like.items() if found is other]
+    where, hint = "", "remove one of them"
+    if len(same) < len(draft.sizes()):
+        scales = ", ".join(f"`{name}`" for name in same)
+        where = f" at scale{'s' if len(same) > 1 else ''} {scales}"
+        hint = "they may be told apart there by `at`, or in a suite without the scale"
+    elif other.index is None:
+        hint = "a placebo draws another initialisation: `change: {model: {init_stream: 1}}`"
+    if other.index is None:
+        message = f"arm `{variant.name}` changes nothing{where}: its recipe is the baseline's"
+    else:
+        message = f"arm `{variant.name}` is the same as arm `{other.name}`{where}"
+    return Finding(path, message, hint, at_key=True)
 
 
 def _identity(merged: Mapping[str, Any]) -> str:

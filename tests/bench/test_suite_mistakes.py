@@ -231,6 +231,12 @@ BAD: dict[str, tuple[tuple[str, str], str, str, str | None]] = {
         "arm `all` is the same as arm `moe`",
         "remove one",
     ),
+    "an arm that changes nothing at one scale": (
+        (MOE, "change: {model: {layers: 4}}"),
+        "13:5",
+        "arm `moe` changes nothing at scale `m`: its recipe is the baseline's",
+        "told apart there by `at`",
+    ),
     "a name twice": (("name: fp32", "name: moe"), "14:11", "name 'moe' is given twice", "each its own"),
     "an arm named as the baseline": (("name: fp32", "name: dense"), "14:11", "name 'dense' is given twice", "its own"),
     "a scale twice": (("name: m,", "name: s,"), "26:14", "scale 's' is given twice", "its own"),
