@@ -60,9 +60,20 @@ def _claim_horizon(suite: Suite, arm: Arm, scale: Scale) -> float:
     recipe = suite.resolve(arm.name, scale.name)
     allowed, before = _allowed_flops(suite, arm, scale)
     steps = max(1, int((allowed - before) / _mean_flops_per_step(recipe)))
-    if len(recipe.phases(1.0)) > 1:  # steps differ: the same share of every phase
-        return round(steps / recipe.steps(1.0), 6)
+    if len(recipe.phases(1.0)) > 1:
+        return _paid_share(recipe, steps, allowed - before)
     return round(steps * recipe.batching.tokens / recipe.tokens, 6)
+
+
+def _paid_share(recipe: Recipe, steps: int, flops: float) -> float:
+    """The horizon of steps that differ: the same share of every phase, at most `steps`, paid for by `flops`.
+
+    Each phase is rounded to whole steps by itself, so that all together may come out dearer than their mean says.
+    """
+    whole = recipe.steps(1.0)
+    while steps > 1 and cost.training_flops(recipe, round(steps / whole, 6)) > flops:
+        steps -= 1
+    return round(steps / whole, 6)
 
 
 def _mean_flops_per_step(recipe: Recipe) -> float:

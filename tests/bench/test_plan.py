@@ -58,6 +58,26 @@ def test_the_claim_point_is_the_last_step_that_the_claim_can_pay(plan: Plan, sui
     assert trainings(plan, "all")[point].purpose == "claim_point"
 
 
+@pytest.mark.parametrize("tokens", ["50k", "60k", "80k", "90k", "1M"])
+@pytest.mark.parametrize(
+    "batching",
+    [
+        "{kind: length_warmup, sequences: 8, length: 64, start: 16}",
+        "{kind: batch_ramp, sequences: 8, length: 64, start: 2}",
+    ],
+    ids=["lengths", "sizes"],
+)
+def test_a_claim_point_whose_phases_are_rounded_apart_spends_no_more_than_it_may(
+    tmp_path: Path, batching: str, tokens: str
+) -> None:
+    arm = f"role: claim\n    change: {{batching: {batching}}}"
+    suite = loaded(tmp_path, (f"role: component\n    {MOE}", arm), ("tokens: 100k", f"tokens: {tokens}"))
+    point = make_plan(suite, MACHINE).design.claim_points["moe"]["s"]
+    arm_recipe, reference = suite.resolve("moe", "s"), suite.resolve("dense", "s")
+    share = cost.training_flops(arm_recipe, point) / cost.training_flops(reference, 1.0)
+    assert 0.8 - 3 / reference.steps(1.0) < share <= 0.8
+
+
 def test_tasks_are_evaluated_at_the_ends_only(plan: Plan) -> None:
     evaluated = {(c.arm, c.horizon) for c in plan.cases if c.kind == "evaluate"}
     point = plan.design.claim_points["all"]["1m"]
