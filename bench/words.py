@@ -10,6 +10,7 @@ Outcome = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "SAVES
 MINUS = "\u2212"
 NO_ACCURACY = "accuracy was not measured: "
 """How a reason begins within a verdict's sentence; where `not measured` stands beside it, the rest says enough."""
+MILLION = 1e6
 NEAR_ALL, TENFOLD = 0.9995, -9.0
 """Savings that say nothing: at most what is written as 100.0%, and at least a cost of ten times as much."""
 
@@ -20,9 +21,15 @@ def percent(share: float, decimals: int = 1) -> str:
 
 
 def signless(value: float, decimals: int) -> str:
-    """A number with a true minus where it is negative after rounding."""
-    text = f"{abs(value):.{decimals}f}"
+    """A number with a true minus where it is negative after rounding; from a million on `1.2e39`."""
+    size = abs(value)
+    text = f"{size:.{decimals}f}" if size < MILLION or math.isinf(size) else _by_its_power(size)
     return (MINUS if value < 0 and float(text) else "") + text
+
+
+def _by_its_power(size: float) -> str:
+    digits, _, power = f"{size:.1e}".partition("e")
+    return f"{digits}e{int(power)}"
 
 
 def signed(value: float, decimals: int) -> str:

@@ -101,9 +101,14 @@ def points(share: float, *, sign: bool = True) -> str:
 
 def interval(low: float | None, high: float | None, decimals: int = 1, scale: float = 100.0) -> str:
     """Two bounds in brackets, in the unit of the number they stand beside; an open side reads as infinite."""
-    left = MINUS + "\u221e" if low is None else fixed(scale * low, decimals)
-    right = "\u221e" if high is None else fixed(scale * high, decimals)
+    left = MINUS + "\u221e" if low is None else _bound(scale * low, decimals)
+    right = "\u221e" if high is None else _bound(scale * high, decimals)
     return f"[{left}, {right}]"
+
+
+def _bound(value: float, decimals: int) -> str:
+    """An end of an interval: with its decimals, or by its power of ten where it is beyond a million."""
+    return fixed(value, decimals) if abs(value) < 1e6 else significant(value, 2)
 
 
 def quantity(value: float, unit: str, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench import words
 from bench.report import numbers
 from bench.report.numbers import THIN
 
@@ -50,6 +51,13 @@ def test_percentages_and_points() -> None:
 def test_an_open_bound_reads_as_infinite() -> None:
     assert numbers.interval(None, 0.25) == "[−∞, 25.0]"
     assert numbers.interval(-0.1, None) == "[−10.0, ∞]"
+
+
+def test_a_bound_that_says_nothing_is_not_written_in_forty_digits() -> None:
+    assert numbers.interval(-9.196e37, 1.0) == "[−9.2×10³⁹, 100.0]"
+    assert words.interval((-9.196e37, 1.0)) == "[−9.2e39, 100.0]"
+    assert words.interval((-23_456.7, 3e4)) == "[−2.3e6, 3.0e6]"
+    assert words.interval((-2345.67, None)) == "[−234567.0, ∞]"
 
 
 def test_units_choose_the_form() -> None:
