@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bench.report import numbers
 from bench.report.cells import loss_cell, mean_cell, outcome_cell, share_cell
 from bench.report.outcomes import arm_outcome, at_scale, endpoint, pair
@@ -80,7 +82,32 @@ def section(study: RunFolder) -> Section:
             title="The arms side by side",
             blocks=(Paragraph(text="This study declares no arm beside its baseline."), table),
         )
-    return Section(id="arms", title="The arms side by side", blocks=(table, told))
+    return Section(id="arms", title="The arms side by side", blocks=(table, told, *_twins(study)))
+
+
+def _twins(study: RunFolder) -> Iterator[Paragraph]:
+    """Arms that learned the same as an earlier one: what sets them apart had nothing to do here."""
+    losses = {arm: _losses(study, arm) for arm in study.arms}
+    for place, arm in enumerate(study.arms):
+        for other in study.arms[:place]:
+            shared = losses[arm].keys() & losses[other].keys()
+            if shared and all(losses[arm][run] == losses[other][run] for run in shared):
+                yield Paragraph(
+                    text=f"\u201c{arm}\u201d ended with the losses of \u201c{other}\u201d to the last digit: what sets "
+                    "them apart changed nothing that was learned here, and how they differ at equal loss is noise.",
+                    kind="note",
+                )
+                break
+
+
+def _losses(study: RunFolder, arm: str) -> dict[tuple[str | None, int | None, float | None], float]:
+    """Each training's last validation loss, by scale, seed and horizon."""
+    found: dict[tuple[str | None, int | None, float | None], float] = {}
+    for record in study.of("train", arm):
+        reading = record.metrics.get("val_loss")
+        if reading is not None and reading.value is not None:
+            found[record.case.scale, record.case.seed, record.case.horizon] = float(reading.value)
+    return found
 
 
 def _change(study: RunFolder, arm: str) -> str:
