@@ -621,7 +621,8 @@ print(len(steps), state.pace.micro)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space is limited on Linux")
 def test_a_training_goes_on_where_addresses_are_short():
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     steps, micro = map(int, done.stdout.split())
     assert steps == 3
     assert micro < 16
