@@ -130,7 +130,7 @@ def _judge_endpoint(
             beyond = "adjusted for several claims it is still below"  # its bound is the claim itself (Holm)
         reason += f"; {beyond} the claimed {claimed}"
     elif not adjusted.supports.rejected:
-        reason += "; " + no_interval(described, f"the interval holds values on both sides of the claimed {claimed}")
+        reason += "; " + _undecided(described, at_least)
     elif failing:
         reason += f"; the interval is above the claimed {claimed}, but {failing[0]['why']}"
     elif not _covers_claim_point(context, endpoint):
@@ -141,6 +141,16 @@ def _judge_endpoint(
         outcome = "SUPPORTED"
         reason += f"; even the lower bound {_bound(low)} is not below the claimed {claimed}, and {conditions[0]['why']}"
     described |= {"outcome": outcome, "why": reason}
+
+
+def _undecided(described: Mapping[str, Any], at_least: float) -> str:
+    """Why the interval shows nothing: it holds the claim, by itself or once it is adjusted for several claims."""
+    low, high = described["bounds"]
+    claimed = percent(at_least, 0)
+    if (low is not None and low >= at_least) or (high is not None and high < at_least):
+        adjusted = interval(described["bounds_adjusted"])
+        return f"adjusted for several claims the interval, {adjusted}, holds the claimed {claimed}"
+    return no_interval(described, f"the interval holds values on both sides of the claimed {claimed}")
 
 
 def _upper(value: float) -> str:

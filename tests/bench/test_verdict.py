@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import api
+from bench import api, words
 from bench.endpoints import sign_disagreement
 from bench.record import RecordError, Status, to_line
 from bench.stats.effect import quantile
@@ -113,6 +113,18 @@ def test_several_claims_are_adjusted_and_both_bounds_are_kept():
     two = verdict["two"]["scales"]["s"]["endpoints"]["flops"]
     assert two["bounds_adjusted"][0] < two["bounds"][0]
     assert two["bounds_adjusted"][1] > two["bounds"][1]
+
+
+@pytest.mark.parametrize(("saving", "noise"), [(0.22, 0.03), (0.16, 0.03)])
+def test_an_interval_that_only_holds_the_claim_once_adjusted_is_not_said_to_hold_it_as_it_is(saving, noise):
+    arms = (replace(CLAIM, name="one", saving=saving), replace(CLAIM, name="two", saving=0.2))
+    described = judged(synthesize(arms=arms, seeds=4, items=0, noise=noise))["arms"]["one"]["scales"]["s"]["endpoints"]
+    low, high = described["flops"]["bounds"]
+    assert low > 0.2 or high < 0.2
+    assert described["flops"]["outcome"] == "INCONCLUSIVE"
+    adjusted = words.interval(described["flops"]["bounds_adjusted"])
+    why = f"adjusted for several claims the interval, {adjusted}, holds the claimed 20%"
+    assert described["flops"]["why"].endswith(why)
 
 
 @pytest.mark.parametrize("purpose", ["explore", "confirm"])
