@@ -608,6 +608,7 @@ LIMITED = """
 import resource, torch
 from lmopt.recipe import Recipe
 from lmopt.train import loop
+torch.set_num_threads(1)  # what other threads reserve, and when, is chance
 model = {"layers": 4, "width": 256, "heads": 4, "vocab": 4096, "context": 256}
 batching = {"kind": "adaptive", "sequences": 16, "length": 256, "every": 1000}
 described = Recipe(model=model, batching=batching, precision={"kind": "fp32"}, tokens=16 * 256 * 3)
