@@ -42,7 +42,8 @@ def describe_progress(progress: Mapping[str, Any]) -> str:
 def describe_record(record: Record) -> str:
     """What a finished case found, in one line."""
     if record.status == "failed":
-        return f"FAILED: {record.reason}"
+        another, failed, _ = str(record.reason).partition(" failed: ")  # which has said why, in a line of its own
+        return f"{another} failed" if failed and another.startswith("not run: ") else f"FAILED: {record.reason}"
     if record.status == "diverged":
         return f"diverged: {record.reason}"
     if record.status == "not_applicable":

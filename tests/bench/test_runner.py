@@ -14,6 +14,7 @@ import pytest
 from bench import api, mistakes, runner, study
 from bench.case import Case
 from bench.casefolder import Job, Outcome, write_atomically
+from bench.display import describe_record
 from bench.executors import Exit
 from bench.record import CaseKey, Record, RecordError, append, read, reading
 from bench.report import runfolder
@@ -110,6 +111,8 @@ def test_what_builds_on_a_failed_case_is_not_started(tmp_path: Path) -> None:
     assert "code 3" in (records[0].reason or "")
     first = f"{cases[0].label} ({cases[0].id}) failed: {records[0].reason}"  # whatever stands between
     assert [r.reason for r in records[1:]] == [f"not run: {first}"] * 2
+    assert describe_record(records[0]) == f"FAILED: {records[0].reason}"
+    assert describe_record(records[2]) == f"not run: {cases[0].label} ({cases[0].id}) failed"
 
 
 def test_what_builds_on_a_lost_folder_is_not_started_and_says_so(tmp_path: Path) -> None:
