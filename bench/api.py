@@ -16,6 +16,7 @@ from bench.estimate import Machine
 from bench.lacking import lacking
 from bench.plan import Plan, make_plan
 from bench.suite import Suite, load_suite
+from bench.toolchain import likely_device
 from bench.words import several
 from lmopt.compute.topology import nodes
 
@@ -62,7 +63,14 @@ def forecast(suite: Suite | Path | str, *, calibrate: bool = True, budget: str |
     machine = this_machine(calibrate=calibrate)
     cut, notes = _cut(_loaded(suite), machine, budget)
     planned = make_plan(cut, machine)
-    return planned.model_copy(update={"notes": (*planned.notes, *lacking(cut))}), notes
+    return planned.model_copy(update={"notes": (*planned.notes, *not_here(cut))}), notes
+
+
+def not_here(suite: Suite) -> tuple[str, ...]:
+    """A sentence, with a hint on its own line, for each part of a valid suite that cannot work on this machine."""
+    from bench.machine import device_capability
+
+    return lacking(suite, device_capability() if likely_device() == "cuda" else None)
 
 
 def _loaded(suite: Suite | Path | str) -> Suite:
@@ -138,7 +146,7 @@ def run(
         planned = make_plan(loaded, machine)
         folder = Path(out) if out else Path("results") / loaded.suite / planned.run
         shown = display or open_display()
-        for line in (*(f"budget: {cut}" for cut in cuts), *lacking(loaded)):
+        for line in (*(f"budget: {cut}" for cut in cuts), *not_here(loaded)):
             shown.note(line)
         with runner.locked(folder):
             found = environment(fingerprint(), open_sensors())

@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from bench.lacking import lacking
+    from bench import api
     from bench.suite import format_problem, read_suite
 
     suite, problems = read_suite(arguments.suite)
@@ -81,7 +81,7 @@ def _check(arguments: argparse.Namespace) -> int:
         _say(f"{arguments.suite}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         return INVALID
     _say(f"{arguments.suite}: valid")
-    for line in lacking(suite) if suite else ():
+    for line in api.not_here(suite) if suite else ():
         _say(hinted(line))
     return OK
 

@@ -5,7 +5,6 @@ A suite is right or wrong wherever it is read; a package may be installed tomorr
 
 from __future__ import annotations
 
-from bench.machine import device_capability
 from bench.suite import Suite
 from bench.toolchain import likely_device, toolchain
 from lmopt.data import needs
@@ -13,10 +12,14 @@ from lmopt.data.spec import Holdout
 from lmopt.techniques.precision import BF16_CAPABILITY
 
 
-def lacking(suite: Suite) -> tuple[str, ...]:
+def lacking(suite: Suite, gpu: tuple[str, tuple[int, int]] | None = None) -> tuple[str, ...]:
     """A sentence, with a hint on its own line, for each part that cannot work here.
 
     Parts are sources, data steps, number formats and compiled steps.
+
+    Args:
+        gpu: name and compute capability of the one that cases run on; None where they run on the processor, or where
+            nobody says.
     """
     data, found = suite.data, dict[str, list[str]]()
     for options in (*data.corpus, *(entry for entry in data.validation if not isinstance(entry, Holdout))):
@@ -27,7 +30,7 @@ def lacking(suite: Suite) -> tuple[str, ...]:
             if said := needs.of_step(step):
                 arms = found.setdefault(f"data step {step.kind}: {said}", [])
                 arms += [arm.name] if arm.name not in arms else []
-    if said := _no_bfloat16():
+    if said := _no_bfloat16(gpu):
         for arm in suite.all_arms():
             precision = suite.resolve(arm.name, suite.over.scale[0].name).precision
             if precision.arithmetic == "bf16":
@@ -44,14 +47,13 @@ def _is_compiled(suite: Suite, arm: str) -> bool:
     return any(suite.resolve(arm, scale.name).compile is True for scale in suite.over.scale)
 
 
-def _no_bfloat16() -> str | None:
-    """Why the GPU that cases run on, if there is one, trains in float32 alone; None where it does not."""
-    device = device_capability() if likely_device() == "cuda" else None
-    if device is None or device[1] >= BF16_CAPABILITY:
+def _no_bfloat16(gpu: tuple[str, tuple[int, int]] | None) -> str | None:
+    """Why this GPU, if there is one, trains in float32 alone; None where it does not."""
+    if gpu is None or gpu[1] >= BF16_CAPABILITY:
         return None
     newer = ".".join(map(str, BF16_CAPABILITY))
     return (
-        f"{device[0]} has no bfloat16 arithmetic (compute capability {newer} or newer has)"
+        f"{gpu[0]} has no bfloat16 arithmetic (compute capability {newer} or newer has)"
         "\nhint: use precision {kind: fp32} on this device"
     )
 

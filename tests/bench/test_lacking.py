@@ -127,18 +127,17 @@ def test_without_a_compiler_the_arms_that_insist_on_one_are_named(
 
 def test_a_gpu_without_bfloat16_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = loaded(tmp_path)  # of its arms one is in float32
-    gpu = tmp_path / "driver"
-    monkeypatch.setattr("lmopt.native.NVIDIA", gpu)
-    monkeypatch.setattr("bench.lacking.device_capability", lambda: ("Tesla T4", (7, 5)))
+    driver = tmp_path / "driver"
+    monkeypatch.setattr("lmopt.native.NVIDIA", driver)
+    monkeypatch.setattr("bench.machine.device_capability", lambda: ("Tesla T4", (7, 5)))
     monkeypatch.setattr("bench.toolchain.importlib.util.find_spec", lambda _name: object())
-    assert lacking(suite) == (), "no GPU: cases run on the processor"
-    gpu.touch()
-    (line,) = lacking(suite)
+    assert api.not_here(suite) == (), "no GPU: cases run on the processor"
+    driver.touch()
+    (line,) = api.not_here(suite)
     assert line.startswith("not here: arms dense, moe, all, precision bf16: Tesla T4 has no bfloat16 arithmetic")
     assert "kind: fp32" in line.split("\nhint: ")[1]
-    for said in (("NVIDIA A100", (8, 0)), None):
-        monkeypatch.setattr("bench.lacking.device_capability", lambda said=said: said)
-        assert lacking(suite) == ()
+    for gpu in (("NVIDIA A100", (8, 0)), None):
+        assert lacking(suite, gpu) == ()
 
 
 def test_check_says_it_and_calls_the_suite_valid(
