@@ -102,12 +102,11 @@ def _twins(study: RunFolder) -> Iterator[Paragraph]:
 
 def _losses(study: RunFolder, arm: str) -> dict[tuple[str | None, int | None, float | None], float]:
     """Each training's last validation loss, by scale, seed and horizon."""
-    found: dict[tuple[str | None, int | None, float | None], float] = {}
-    for record in study.of("train", arm):
-        reading = record.metrics.get("val_loss")
-        if reading is not None and reading.value is not None:
-            found[record.case.scale, record.case.seed, record.case.horizon] = float(reading.value)
-    return found
+    return {
+        (record.case.scale, record.case.seed, record.case.horizon): loss
+        for record in study.of("train", arm)
+        if (loss := record.value("val_loss")) is not None
+    }
 
 
 def _change(study: RunFolder, arm: str) -> str:
